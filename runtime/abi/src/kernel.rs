@@ -1,0 +1,168 @@
+//! How compiled kernels are called, and how they call the runtime's micro-kernels.
+//!
+//! A kernel is position-independent code without relocations: everything it needs from outside it
+//! reaches through [`KernelContext`]. It computes the blocks `begin..end` of its linearised parallel
+//! grid (row-major, last axis fastest), so a thread pool may cut the grid anywhere.
+
+use core::ffi::c_void;
+
+/// Entry point of a compiled kernel. `args[i]` is the kernel's i-th parameter: the address of a
+/// buffer's first element, or a size as `i64` bits.
+///
+/// The caller promises that every buffer is as large as the host program states, that written buffers
+/// are not aliased by other arguments unless the plan says so, and that `ctx` is valid for the call.
+pub type KernelFn = unsafe extern "C" fn(ctx: *const KernelContext, args: *const u64, begin: u64, end: u64);
+
+/// Micro-kernels that compiled code may call, by position in [`KernelContext::imports`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Import {
+    /// `fn(*const GemmF32)`: one f32 tile.
+    GemmF32 = 0,
+    /// `fn(*const GemmI8)`: one int8 tile.
+    GemmI8 = 1,
+    /// `fn(*const GemvI4)`: one row of int8 activations times interleaved int4 weights.
+    GemvI4 = 2,
+    /// `fn(*const PackF32)`: packs part of an f32 matrix into panels.
+    PackF32 = 3,
+}
+
+/// Number of entries in [`KernelContext::imports`].
+pub const IMPORT_COUNT: usize = 4;
+
+/// Per-thread surroundings of a kernel call.
+#[repr(C)]
+pub struct KernelContext {
+    /// [`IMPORT_COUNT`] function addresses, in the order of [`Import`].
+    pub imports: *const *const c_void,
+    /// Memory of this thread alone, 64-byte aligned, at least the kernel's `scratch_bytes`.
+    pub scratch: *mut u8,
+    /// At least [`ZEROS_BYTES`] zero bytes: what padded rows read.
+    pub zeros: *const u8,
+}
+
+/// Length of [`KernelContext::zeros`]; a kernel whose padded rows are longer uses its own padding.
+pub const ZEROS_BYTES: usize = 64 << 10;
+
+/// Columns of one packed f32 panel: `panel[k][PANEL_F32]`.
+pub const PANEL_F32: usize = 32;
+
+/// Most rows of one f32 tile.
+pub const MAX_ROWS_F32: usize = 14;
+
+/// One tile of an f32 matrix product or convolution:
+/// `c[r][j] = clamp(sum over t, k of a[t][r][k] * b[t][k][j]  + bias[j] + residual[r][j], lo, hi)`.
+///
+/// Rows are reached through pointers, so that the rows of a convolution's window need no copy.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemmF32 {
+    /// `taps * rows` row addresses, tap-major; row `r` of tap `t` is `a[t * rows + r]`.
+    pub a: *const *const f32,
+    /// Packed panel, `[taps][k][PANEL_F32]`, 64-byte aligned.
+    pub b: *const f32,
+    /// Address of the tile's first element in the result.
+    pub c: *mut f32,
+    /// `PANEL_F32` values (only the first `cols` are read), or null.
+    pub bias: *const f32,
+    /// First element of the tile to add, with `residual_stride`, or null.
+    pub residual: *const f32,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Elements between rows of `residual`.
+    pub residual_stride: usize,
+    /// Length of each row of `a`, in elements; consecutive.
+    pub k: usize,
+    /// Number of taps (1 for a matrix product).
+    pub taps: usize,
+    /// Rows of this tile, `1..=MAX_ROWS_F32`.
+    pub rows: u32,
+    /// Columns of this tile to write, `1..=PANEL_F32`.
+    pub cols: u32,
+    /// Lower bound of the result (`-inf` for none).
+    pub lo: f32,
+    /// Upper bound of the result (`+inf` for none).
+    pub hi: f32,
+    /// Non-zero: start from what `c` holds instead of zero (bias and residual are added on top).
+    pub accumulate: u32,
+}
+
+/// Columns of one packed int8 panel.
+pub const PANEL_I8: usize = 32;
+
+/// Most rows of one int8 tile.
+pub const MAX_ROWS_I8: usize = 14;
+
+/// One tile of an int8 product with i32 results: `c[r][j] = sum over t, k of a[t][r][k] * b[t][k][j] (+ c)`.
+///
+/// `a` is unsigned, `b` signed (what `vpdpbusd` multiplies). Zero points are the caller's: it adds
+/// `-zero_a * column_sums(b)` and the like in the epilogue.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemmI8 {
+    /// Row addresses as in [`GemmF32::a`].
+    pub a: *const *const u8,
+    /// Packed panel `[taps][k / 4][PANEL_I8][4]`, zero-filled past `k` up to a multiple of 4.
+    pub b: *const i8,
+    /// Result tile.
+    pub c: *mut i32,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Row length; rows of `a` need not be readable past it.
+    pub k: usize,
+    /// Number of taps.
+    pub taps: usize,
+    /// `1..=MAX_ROWS_I8`.
+    pub rows: u32,
+    /// `1..=PANEL_I8`.
+    pub cols: u32,
+    /// Non-zero: add to what `c` holds.
+    pub accumulate: u32,
+}
+
+/// Rows interleaved in one int4 block.
+pub const BLOCK_ROWS_I4: usize = 16;
+
+/// One row of int8 activations times blocks of 16 interleaved rows of 4-bit weights.
+///
+/// Block layout, for each group of `group` columns: 16 scales as f16 (32 bytes), then `group * 8` bytes of
+/// codes; each 64 bytes hold 16 rows x 8 columns, lane `r` (4 bytes) is row `r`, low nibbles are columns
+/// `k..k+3`, high nibbles columns `k+4..k+7`. Codes are unsigned with zero point 8.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemvI4 {
+    /// `n_blocks` blocks, each `groups * (32 + group * 8)` bytes.
+    pub weights: *const u8,
+    /// `groups * group` signed activations.
+    pub act: *const i8,
+    /// For each group: the sum of its activations.
+    pub act_sums: *const i32,
+    /// For each group: the scale of its activations.
+    pub act_scales: *const f32,
+    /// `n_blocks * 16` results.
+    pub out: *mut f32,
+    /// Columns per group, a multiple of 8.
+    pub group: usize,
+    /// Groups per row.
+    pub groups: usize,
+    /// Blocks to do.
+    pub n_blocks: usize,
+}
+
+/// Packs `k x cols` elements of a strided f32 matrix into one panel, zero-filling up to [`PANEL_F32`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PackF32 {
+    /// First element.
+    pub src: *const f32,
+    /// Panel `[k][PANEL_F32]`.
+    pub dst: *mut f32,
+    /// Elements from one k to the next.
+    pub k_stride: usize,
+    /// Elements from one column to the next.
+    pub col_stride: usize,
+    /// Rows to pack.
+    pub k: usize,
+    /// Columns to pack, `1..=PANEL_F32`.
+    pub cols: usize,
+}
