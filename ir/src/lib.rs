@@ -1,1 +1,32 @@
-//! ir
+//! The two intermediate representations of Lapidary, and their meaning.
+//!
+//! * the **graph IR**: [`graph`] (modules, regions, nodes), [`types`] and [`dim`] (element types, symbolic
+//!   shapes), [`attr`] (attributes), [`ops`] (one table entry per op), [`constant`] and [`encodings`]
+//!   (how stored bytes decode to a tensor), [`builder`] (writing graphs);
+//! * the **kernel IR**: [`kernel`] (loops over tiles), what every backend translates;
+//! * [`tensor`] and [`eval`]: the reference evaluator, which *is* the meaning of the graph IR.
+//!
+//! This crate knows nothing of ONNX, e-graphs or targets. Alone, it reads, checks, prints and runs a program.
+
+pub mod attr;
+pub mod builder;
+pub mod constant;
+pub mod dim;
+pub mod encodings;
+pub mod eval;
+pub mod graph;
+pub mod kernel;
+pub mod minifloat;
+pub mod ops;
+pub mod target;
+pub mod tensor;
+pub mod types;
+
+pub use attr::{Attr, Attrs};
+pub use constant::Constant;
+pub use dim::Dim;
+pub use graph::{ConstId, Module, NodeId, RegionId, ValueId};
+pub use lapidary_abi::ElemType;
+pub use ops::Op;
+pub use tensor::Tensor;
+pub use types::{TensorType, Type};

@@ -11,7 +11,8 @@ use core::ffi::c_void;
 ///
 /// The caller promises that every buffer is as large as the host program states, that written buffers
 /// are not aliased by other arguments unless the plan says so, and that `ctx` is valid for the call.
-pub type KernelFn = unsafe extern "C" fn(ctx: *const KernelContext, args: *const u64, begin: u64, end: u64);
+pub type KernelFn =
+    unsafe extern "C" fn(ctx: *const KernelContext, args: *const u64, begin: u64, end: u64);
 
 /// Micro-kernels that compiled code may call, by position in [`KernelContext::imports`].
 #[repr(u32)]

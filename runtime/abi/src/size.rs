@@ -36,11 +36,19 @@ impl Size {
             Size::Mul(a, b) => two(a, b).and_then(|(a, b)| a.checked_mul(b)),
             Size::FloorDiv(a, b) => two(a, b).and_then(|(a, b)| {
                 let (q, r) = (a.checked_div(b)?, a.checked_rem(b)?);
-                Some(if r != 0 && (r < 0) != (b < 0) { q - 1 } else { q })
+                Some(if r != 0 && (r < 0) != (b < 0) {
+                    q - 1
+                } else {
+                    q
+                })
             }),
             Size::Mod(a, b) => two(a, b).and_then(|(a, b)| {
                 let r = a.checked_rem(b)?;
-                Some(if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
+                Some(if r != 0 && (r < 0) != (b < 0) {
+                    r + b
+                } else {
+                    r
+                })
             }),
             Size::Min(a, b) => two(a, b).map(|(a, b)| a.min(b)),
             Size::Max(a, b) => two(a, b).map(|(a, b)| a.max(b)),

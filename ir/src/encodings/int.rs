@@ -1,0 +1,133 @@
+//! `int`: unsigned (or sign-extended) codes of a few bits, packed.
+//!
+//! ```text
+//! bits = 4, row-major, low bits first:
+//! byte 0: [c1 c1 c1 c1 c0 c0 c0 c0]   byte 1: [c3 c3 c3 c3 c2 c2 c2 c2] …
+//! ```
+//! Codes run on over row ends; the last byte is zero-filled. `pack` is placement only, never a change of
+//! value; `lsb` (the default, above) is the one order so far. The element type (`u4`, `i4`, `u8` …) says
+//! whether codes are sign-extended.
+//! Source: ONNX, "Packed 4-bit tensors"; `bits` is 1..=8.
+
+use super::{Constructor, DecodeError, Encoding};
+use crate::tensor::Data;
+use crate::{Attr, Attrs, ElemType, Tensor, tensor};
+use bytes::Bytes;
+
+/// The constructor.
+pub static INT: Constructor = Constructor {
+    name: "int",
+    summary: "codes of 1 to 8 bits, packed low bits first",
+    children: &[],
+    has_blob: true,
+    own_bytes: |e| e.blob.as_ref().map_or(0, |b| b.len() as u64),
+    check,
+    decode,
+};
+
+/// A term of packed codes.
+pub fn int(elem: ElemType, bits: u32, shape: Vec<usize>, bytes: Bytes) -> Encoding {
+    let params = Attrs::from([("bits".to_owned(), Attr::Int(i64::from(bits)))]);
+    Encoding {
+        ctor: &INT,
+        elem,
+        shape,
+        params,
+        children: vec![],
+        blob: Some(bytes),
+    }
+}
+
+/// Packs codes as this constructor stores them; only the low `bits` of each are kept.
+pub fn pack(codes: impl IntoIterator<Item = u8>, bits: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (mut acc, mut held) = (0u16, 0);
+    for code in codes {
+        acc |= (u16::from(code) & ((1 << bits) - 1)) << held;
+        held += bits;
+        while held >= 8 {
+            out.push(acc as u8);
+            acc >>= 8;
+            held -= 8;
+        }
+    }
+    if held > 0 {
+        out.push(acc as u8);
+    }
+    out
+}
+
+fn check(e: &Encoding) -> Result<(), DecodeError> {
+    let bits = e
+        .int_param("bits")
+        .filter(|b| (1..=8).contains(b))
+        .ok_or_else(|| e.error("`bits` must be 1..=8"))? as usize;
+    if !e.elem.is_int() || (e.elem.bits() as usize) < bits {
+        return Err(e.error(format!(
+            "{bits}-bit codes do not fit element type {}",
+            e.elem
+        )));
+    }
+    let want = e
+        .len()
+        .checked_mul(bits)
+        .ok_or_else(|| e.error("shape is too large"))?
+        .div_ceil(8);
+    let got = e.blob.as_ref().map_or(0, Bytes::len);
+    if want == got {
+        Ok(())
+    } else {
+        Err(e.error(format!("needs {want} bytes, found {got}")))
+    }
+}
+
+fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
+    let bits = e.int_param("bits").unwrap_or(8) as usize;
+    let bytes = e.blob.as_deref().unwrap_or(&[]);
+    let codes = (0..e.len()).map(|i| {
+        let at = i * bits;
+        let pair =
+            u16::from(bytes[at / 8]) | u16::from(bytes.get(at / 8 + 1).copied().unwrap_or(0)) << 8;
+        let code = i128::from((pair >> (at % 8)) & ((1 << bits) - 1));
+        let signed = e.elem.int_range().is_some_and(|(lo, _)| lo < 0);
+        if signed && code >> (bits - 1) == 1 {
+            code - (1 << bits)
+        } else {
+            code
+        }
+    });
+    Ok(Tensor::new(
+        e.elem,
+        e.shape.clone(),
+        Data::Int(codes.map(|c| tensor::wrap(e.elem, c)).collect()),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_read_back_at_every_width() {
+        for bits in 1..=8u32 {
+            let codes: Vec<u8> = (0..37u32).map(|i| (i * 7 % (1 << bits)) as u8).collect();
+            let e = int(
+                ElemType::U8,
+                bits,
+                vec![37],
+                Bytes::from(pack(codes.clone(), bits)),
+            );
+            let t = e.decode().expect("valid");
+            assert_eq!(
+                t.integers().expect("int"),
+                codes.iter().map(|&c| i128::from(c)).collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn signed_codes_extend() {
+        let e = int(ElemType::I4, 4, vec![2], Bytes::from(vec![0x8F]));
+        assert_eq!(e.decode().expect("valid").integers(), Some(&[-1, -8][..]));
+    }
+}

@@ -1,0 +1,1 @@
+//! The reference evaluator: runs a module on concrete values.

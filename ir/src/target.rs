@@ -1,0 +1,1 @@
+//! What the compiler knows of a target: vector width, registers, caches, threads.
