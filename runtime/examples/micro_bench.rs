@@ -1,0 +1,274 @@
+//! Speed of the micro-kernels and of a fork-join, on this machine: `cargo run --release --example micro_bench`.
+//!
+//! Each figure is the best of several runs. The matrix products walk tiles over `M=256, K=N=4096` with
+//! prepacked weights; the int4 product cycles through 12 copies of its weights so that they come from
+//! memory.
+
+use core::ffi::c_void;
+use std::time::Instant;
+
+use lapidary_abi::kernel::*;
+use lapidary_runtime::micro::{Level, table_for};
+use lapidary_runtime::pool::Pool;
+
+fn best_seconds(runs: usize, mut body: impl FnMut()) -> f64 {
+    body();
+    let time = |_| {
+        let start = Instant::now();
+        body();
+        start.elapsed().as_secs_f64()
+    };
+    (0..runs).map(time).fold(f64::INFINITY, f64::min)
+}
+
+/// 64-byte aligned values.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Line<T, const N: usize>([T; N]);
+
+fn aligned<T: Copy, const N: usize>(n: usize, value: T) -> Vec<Line<T, N>> {
+    vec![Line([value; N]); n.div_ceil(N)]
+}
+
+/// Shares raw pointers with the pool's threads.
+#[derive(Clone, Copy)]
+struct Shared<T>(T);
+// SAFETY: each bench writes disjoint parts only.
+unsafe impl<T> Sync for Shared<T> {}
+impl<T> Shared<T> {
+    fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+fn gemm_f32(
+    address: *const c_void,
+    pool: &Pool,
+    m: usize,
+    k: usize,
+    n: usize,
+    pitch: usize,
+    runs: usize,
+) -> f64 {
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const GemmF32) = unsafe { core::mem::transmute(address) };
+    let a = aligned::<f32, 16>(m * pitch, 0.5);
+    let b = aligned::<f32, 16>(n * k, 0.25);
+    let mut c = aligned::<f32, 16>(m * n, 0.0);
+    let at = Shared((
+        a.as_ptr().cast::<f32>(),
+        b.as_ptr().cast::<f32>(),
+        c.as_mut_ptr().cast::<f32>(),
+    ));
+    let tiles = m.div_ceil(MAX_ROWS_F32);
+    let seconds = best_seconds(runs, || {
+        pool.run(
+            (n / PANEL_F32 * tiles) as u64,
+            tiles as u64,
+            &|_, begin, end| {
+                let (a, b, c) = *at.get();
+                for block in begin as usize..end as usize {
+                    let (panel, r0) = (block / tiles, block % tiles * MAX_ROWS_F32);
+                    let rows = MAX_ROWS_F32.min(m - r0);
+                    let mut addresses = [core::ptr::null(); MAX_ROWS_F32];
+                    for (r, p) in addresses.iter_mut().enumerate().take(rows) {
+                        *p = a.wrapping_add((r0 + r) * pitch);
+                    }
+                    // SAFETY: the block describes parts of the buffers above.
+                    unsafe {
+                        kernel(&GemmF32 {
+                            a: addresses.as_ptr(),
+                            b: b.add(panel * k * PANEL_F32),
+                            c: c.add(r0 * n + panel * PANEL_F32),
+                            bias: core::ptr::null(),
+                            residual: core::ptr::null(),
+                            c_stride: n,
+                            residual_stride: 0,
+                            k,
+                            taps: 1,
+                            rows: rows as u32,
+                            cols: PANEL_F32 as u32,
+                            lo: f32::NEG_INFINITY,
+                            hi: f32::INFINITY,
+                            accumulate: 0,
+                        });
+                    }
+                }
+            },
+        );
+    });
+    2.0 * (m * k * n) as f64 / seconds / 1e9
+}
+
+fn gemm_i8(address: *const c_void, pool: &Pool, m: usize, k: usize, n: usize, runs: usize) -> f64 {
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const GemmI8) = unsafe { core::mem::transmute(address) };
+    let a = aligned::<u8, 64>(m * k, 3);
+    let b = aligned::<i8, 64>(n * k, -2);
+    let mut c = aligned::<i32, 16>(m * n, 0);
+    let at = Shared((
+        a.as_ptr().cast::<u8>(),
+        b.as_ptr().cast::<i8>(),
+        c.as_mut_ptr().cast::<i32>(),
+    ));
+    let tiles = m.div_ceil(MAX_ROWS_I8);
+    let seconds = best_seconds(runs, || {
+        pool.run(
+            (n / PANEL_I8 * tiles) as u64,
+            tiles as u64,
+            &|_, begin, end| {
+                let (a, b, c) = *at.get();
+                for block in begin as usize..end as usize {
+                    let (panel, r0) = (block / tiles, block % tiles * MAX_ROWS_I8);
+                    let rows = MAX_ROWS_I8.min(m - r0);
+                    let mut addresses = [core::ptr::null(); MAX_ROWS_I8];
+                    for (r, p) in addresses.iter_mut().enumerate().take(rows) {
+                        *p = a.wrapping_add((r0 + r) * k);
+                    }
+                    // SAFETY: the block describes parts of the buffers above.
+                    unsafe {
+                        kernel(&GemmI8 {
+                            a: addresses.as_ptr(),
+                            b: b.add(panel * k * PANEL_I8),
+                            c: c.add(r0 * n + panel * PANEL_I8),
+                            c_stride: n,
+                            k,
+                            taps: 1,
+                            rows: rows as u32,
+                            cols: PANEL_I8 as u32,
+                            accumulate: 0,
+                        });
+                    }
+                }
+            },
+        );
+    });
+    2.0 * (m * k * n) as f64 / seconds / 1e9
+}
+
+/// Bytes of weights read each second, in 10^9.
+fn gemv_i4(address: *const c_void, pool: &Pool, group: usize) -> f64 {
+    const SIZE: usize = 4096;
+    const COPIES: usize = 12;
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const GemvI4) = unsafe { core::mem::transmute(address) };
+    let groups = SIZE / group;
+    let block_bytes = groups * (32 + group * 8);
+    let matrix_bytes = SIZE / BLOCK_ROWS_I4 * block_bytes;
+    let weights = aligned::<u8, 64>(COPIES * matrix_bytes, 0x11);
+    let act = vec![3i8; SIZE];
+    let (sums, scales) = (vec![3 * group as i32; groups], vec![0.01f32; groups]);
+    let mut out = vec![0f32; SIZE];
+    let at = Shared((weights.as_ptr().cast::<u8>(), out.as_mut_ptr()));
+    let seconds = best_seconds(20, || {
+        for copy in 0..COPIES {
+            pool.run((SIZE / BLOCK_ROWS_I4) as u64, 1, &|_, begin, end| {
+                let (weights, out) = *at.get();
+                // SAFETY: the block describes parts of the buffers above.
+                unsafe {
+                    kernel(&GemvI4 {
+                        weights: weights.add(copy * matrix_bytes + begin as usize * block_bytes),
+                        act: act.as_ptr(),
+                        act_sums: sums.as_ptr(),
+                        act_scales: scales.as_ptr(),
+                        out: out.add(begin as usize * BLOCK_ROWS_I4),
+                        group,
+                        groups,
+                        n_blocks: (end - begin) as usize,
+                    });
+                }
+            });
+        }
+    });
+    (COPIES * matrix_bytes) as f64 / seconds / 1e9
+}
+
+/// Microseconds of packing and seconds-independent GB/s of a transposing pack.
+fn pack_f32(address: *const c_void) -> f64 {
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const PackF32) = unsafe { core::mem::transmute(address) };
+    let k = 64;
+    let src = vec![1f32; 32 * k];
+    let mut dst = aligned::<f32, 16>(32 * k, 0.0);
+    let seconds = best_seconds(1000, || {
+        // SAFETY: the block describes the buffers above.
+        unsafe {
+            kernel(&PackF32 {
+                src: src.as_ptr(),
+                dst: dst.as_mut_ptr().cast(),
+                k_stride: 1,
+                col_stride: k,
+                k,
+                cols: 32,
+            })
+        }
+    });
+    seconds * 1e9
+}
+
+/// Median and 99th percentile of an empty fork-join, in microseconds.
+fn fork_join(pool: &Pool) -> (f64, f64) {
+    let mut times: Vec<f64> = (0..100_000)
+        .map(|_| {
+            let start = Instant::now();
+            pool.run(pool.threads() as u64, 1, &|_, begin, _| {
+                _ = std::hint::black_box(begin)
+            });
+            start.elapsed().as_secs_f64() * 1e6
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+fn main() {
+    for threads in [
+        1,
+        std::thread::available_parallelism().map_or(1, |n| n.get()),
+    ] {
+        let pool = Pool::new(threads, true);
+        println!("threads {threads}");
+        for level in Level::ALL {
+            let Some(table) = table_for(level) else {
+                continue;
+            };
+            let f32_at = table[Import::GemmF32 as usize];
+            let runs = if level == Level::Portable { 1 } else { 5 };
+            println!("  {level:?}");
+            println!(
+                "    f32  M=256 K=N=4096, row pitch 4096: {:7.1} GFLOP/s",
+                gemm_f32(f32_at, &pool, 256, 4096, 4096, 4096, runs)
+            );
+            println!(
+                "    f32  M=256 K=N=4096, row pitch 4112: {:7.1} GFLOP/s",
+                gemm_f32(f32_at, &pool, 256, 4096, 4096, 4112, runs)
+            );
+            println!(
+                "    f32  M=196 K=576 N=128             : {:7.1} GFLOP/s",
+                gemm_f32(f32_at, &pool, 196, 576, 128, 576, 20 * runs)
+            );
+            println!(
+                "    f32  M=1 K=N=4096 (weights)        : {:7.1} GB/s",
+                2.0 * gemm_f32(f32_at, &pool, 1, 4096, 4096, 4096, 10 * runs)
+            );
+            println!(
+                "    int8 M=256 K=N=4096                : {:7.1} GOP/s",
+                gemm_i8(table[Import::GemmI8 as usize], &pool, 256, 4096, 4096, runs)
+            );
+            for group in [32, 128] {
+                println!(
+                    "    int4 4096x4096 group {group:3}           : {:7.1} GB/s",
+                    gemv_i4(table[Import::GemvI4 as usize], &pool, group)
+                );
+            }
+            if threads == 1 {
+                println!(
+                    "    pack 64x32 transposed              : {:7.1} ns",
+                    pack_f32(table[Import::PackF32 as usize])
+                );
+            }
+        }
+        let (median, late) = fork_join(&pool);
+        println!("  fork-join: median {median:.2} us, 99th percentile {late:.2} us");
+    }
+}
