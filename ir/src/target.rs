@@ -1,1 +1,36 @@
-//! What the compiler knows of a target: vector width, registers, caches, threads.
+//! What the compiler knows of a target: an explicit description, never a name to switch on.
+
+/// Description of a machine that code is generated for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Target triple (`x86_64-unknown-linux-gnu`).
+    pub triple: String,
+    /// Bytes of one vector register that generated code uses.
+    pub vector_bytes: u32,
+    /// Vector registers.
+    pub vector_registers: u32,
+    /// True if artefacts link against the runtime's micro-kernels ([`lapidary_abi::kernel::Import`]);
+    /// false for freestanding objects, whose kernels are all generated.
+    pub micro_kernels: bool,
+    /// Bytes of the first-level data cache.
+    pub l1_bytes: u64,
+    /// Bytes of the second-level cache of one core.
+    pub l2_bytes: u64,
+    /// Threads that programs are planned for.
+    pub threads: u32,
+}
+
+impl Target {
+    /// x86-64 with the runtime's micro-kernels; code itself uses 128-bit vectors, which is what Cranelift emits.
+    pub fn x86_64() -> Target {
+        Target {
+            triple: "x86_64-unknown-linux-gnu".to_owned(),
+            vector_bytes: 16,
+            vector_registers: 16,
+            micro_kernels: true,
+            l1_bytes: 32 << 10,
+            l2_bytes: 1 << 20,
+            threads: 1,
+        }
+    }
+}
