@@ -4,6 +4,7 @@ use crate::graph::{Module, RegionId, ValueId};
 use crate::ops::{InferCtx, Op, OpError};
 use crate::{Attr, Attrs, Constant, Dim, ElemType, Tensor, Type};
 use std::cell::Cell;
+use std::collections::HashMap;
 
 /// Appends nodes to one region of a module and infers their types at once.
 pub struct Builder<'m> {
@@ -173,10 +174,22 @@ pub fn contents(
     fresh: &Cell<u32>,
     depth: usize,
 ) -> Option<Vec<Dim>> {
-    let info = module.value(value);
-    if !info.ty.elem()?.int_range().is_some() {
-        return None;
+    contents_seen(module, value, fresh, depth, &mut HashMap::new())
+}
+
+/// As [`contents`]; `seen` keeps shared operands from being walked once per path to them.
+fn contents_seen(
+    module: &Module,
+    value: ValueId,
+    fresh: &Cell<u32>,
+    depth: usize,
+    seen: &mut HashMap<ValueId, Option<Vec<Dim>>>,
+) -> Option<Vec<Dim>> {
+    if let Some(known) = seen.get(&value) {
+        return known.clone();
     }
+    let info = module.value(value);
+    info.ty.elem()?.int_range()?;
     if let Some(c) = module.as_constant(value) {
         let small = crate::tensor::count(c.shape()) <= SMALL_CONSTANT;
         return small
@@ -198,11 +211,13 @@ pub fn contents(
         contents: node
             .operands
             .iter()
-            .map(|o| o.and_then(|v| contents(module, v, fresh, depth - 1)))
+            .map(|o| o.and_then(|v| contents_seen(module, v, fresh, depth - 1, seen)))
             .collect(),
         constants: vec![],
         region_outputs: vec![],
         fresh,
     };
-    rule(&ctx)
+    let found = rule(&ctx);
+    seen.insert(value, found.clone());
+    found
 }

@@ -15,6 +15,7 @@ pub mod dim;
 pub mod encodings;
 pub mod eval;
 pub mod graph;
+pub mod infer;
 pub mod kernel;
 pub mod minifloat;
 pub mod ops;

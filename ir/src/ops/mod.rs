@@ -25,6 +25,7 @@ macro_rules! families {
 
 families! {
     elementwise,
+    control,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.
