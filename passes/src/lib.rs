@@ -1,1 +1,3 @@
-//! (being built)
+//! Rewriting graphs and lowering them to kernels.
+
+pub mod fold;
