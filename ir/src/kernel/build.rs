@@ -70,6 +70,14 @@ impl KernelBuilder {
         self.kernel.ty(var).clone()
     }
 
+    /// The literal that defines a var, if it was emitted as one in a body that is still open.
+    pub fn literal(&self, var: Var) -> Option<Literal> {
+        self.bodies.iter().flatten().find_map(|s| match s.op {
+            Op::Const(l) if s.results == [var] => Some(l),
+            _ => None,
+        })
+    }
+
     /// Emits an operation with one result of this type.
     pub fn emit(&mut self, ty: TileType, op: Op) -> Var {
         let var = self.var(ty);

@@ -1,1 +1,732 @@
-//! (being built)
+//! Matrix products with a packed right side: the canonical loops, written and recognised side by side.
+//!
+//! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
+//! [`recognise`] on each `For` and [`recognise_epilogue`] on the statements after it. Both live here, so that
+//! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is
+//!
+//! ```text
+//! acc0 = const 0 : [rows, 32]                        rows <= MAX_ROWS
+//! acc = for t in 0..taps carry acc0 {                only if taps > 1; taps is constant
+//!   <pure statements: row addresses of this tap>
+//!   t_at = add b_base, mul(t, k * 32)
+//!   for kk in 0..k step STEP {
+//!     a = load A[add(a_base, kk)], rows: <any axis>, stride 1      [rows, STEP]
+//!     b = load B[add(t_at, mul(kk, 32))], see below                [STEP, 32]
+//!     dot acc, a, b
+//! } }
+//! ```
+//!
+//! * B is a packed panel `[taps][k][32]` (`f32`) or `[taps][ceil(k / 4)][32][4]` (`i8`), whose start must be
+//!   64-byte aligned. The axes of its tile are strides 32 and 1 (`f32`), or 1 and 4 (`i8`).
+//! * A's row axis is anything that does not change with `kk`: a stride, offsets, `valid`, `mask`. Its `k`
+//!   elements are consecutive. For `i8` operands, A is `u8` and its second axis has `valid = k - kk`.
+//! * The accumulator is `f32`, or `i32` for 8-bit operands, and starts at zero.
+//!
+//! The epilogue, all parts optional but the store: add a row of biases (`broadcast axis 0` of a load of
+//! `[32]`), add a residual tile (a load of `[rows, 32]`), `max` with a constant, then `min` with a constant,
+//! store. Each value in this chain has one use, and between the loop and the store there is no other
+//! loop, branch or store. `f32` only; an `i32` accumulator's chain is the store alone.
+//! What is not recognised still runs: it is ordinary kernel IR.
+
+use super::build::KernelBuilder;
+use super::*;
+use lapidary_abi::kernel::{MAX_ROWS_F32, PANEL_F32};
+use std::collections::HashMap;
+
+/// Columns of a panel.
+pub const PANEL: u32 = PANEL_F32 as u32;
+
+/// Most rows of a tile.
+pub const MAX_ROWS: u32 = MAX_ROWS_F32 as u32;
+
+/// Operand types of a contraction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `f32` everywhere.
+    F32,
+    /// `u8` times `i8` into `i32`.
+    I8,
+}
+
+impl Kind {
+    /// Elements of `k` per iteration.
+    pub fn step(self) -> u32 {
+        match self {
+            Kind::F32 => 1,
+            Kind::I8 => 4,
+        }
+    }
+
+    fn acc(self) -> ElemType {
+        match self {
+            Kind::F32 => ElemType::F32,
+            Kind::I8 => ElemType::I32,
+        }
+    }
+}
+
+/// What [`gemm`] multiplies.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmTile {
+    /// Operand types.
+    pub kind: Kind,
+    /// Rows, `1..=MAX_ROWS`.
+    pub rows: u32,
+    /// Left operand's buffer (`f32` or `u8`).
+    pub a: Buf,
+    /// Packed right operand (`f32` or `i8`).
+    pub b: Buf,
+    /// First element of the panel.
+    pub b_base: Var,
+    /// Consecutive elements of each row of A per tap; a scalar index, a constant where known.
+    pub k: Var,
+    /// Number of taps; 1 for a matrix product.
+    pub taps: u32,
+}
+
+/// Where a tile of rows is: `base + rows(i) + j`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowsAt {
+    /// Element offset (scalar index).
+    pub base: Var,
+    /// The row axis.
+    pub rows: Axis,
+}
+
+/// Writes the canonical loop and returns the accumulator `[rows, PANEL]`. `rows` writes what computes the
+/// addresses of A's rows, for the tap it is given (`None` when there is one tap only).
+pub fn gemm(
+    b: &mut KernelBuilder,
+    tile: GemmTile,
+    rows: impl FnOnce(&mut KernelBuilder, Option<Var>) -> RowsAt,
+) -> Var {
+    let acc_ty = TileType::of(tile.kind.acc(), &[tile.rows, PANEL]);
+    let zero = match tile.kind {
+        Kind::F32 => Literal::Float(0.0),
+        Kind::I8 => Literal::Int(0),
+    };
+    let acc = b.constant(acc_ty, zero);
+    if tile.taps == 1 {
+        let at = rows(b, None);
+        return over_k(b, tile, &at, tile.b_base, acc);
+    }
+    let k_padded = match (b.literal(tile.k), tile.kind) {
+        (Some(Literal::Int(k)), Kind::F32) => b.index(k),
+        (Some(Literal::Int(k)), Kind::I8) => b.index((k + 3) / 4 * 4),
+        (_, Kind::F32) => tile.k,
+        (_, Kind::I8) => {
+            let (three, four) = (b.index(3), b.index(4));
+            let up = b.binary(Binary::Add, tile.k, three);
+            let quads = b.binary(Binary::FloorDiv, up, four);
+            b.binary(Binary::Mul, quads, four)
+        }
+    };
+    let panel = b.index(i64::from(PANEL));
+    let tap_len = b.binary(Binary::Mul, k_padded, panel);
+    let (zero, taps) = (b.index(0), b.index(i64::from(tile.taps)));
+    b.for_loop(zero, taps, 1, &[acc], |b, t, acc| {
+        let at = rows(b, Some(t));
+        let skip = b.binary(Binary::Mul, t, tap_len);
+        let b_base = b.binary(Binary::Add, tile.b_base, skip);
+        vec![over_k(b, tile, &at, b_base, acc[0])]
+    })[0]
+}
+
+fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: Var) -> Var {
+    let (zero, panel) = (b.index(0), b.index(i64::from(PANEL)));
+    let step = tile.kind.step();
+    b.for_loop(zero, tile.k, step, &[acc], |b, kk, acc| {
+        let a_at = b.binary(Binary::Add, at.base, kk);
+        let mut k_axis = Axis::stride(1);
+        if tile.kind == Kind::I8 {
+            k_axis = k_axis.valid(b.binary(Binary::Sub, tile.k, kk));
+        }
+        let a = b.load(
+            tile.a,
+            a_at,
+            &[tile.rows, step],
+            vec![at.rows.clone(), k_axis],
+        );
+        let skip = b.binary(Binary::Mul, kk, panel);
+        let b_at = b.binary(Binary::Add, b_base, skip);
+        let panel = b.load(tile.b, b_at, &[step, PANEL], panel_axes(tile.kind));
+        vec![b.dot(acc[0], a, panel)]
+    })[0]
+}
+
+fn panel_axes(kind: Kind) -> Vec<Axis> {
+    match kind {
+        Kind::F32 => vec![Axis::stride(i64::from(PANEL)), Axis::stride(1)],
+        Kind::I8 => vec![Axis::stride(1), Axis::stride(4)],
+    }
+}
+
+/// What follows a contraction; the parts apply in this order.
+#[derive(Clone, Debug)]
+pub struct Epilogue {
+    /// A row of `PANEL` biases: buffer and first element.
+    pub bias: Option<(Buf, Var)>,
+    /// A tile to add.
+    pub residual: Option<(Buf, RowsAt)>,
+    /// Lower bound (0 for a rectifier).
+    pub lo: Option<f32>,
+    /// Upper bound.
+    pub hi: Option<f32>,
+    /// Result buffer.
+    pub c: Buf,
+    /// Where in it; `rows.valid` says how many rows exist.
+    pub c_at: RowsAt,
+    /// How many columns exist; all if `None`.
+    pub cols: Option<Var>,
+}
+
+/// Writes the epilogue that a micro-kernel takes over. Anything else may be written by hand instead.
+pub fn epilogue(b: &mut KernelBuilder, acc: Var, e: Epilogue) {
+    let cols = || Axis {
+        valid: e.cols,
+        ..Axis::stride(1)
+    };
+    let ty = b.ty(acc);
+    let mut x = acc;
+    if let Some((buf, base)) = e.bias {
+        let row = b.load(buf, base, &[PANEL], vec![cols()]);
+        let tile = b.broadcast(row, &ty.shape, 0);
+        x = b.binary(Binary::Add, x, tile);
+    }
+    if let Some((buf, at)) = e.residual {
+        let tile = b.load(buf, at.base, &ty.shape, vec![at.rows, cols()]);
+        x = b.binary(Binary::Add, x, tile);
+    }
+    for (bound, f) in [(e.lo, Binary::Max), (e.hi, Binary::Min)] {
+        if let Some(bound) = bound {
+            let bound = b.constant(ty.clone(), Literal::Float(f64::from(bound)));
+            x = b.binary(f, x, bound);
+        }
+    }
+    b.store(e.c, e.c_at.base, vec![e.c_at.rows.clone(), cols()], x);
+}
+
+/// What recognising needs to know of a kernel: where each var is defined, and how often it is used.
+#[derive(Debug)]
+pub struct Facts<'k> {
+    kernel: &'k Kernel,
+    defs: HashMap<Var, &'k Op>,
+    uses: Vec<u32>,
+}
+
+impl<'k> Facts<'k> {
+    /// Reads the whole kernel once.
+    pub fn new(kernel: &'k Kernel) -> Facts<'k> {
+        let mut facts = Facts {
+            kernel,
+            defs: HashMap::new(),
+            uses: vec![0; kernel.vars.len()],
+        };
+        facts.scan(&kernel.body);
+        facts
+    }
+
+    fn scan(&mut self, body: &'k [Stmt]) {
+        for stmt in body {
+            for &result in &stmt.results {
+                self.defs.insert(result, &stmt.op);
+            }
+            stmt.op.for_each_use(&mut |v| self.uses[v.0 as usize] += 1);
+            for inner in stmt.op.bodies() {
+                self.scan(inner);
+            }
+        }
+    }
+
+    /// The operation that defines a var; `None` for loop variables and carried values.
+    pub fn def(&self, var: Var) -> Option<&'k Op> {
+        self.defs.get(&var).copied()
+    }
+
+    /// Uses of a var, yields included.
+    pub fn uses(&self, var: Var) -> u32 {
+        self.uses[var.0 as usize]
+    }
+
+    /// The literal that a var is, repeated or not.
+    pub fn literal(&self, var: Var) -> Option<Literal> {
+        match self.def(var)? {
+            Op::Const(l) => Some(*l),
+            Op::Broadcast { x, .. } => self.literal(*x),
+            Op::Binary(Binary::Mul, a, b) => match (self.literal(*a)?, self.literal(*b)?) {
+                (Literal::Int(a), Literal::Int(b))
+                    if self.kernel.ty(var).elem == TileElem::Index =>
+                {
+                    Some(Literal::Int(a.wrapping_mul(b)))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The integer that a var is.
+    pub fn int(&self, var: Var) -> Option<i64> {
+        match self.literal(var)? {
+            Literal::Int(i) => Some(i),
+            Literal::Float(_) => None,
+        }
+    }
+
+    fn float(&self, var: Var) -> Option<f64> {
+        match self.literal(var)? {
+            Literal::Float(f) => Some(f),
+            Literal::Int(_) => None,
+        }
+    }
+
+    /// The other operand of `a + b` if one of them is `known`.
+    fn other_addend(&self, sum: Var, known: Var) -> Option<Var> {
+        match self.def(sum)? {
+            Op::Binary(Binary::Add, a, b) if *b == known => Some(*a),
+            Op::Binary(Binary::Add, a, b) if *a == known => Some(*b),
+            _ => None,
+        }
+    }
+
+    /// `base` and `factor` if `sum` is `base + index * factor`.
+    fn base_and_factor(&self, sum: Var, index: Var) -> Option<(Var, Var)> {
+        let Op::Binary(Binary::Add, base, product) = self.def(sum)? else {
+            return None;
+        };
+        match self.def(*product)? {
+            Op::Binary(Binary::Mul, i, factor) if *i == index => Some((*base, *factor)),
+            _ => None,
+        }
+    }
+}
+
+/// A recognised contraction.
+#[derive(Debug)]
+pub struct Contraction<'k> {
+    /// Operand types.
+    pub kind: Kind,
+    /// Rows of the tile.
+    pub rows: u32,
+    /// Number of taps.
+    pub taps: u32,
+    /// Index and address statements of the loop over taps, if there is one.
+    pub tap: Option<(Var, &'k [Stmt])>,
+    /// Row length.
+    pub k: Var,
+    /// Left buffer.
+    pub a: Buf,
+    /// Where its rows are, at `kk = 0`; may be computed by the statements of `tap`.
+    pub a_base: Var,
+    /// The row axis; may be computed by the statements of `tap`.
+    pub a_rows: &'k Axis,
+    /// Panel buffer.
+    pub b: Buf,
+    /// First element of the panel.
+    pub b_base: Var,
+    /// The result.
+    pub acc: Var,
+}
+
+/// Recognises what [`gemm`] writes: the `For` statement that defines the accumulator.
+pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k>> {
+    let outer = single_loop(facts, stmt)?;
+    let zero = match facts.literal(outer.init)? {
+        Literal::Float(f) => f.to_bits() == 0,
+        Literal::Int(i) => i == 0,
+    };
+    if !zero || facts.int(outer.begin) != Some(0) {
+        return None;
+    }
+    let mut found = match outer.body.last()?.op {
+        Op::For { .. } => {
+            let (prefix, inner) = outer.body.split_at(outer.body.len() - 1);
+            let inner_loop = single_loop(facts, &inner[0])?;
+            let pure = prefix
+                .iter()
+                .all(|s| s.op.bodies().next().is_none() && !matches!(s.op, Op::Store { .. }));
+            if !pure
+                || outer.step != 1
+                || inner_loop.init != outer.acc
+                || outer.yielded != inner[0].results[0]
+                || facts.uses(outer.acc) != 1
+                || facts.int(inner_loop.begin) != Some(0)
+            {
+                return None;
+            }
+            let mut found = innermost(facts, &inner_loop)?;
+            let (b_base, factor) = facts.base_and_factor(found.b_base, outer.index)?;
+            let step = i64::from(found.kind.step());
+            let by_literal = || {
+                let (f, k) = (facts.int(factor)?, facts.int(found.k)?);
+                Some(f == (k + step - 1) / step * step * i64::from(PANEL))
+            };
+            let by_shape = || match facts.def(factor)? {
+                Op::Binary(Binary::Mul, k, p) => {
+                    Some(found.kind == Kind::F32 && *k == found.k && facts.int(*p)? == i64::from(PANEL))
+                }
+                _ => None,
+            };
+            if by_literal().or_else(by_shape) != Some(true) {
+                return None;
+            }
+            found.taps = u32::try_from(facts.int(outer.end)?).ok().filter(|&t| t > 0)?;
+            found.tap = Some((outer.index, prefix));
+            found.b_base = b_base;
+            // The panel must not depend on the tap but through the factor.
+            if defined_in(prefix, b_base) || defined_in(prefix, factor) || defined_in(prefix, found.k) {
+                return None;
+            }
+            found
+        }
+        _ => innermost(facts, &outer)?,
+    };
+    found.acc = stmt.results[0];
+    (found.rows >= 1 && found.rows <= MAX_ROWS).then_some(found)
+}
+
+fn defined_in(body: &[Stmt], var: Var) -> bool {
+    body.iter().any(|s| s.results.contains(&var))
+}
+
+/// A loop with one carried value.
+struct Loop<'k> {
+    index: Var,
+    begin: Var,
+    end: Var,
+    step: u32,
+    acc: Var,
+    init: Var,
+    body: &'k [Stmt],
+    yielded: Var,
+}
+
+fn single_loop<'k>(_facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Loop<'k>> {
+    match &stmt.op {
+        Op::For {
+            index,
+            begin,
+            end,
+            step,
+            carried,
+            body,
+            yields,
+        } if carried.len() == 1 => Some(Loop {
+            index: *index,
+            begin: *begin,
+            end: *end,
+            step: *step,
+            acc: carried[0].0,
+            init: carried[0].1,
+            body,
+            yielded: yields[0],
+        }),
+        _ => None,
+    }
+}
+
+/// The loop over `k`: loads, index arithmetic and the dot, nothing else.
+fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
+    let Op::Dot { acc, a, b } = facts.def(l.yielded)? else {
+        return None;
+    };
+    let pure = l.body.iter().all(|s| {
+        matches!(
+            s.op,
+            Op::Const(_) | Op::Binary(..) | Op::Load { .. } | Op::Dot { .. }
+        )
+    });
+    if !pure || *acc != l.acc || facts.uses(l.acc) != 1 {
+        return None;
+    }
+    let kernel = facts.kernel;
+    let elem = |v: Var| kernel.ty(v).elem;
+    let of = |e| TileElem::Elem(e);
+    let kind = match (elem(*acc), elem(*a), elem(*b)) {
+        (x, y, z) if [x, y, z] == [of(ElemType::F32); 3] => Kind::F32,
+        (x, y, z) if x == of(ElemType::I32) && y == of(ElemType::U8) && z == of(ElemType::I8) => {
+            Kind::I8
+        }
+        _ => return None,
+    };
+    let [rows, cols] = kernel.ty(*acc).shape[..] else {
+        return None;
+    };
+    if cols != PANEL || l.step != kind.step() || kernel.ty(*a).shape[1] != kind.step() {
+        return None;
+    }
+    let (Op::Load { buf: a_buf, base: a_at, axes: a_axes }, Op::Load { buf: b_buf, base: b_at, axes: b_axes }) =
+        (facts.def(*a)?, facts.def(*b)?)
+    else {
+        return None;
+    };
+    let a_base = facts.other_addend(*a_at, l.index)?;
+    let (b_base, factor) = facts.base_and_factor(*b_at, l.index)?;
+    let k_axis = &a_axes[1];
+    let k_axis_ok = k_axis.mask.is_none()
+        && match (kind, k_axis.valid) {
+            (Kind::F32, None) => true,
+            (Kind::I8, Some(left)) => matches!(facts.def(left),
+                Some(Op::Binary(Binary::Sub, k, kk)) if *k == l.end && *kk == l.index),
+            _ => false,
+        }
+        && (k_axis.at == At::Stride(1) || kind == Kind::F32);
+    let invariant = [Some(a_base), Some(b_base), a_axes[0].valid, a_axes[0].mask]
+        .into_iter()
+        .chain([match a_axes[0].at {
+            At::Stride(_) => None,
+            At::DynStride(v) | At::Offsets(v) => Some(v),
+        }])
+        .flatten()
+        .all(|v| v != l.index && !defined_in(l.body, v));
+    if facts.int(factor) != Some(i64::from(PANEL))
+        || *b_axes != panel_axes(kind)
+        || !k_axis_ok
+        || !invariant
+    {
+        return None;
+    }
+    Some(Contraction {
+        kind,
+        rows,
+        taps: 1,
+        tap: None,
+        k: l.end,
+        a: *a_buf,
+        a_base,
+        a_rows: &a_axes[0],
+        b: *b_buf,
+        b_base,
+        acc: l.yielded,
+    })
+}
+
+/// A recognised epilogue.
+#[derive(Debug)]
+pub struct EpilogueMatch<'k> {
+    /// Position of the store among the statements after the loop.
+    pub store: usize,
+    /// Positions of the statements that the micro-kernel replaces, ascending, the store included.
+    pub replaced: Vec<usize>,
+    /// Biases: buffer and first element.
+    pub bias: Option<(Buf, Var)>,
+    /// Residual: buffer, base, row axis (a stride, without mask).
+    pub residual: Option<(Buf, Var, &'k Axis)>,
+    /// Lower bound.
+    pub lo: Option<f32>,
+    /// Upper bound.
+    pub hi: Option<f32>,
+    /// Result buffer.
+    pub c: Buf,
+    /// Its base.
+    pub c_base: Var,
+    /// Its row axis (a stride, without mask).
+    pub c_rows: &'k Axis,
+    /// Columns that exist.
+    pub cols: Option<Var>,
+}
+
+/// Recognises what [`epilogue`] writes among the statements after a contraction that defines `acc`.
+pub fn recognise_epilogue<'k>(
+    facts: &Facts<'k>,
+    rest: &'k [Stmt],
+    acc: Var,
+) -> Option<EpilogueMatch<'k>> {
+    let store = rest
+        .iter()
+        .position(|s| matches!(s.op, Op::Store { .. }) || s.op.bodies().next().is_some())?;
+    let Op::Store { buf, base, axes, x } = &rest[store].op else {
+        return None;
+    };
+    let [c_rows, c_cols] = &axes[..] else {
+        return None;
+    };
+    if !plain_rows(c_rows) || c_cols.at != At::Stride(1) || c_cols.mask.is_some() {
+        return None;
+    }
+    let mut found = EpilogueMatch {
+        store,
+        replaced: vec![store],
+        bias: None,
+        residual: None,
+        lo: None,
+        hi: None,
+        c: *buf,
+        c_base: *base,
+        c_rows,
+        cols: c_cols.valid,
+    };
+    let at = |v: Var| rest[..store].iter().position(|s| s.results.contains(&v));
+    // Walk the chain from the store back to the accumulator.
+    let mut x = *x;
+    while x != acc {
+        if facts.uses(x) != 1 || found.replaced.len() > 10 {
+            return None;
+        }
+        let Op::Binary(f, left, right) = facts.def(x)? else {
+            return None;
+        };
+        found.replaced.push(at(x)?);
+        let unbounded = found.lo.is_none() && found.bias.is_none() && found.residual.is_none();
+        match f {
+            Binary::Min if unbounded && found.hi.is_none() => {
+                found.hi = Some(facts.float(*right)? as f32);
+                x = *left;
+            }
+            Binary::Max if unbounded => {
+                found.lo = Some(facts.float(*right)? as f32);
+                x = *left;
+            }
+            Binary::Add => x = addend(facts, &mut found, &at, *left, *right)?,
+            _ => return None,
+        }
+    }
+    let i32_acc = facts.kernel.ty(acc).elem == TileElem::Elem(ElemType::I32);
+    if facts.uses(acc) != 1 || (i32_acc && found.replaced.len() > 1) {
+        return None;
+    }
+    found.replaced.sort_unstable();
+    Some(found)
+}
+
+fn plain_rows(axis: &Axis) -> bool {
+    axis.mask.is_none() && !matches!(axis.at, At::Offsets(_))
+}
+
+/// Notes which operand is bias or residual; the other one continues the chain.
+fn addend<'k>(
+    facts: &Facts<'k>,
+    found: &mut EpilogueMatch<'k>,
+    at: &impl Fn(Var) -> Option<usize>,
+    left: Var,
+    right: Var,
+) -> Option<Var> {
+    let cols_match = |axis: &Axis, cols| axis.at == At::Stride(1) && axis.mask.is_none() && (axis.valid.is_none() || axis.valid == cols);
+    if facts.uses(right) != 1 {
+        return None;
+    }
+    match facts.def(right)? {
+        Op::Broadcast { x: row, axis: 0 } if found.bias.is_none() && facts.uses(*row) == 1 => {
+            let Op::Load { buf, base, axes } = facts.def(*row)? else {
+                return None;
+            };
+            if axes.len() != 1 || !cols_match(&axes[0], found.cols) || !is_f32(facts, *row) {
+                return None;
+            }
+            found.bias = Some((*buf, *base));
+            found.replaced.extend([at(right)?, at(*row)?]);
+        }
+        Op::Load { buf, base, axes } if found.residual.is_none() && is_f32(facts, right) => {
+            let [rows, cols] = &axes[..] else {
+                return None;
+            };
+            let same_rows = rows.valid.is_none() || rows.valid == found.c_rows.valid;
+            if !plain_rows(rows) || !same_rows || !cols_match(cols, found.cols) {
+                return None;
+            }
+            found.residual = Some((*buf, *base, rows));
+            found.replaced.push(at(right)?);
+        }
+        _ => return None,
+    }
+    Some(left)
+}
+
+fn is_f32(facts: &Facts, var: Var) -> bool {
+    facts.kernel.ty(var).elem == TileElem::Elem(ElemType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Case {
+        kind: Kind,
+        taps: u32,
+        dynamic_k: bool,
+        masked: bool,
+        tail: fn(&mut KernelBuilder, Var, Epilogue),
+        whole: bool,
+    }
+
+    fn build(case: &Case) -> Kernel {
+        let mut b = KernelBuilder::new("k");
+        let (ea, eb, ec) = match case.kind {
+            Kind::F32 => (ElemType::F32, ElemType::F32, ElemType::F32),
+            Kind::I8 => (ElemType::U8, ElemType::I8, ElemType::I32),
+        };
+        let a = b.buffer("a", ea, false);
+        let w = b.buffer("b", eb, false);
+        let c = b.buffer("c", ec, true);
+        let bias = b.buffer("bias", ElemType::F32, false);
+        let size = b.size_param("k");
+        let k = if case.dynamic_k { b.size(size) } else { b.index(24) };
+        let zero = b.index(0);
+        let tile = GemmTile { kind: case.kind, rows: 6, a, b: w, b_base: zero, k, taps: case.taps };
+        let acc = gemm(&mut b, tile, |b, tap| {
+            let base = match tap {
+                Some(t) => b.binary(Binary::Mul, t, k),
+                None => zero,
+            };
+            let mut rows = Axis::stride(100);
+            if case.masked {
+                let i = b.iota(6);
+                let two = b.index(2);
+                rows.mask = Some(b.binary(Binary::Lt, i, two));
+            }
+            RowsAt { base, rows }
+        });
+        let valid = b.index(5);
+        let at = |base| RowsAt { base, rows: Axis::stride(32).valid(valid) };
+        let f32s = case.kind == Kind::F32;
+        (case.tail)(&mut b, acc, Epilogue {
+            bias: f32s.then_some((bias, zero)),
+            residual: f32s.then(|| (bias, at(zero))),
+            lo: f32s.then_some(0.0),
+            hi: f32s.then_some(6.0),
+            c,
+            c_at: at(zero),
+            cols: Some(valid),
+        });
+        b.finish()
+    }
+
+    #[test]
+    fn what_is_written_is_recognised() {
+        let store_twice = |b: &mut KernelBuilder, acc: Var, e: Epilogue| {
+            epilogue(b, acc, e.clone());
+            epilogue(b, acc, e);
+        };
+        let exp = |b: &mut KernelBuilder, acc: Var, e: Epilogue| {
+            let x = b.unary(Unary::Exp, acc);
+            epilogue(b, x, e);
+        };
+        let base = Case { kind: Kind::F32, taps: 1, dynamic_k: false, masked: false, tail: epilogue, whole: true };
+        let cases = [
+            Case { ..base },
+            Case { taps: 9, ..base },
+            Case { taps: 9, dynamic_k: true, masked: true, ..base },
+            Case { tail: store_twice, whole: false, ..base },
+            Case { tail: exp, whole: false, ..base },
+            Case { kind: Kind::I8, ..base },
+            Case { kind: Kind::I8, taps: 3, ..base },
+        ];
+        for (i, case) in cases.iter().enumerate() {
+            let kernel = build(case);
+            let facts = Facts::new(&kernel);
+            let (at, found) = kernel
+                .body
+                .iter()
+                .enumerate()
+                .find_map(|(at, s)| Some((at, recognise(&facts, s)?)))
+                .unwrap_or_else(|| panic!("case {i} is not recognised"));
+            assert_eq!((found.kind, found.rows, found.taps), (case.kind, 6, case.taps), "case {i}");
+            let tail = recognise_epilogue(&facts, &kernel.body[at + 1..], found.acc);
+            assert_eq!(tail.is_some(), case.whole, "case {i}");
+            if let Some(tail) = tail.filter(|_| case.kind == Kind::F32) {
+                assert_eq!((tail.lo, tail.hi), (Some(0.0), Some(6.0)));
+                assert!(tail.bias.is_some() && tail.residual.is_some());
+            }
+        }
+    }
+}

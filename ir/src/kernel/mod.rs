@@ -399,3 +399,77 @@ impl Kernel {
             .sum()
     }
 }
+
+impl Op {
+    /// Calls `f` on every var that the operation itself reads, what its bodies yield included (but not
+    /// what the statements inside its bodies read).
+    pub fn for_each_use(&self, f: &mut dyn FnMut(Var)) {
+        match self {
+            Op::Const(_) | Op::Grid(_) | Op::Size(_) | Op::Iota => {}
+            Op::Unary(_, x)
+            | Op::Cast(x)
+            | Op::Bitcast(x)
+            | Op::Broadcast { x, .. }
+            | Op::Reduce { x, .. }
+            | Op::Transpose(x)
+            | Op::Unpack { x, .. } => f(*x),
+            Op::Binary(_, a, b) => [*a, *b].into_iter().for_each(f),
+            Op::Select(a, b, c) | Op::MulAdd(a, b, c) => [*a, *b, *c].into_iter().for_each(f),
+            Op::Dot { acc, a, b } => [*acc, *a, *b].into_iter().for_each(f),
+            Op::Load { base, axes, .. } => {
+                f(*base);
+                axes.iter().for_each(|a| a.for_each_use(f));
+            }
+            Op::Store { base, axes, x, .. } => {
+                f(*base);
+                axes.iter().for_each(|a| a.for_each_use(f));
+                f(*x);
+            }
+            Op::For {
+                begin,
+                end,
+                carried,
+                yields,
+                ..
+            } => {
+                f(*begin);
+                f(*end);
+                carried.iter().for_each(|c| f(c.1));
+                yields.iter().for_each(|&y| f(y));
+            }
+            Op::If {
+                condition,
+                then_yields,
+                else_yields,
+                ..
+            } => {
+                f(*condition);
+                then_yields.iter().chain(else_yields).for_each(|&y| f(y));
+            }
+        }
+    }
+
+    /// The statement lists inside the operation.
+    pub fn bodies(&self) -> impl Iterator<Item = &Vec<Stmt>> {
+        let (first, second) = match self {
+            Op::For { body, .. } => (Some(body), None),
+            Op::If {
+                then_body,
+                else_body,
+                ..
+            } => (Some(then_body), Some(else_body)),
+            _ => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
+impl Axis {
+    /// Calls `f` on every var the axis reads.
+    pub fn for_each_use(&self, f: &mut dyn FnMut(Var)) {
+        if let At::DynStride(v) | At::Offsets(v) = self.at {
+            f(v);
+        }
+        self.valid.into_iter().chain(self.mask).for_each(f);
+    }
+}
