@@ -362,19 +362,24 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
                 Some(f == (k + step - 1) / step * step * i64::from(PANEL))
             };
             let by_shape = || match facts.def(factor)? {
-                Op::Binary(Binary::Mul, k, p) => {
-                    Some(found.kind == Kind::F32 && *k == found.k && facts.int(*p)? == i64::from(PANEL))
-                }
+                Op::Binary(Binary::Mul, k, p) => Some(
+                    found.kind == Kind::F32 && *k == found.k && facts.int(*p)? == i64::from(PANEL),
+                ),
                 _ => None,
             };
             if by_literal().or_else(by_shape) != Some(true) {
                 return None;
             }
-            found.taps = u32::try_from(facts.int(outer.end)?).ok().filter(|&t| t > 0)?;
+            found.taps = u32::try_from(facts.int(outer.end)?)
+                .ok()
+                .filter(|&t| t > 0)?;
             found.tap = Some((outer.index, prefix));
             found.b_base = b_base;
             // The panel must not depend on the tap but through the factor.
-            if defined_in(prefix, b_base) || defined_in(prefix, factor) || defined_in(prefix, found.k) {
+            if defined_in(prefix, b_base)
+                || defined_in(prefix, factor)
+                || defined_in(prefix, found.k)
+            {
                 return None;
             }
             found
@@ -455,8 +460,18 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
     if cols != PANEL || l.step != kind.step() || kernel.ty(*a).shape[1] != kind.step() {
         return None;
     }
-    let (Op::Load { buf: a_buf, base: a_at, axes: a_axes }, Op::Load { buf: b_buf, base: b_at, axes: b_axes }) =
-        (facts.def(*a)?, facts.def(*b)?)
+    let (
+        Op::Load {
+            buf: a_buf,
+            base: a_at,
+            axes: a_axes,
+        },
+        Op::Load {
+            buf: b_buf,
+            base: b_at,
+            axes: b_axes,
+        },
+    ) = (facts.def(*a)?, facts.def(*b)?)
     else {
         return None;
     };
@@ -601,7 +616,11 @@ fn addend<'k>(
     left: Var,
     right: Var,
 ) -> Option<Var> {
-    let cols_match = |axis: &Axis, cols| axis.at == At::Stride(1) && axis.mask.is_none() && (axis.valid.is_none() || axis.valid == cols);
+    let cols_match = |axis: &Axis, cols| {
+        axis.at == At::Stride(1)
+            && axis.mask.is_none()
+            && (axis.valid.is_none() || axis.valid == cols)
+    };
     if facts.uses(right) != 1 {
         return None;
     }
@@ -660,9 +679,21 @@ mod tests {
         let c = b.buffer("c", ec, true);
         let bias = b.buffer("bias", ElemType::F32, false);
         let size = b.size_param("k");
-        let k = if case.dynamic_k { b.size(size) } else { b.index(24) };
+        let k = if case.dynamic_k {
+            b.size(size)
+        } else {
+            b.index(24)
+        };
         let zero = b.index(0);
-        let tile = GemmTile { kind: case.kind, rows: 6, a, b: w, b_base: zero, k, taps: case.taps };
+        let tile = GemmTile {
+            kind: case.kind,
+            rows: 6,
+            a,
+            b: w,
+            b_base: zero,
+            k,
+            taps: case.taps,
+        };
         let acc = gemm(&mut b, tile, |b, tap| {
             let base = match tap {
                 Some(t) => b.binary(Binary::Mul, t, k),
@@ -677,17 +708,24 @@ mod tests {
             RowsAt { base, rows }
         });
         let valid = b.index(5);
-        let at = |base| RowsAt { base, rows: Axis::stride(32).valid(valid) };
+        let at = |base| RowsAt {
+            base,
+            rows: Axis::stride(32).valid(valid),
+        };
         let f32s = case.kind == Kind::F32;
-        (case.tail)(&mut b, acc, Epilogue {
-            bias: f32s.then_some((bias, zero)),
-            residual: f32s.then(|| (bias, at(zero))),
-            lo: f32s.then_some(0.0),
-            hi: f32s.then_some(6.0),
-            c,
-            c_at: at(zero),
-            cols: Some(valid),
-        });
+        (case.tail)(
+            &mut b,
+            acc,
+            Epilogue {
+                bias: f32s.then_some((bias, zero)),
+                residual: f32s.then(|| (bias, at(zero))),
+                lo: f32s.then_some(0.0),
+                hi: f32s.then_some(6.0),
+                c,
+                c_at: at(zero),
+                cols: Some(valid),
+            },
+        );
         b.finish()
     }
 
@@ -701,15 +739,42 @@ mod tests {
             let x = b.unary(Unary::Exp, acc);
             epilogue(b, x, e);
         };
-        let base = Case { kind: Kind::F32, taps: 1, dynamic_k: false, masked: false, tail: epilogue, whole: true };
+        let base = Case {
+            kind: Kind::F32,
+            taps: 1,
+            dynamic_k: false,
+            masked: false,
+            tail: epilogue,
+            whole: true,
+        };
         let cases = [
             Case { ..base },
             Case { taps: 9, ..base },
-            Case { taps: 9, dynamic_k: true, masked: true, ..base },
-            Case { tail: store_twice, whole: false, ..base },
-            Case { tail: exp, whole: false, ..base },
-            Case { kind: Kind::I8, ..base },
-            Case { kind: Kind::I8, taps: 3, ..base },
+            Case {
+                taps: 9,
+                dynamic_k: true,
+                masked: true,
+                ..base
+            },
+            Case {
+                tail: store_twice,
+                whole: false,
+                ..base
+            },
+            Case {
+                tail: exp,
+                whole: false,
+                ..base
+            },
+            Case {
+                kind: Kind::I8,
+                ..base
+            },
+            Case {
+                kind: Kind::I8,
+                taps: 3,
+                ..base
+            },
         ];
         for (i, case) in cases.iter().enumerate() {
             let kernel = build(case);
@@ -720,7 +785,11 @@ mod tests {
                 .enumerate()
                 .find_map(|(at, s)| Some((at, recognise(&facts, s)?)))
                 .unwrap_or_else(|| panic!("case {i} is not recognised"));
-            assert_eq!((found.kind, found.rows, found.taps), (case.kind, 6, case.taps), "case {i}");
+            assert_eq!(
+                (found.kind, found.rows, found.taps),
+                (case.kind, 6, case.taps),
+                "case {i}"
+            );
             let tail = recognise_epilogue(&facts, &kernel.body[at + 1..], found.acc);
             assert_eq!(tail.is_some(), case.whole, "case {i}");
             if let Some(tail) = tail.filter(|_| case.kind == Kind::F32) {
