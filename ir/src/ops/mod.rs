@@ -4,8 +4,10 @@
 //! read these entries; nothing else enumerates ops. An entry lives in the file of its family, and a family
 //! is one line in [`FAMILIES`].
 
+pub mod compose;
 mod ctx;
 mod def;
+pub mod window;
 
 pub use ctx::{EvalCtx, InferCtx, OpError, broadcast_dims, broadcast_shapes, resolve_axis};
 pub use def::{AttrDef, AttrKind, Default, Eval, OpDef, Operand, Tolerance};
@@ -26,6 +28,8 @@ macro_rules! families {
 families! {
     elementwise,
     control,
+    linear,
+    conv,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.
