@@ -73,7 +73,11 @@ impl Builder<'_> {
                 Ok(n) => self.ints(&[n]),
                 Err((v, axis)) => {
                     let (start, end) = (axis as i64, axis as i64 + 1);
-                    self.op_with("shape", &[v], [("start", start.into()), ("end", end.into())])?
+                    self.op_with(
+                        "shape",
+                        &[v],
+                        [("start", start.into()), ("end", end.into())],
+                    )?
                 }
             });
         }

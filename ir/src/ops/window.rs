@@ -65,7 +65,10 @@ impl WindowAttrs {
     /// Reads `strides`, `dilations`, `pads`, `auto_pad`, `ceil_mode` for this kernel.
     pub fn read(node: &Node, kernel: Vec<i64>) -> Result<WindowAttrs, OpError> {
         let n = kernel.len();
-        if kernel.iter().any(|&k| !(1..=i64::from(i32::MAX)).contains(&k)) {
+        if kernel
+            .iter()
+            .any(|&k| !(1..=i64::from(i32::MAX)).contains(&k))
+        {
             return Err(OpError::new(format!(
                 "kernel {kernel:?} must be positive along every axis"
             )));
@@ -73,7 +76,11 @@ impl WindowAttrs {
         let auto_pad = match node.text("auto_pad").as_str() {
             "" | "NOTSET" => "NOTSET".to_owned(),
             known @ ("VALID" | "SAME_UPPER" | "SAME_LOWER") => known.to_owned(),
-            other => return Err(OpError::new(format!("attribute `auto_pad` must not be `{other}`"))),
+            other => {
+                return Err(OpError::new(format!(
+                    "attribute `auto_pad` must not be `{other}`"
+                )));
+            }
         };
         Ok(WindowAttrs {
             strides: list(node, "strides", n, 1, 1)?,
@@ -148,9 +155,14 @@ impl WindowAttrs {
                 "NOTSET" => (self.pads[i], self.pads[n + i]),
                 "VALID" => (0, 0),
                 same => {
-                    let need = ((out - 1) * self.strides[i] + self.reach(i)? - input[i] as i64).max(0);
+                    let need =
+                        ((out - 1) * self.strides[i] + self.reach(i)? - input[i] as i64).max(0);
                     let small = need / 2;
-                    if same == "SAME_UPPER" { (small, need - small) } else { (need - small, small) }
+                    if same == "SAME_UPPER" {
+                        (small, need - small)
+                    } else {
+                        (need - small, small)
+                    }
                 }
             };
             w.begin.push(begin as usize);
@@ -169,7 +181,11 @@ impl WindowAttrs {
                 input.len()
             )));
         }
-        input.iter().enumerate().map(|(i, d)| self.out_dim(i, d)).collect()
+        input
+            .iter()
+            .enumerate()
+            .map(|(i, d)| self.out_dim(i, d))
+            .collect()
     }
 }
 
@@ -220,7 +236,10 @@ pub fn unravel(mut position: usize, shape: &[usize]) -> Vec<usize> {
 
 /// Batch, channels and spatial dimensions of operand `i`, if its rank is known.
 #[allow(clippy::type_complexity, reason = "three named parts of one shape")]
-pub fn image<'a>(ctx: &'a InferCtx, i: usize) -> Result<Option<(&'a Dim, &'a Dim, &'a [Dim])>, OpError> {
+pub fn image<'a>(
+    ctx: &'a InferCtx,
+    i: usize,
+) -> Result<Option<(&'a Dim, &'a Dim, &'a [Dim])>, OpError> {
     match ctx.shape(i)? {
         Some([n, c, spatial @ ..]) if !spatial.is_empty() => Ok(Some((n, c, spatial))),
         Some(s) => Err(OpError::new(format!(
