@@ -1,1 +1,3 @@
-//! (being built)
+//! Files of other programs into the graph IR.
+
+pub mod onnx;

@@ -1,0 +1,20 @@
+//! ONNX models into the graph IR.
+//!
+//! [`import`] walks a decoded model ([`proto`]) and maps each node to the op table by name; a form of an
+//! older opset is first rewritten to the newest one by a row in [`upgrades`]. [`tensor`] and [`files`]
+//! read weights without copying them, [`tensor_file`] reads and writes single values.
+
+mod attributes;
+mod error;
+pub mod files;
+pub mod import;
+mod names;
+mod order;
+pub mod proto;
+pub mod tensor;
+pub mod tensor_file;
+mod types;
+pub mod upgrades;
+
+pub use error::{ImportError, Problem};
+pub use import::{ImportOptions, import_bytes, import_file};
