@@ -27,7 +27,10 @@ fn kind_of(a: &AttributeProto) -> i32 {
         (!a.floats.is_empty(), kind::FLOATS),
         (!a.strings.is_empty(), kind::STRINGS),
     ];
-    present.iter().find(|(given, _)| *given).map_or(kind::INTS, |(_, k)| *k)
+    present
+        .iter()
+        .find(|(given, _)| *given)
+        .map_or(kind::INTS, |(_, k)| *k)
 }
 
 /// The attribute's value, not yet fitted to an op; graphs are the importer's.
@@ -42,9 +45,17 @@ pub fn value(a: &AttributeProto, files: &Files) -> Result<Attr, String> {
         kind::TENSOR => Attr::Tensor(tensor::decode(a.t.as_ref().ok_or("has no tensor")?, files)?),
         kind::SPARSE_TENSOR => {
             let sparse = a.sparse_tensor.as_ref().ok_or("has no tensor")?;
-            Attr::Tensor(tensor::sparse(sparse, files)?.decode().map_err(|e| e.reason)?)
+            Attr::Tensor(
+                tensor::sparse(sparse, files)?
+                    .decode()
+                    .map_err(|e| e.reason)?,
+            )
         }
-        kind::TYPE_PROTO => Attr::Type(types::value_type(a.tp.as_ref().ok_or("has no type")?, &a.name, &Default::default())?),
+        kind::TYPE_PROTO => Attr::Type(types::value_type(
+            a.tp.as_ref().ok_or("has no type")?,
+            &a.name,
+            &Default::default(),
+        )?),
         kind::TENSORS | kind::SPARSE_TENSORS | kind::TYPE_PROTOS | kind::GRAPHS => {
             return Err("is a list of tensors, types or graphs, which no operator takes".into());
         }
@@ -82,5 +93,9 @@ pub fn fit(attr: Attr, def: &AttrDef) -> Result<Option<Attr>, String> {
         Attr::Type(_) => AttrKind::Type,
         Attr::Tensor(_) => AttrKind::Tensor,
     };
-    if found == def.kind { Ok(Some(fitted)) } else { Err(format!("must be {:?}, found {found:?}", def.kind)) }
+    if found == def.kind {
+        Ok(Some(fitted))
+    } else {
+        Err(format!("must be {:?}, found {found:?}", def.kind))
+    }
 }

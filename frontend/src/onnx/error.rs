@@ -58,7 +58,11 @@ impl Problems {
             self.more += 1;
             return;
         }
-        let problem = Problem { place: place.to_owned(), reason: reason.into(), remedy: remedy.map(str::to_owned) };
+        let problem = Problem {
+            place: place.to_owned(),
+            reason: reason.into(),
+            remedy: remedy.map(str::to_owned),
+        };
         self.list.push(problem);
     }
 }

@@ -35,7 +35,10 @@ pub struct Files {
 impl Files {
     /// Files in this folder and below; with `None`, external data is an error.
     pub fn new(folder: Option<&Path>) -> Files {
-        Files { folder: folder.map(Path::to_owned), mapped: RefCell::default() }
+        Files {
+            folder: folder.map(Path::to_owned),
+            mapped: RefCell::default(),
+        }
     }
 
     /// The bytes of a tensor whose data is external; `None` if they are inside the message.
@@ -43,34 +46,60 @@ impl Files {
         if tensor.data_location.unwrap_or(0) != EXTERNAL {
             return Ok(None);
         }
-        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let entry = |key: &str| {
+            tensor
+                .external_data
+                .iter()
+                .find(|e| e.key == key)
+                .map(|e| e.value.as_str())
+        };
         let number = |key: &str| match entry(key) {
             None | Some("") => Ok(None),
-            Some(v) => v.parse::<usize>().map(Some).map_err(|_| format!("external data has `{key}` {v:?}, which is not a number")),
+            Some(v) => v
+                .parse::<usize>()
+                .map(Some)
+                .map_err(|_| format!("external data has `{key}` {v:?}, which is not a number")),
         };
         let location = entry("location").ok_or("external data has no `location`")?;
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         let file = self.open(location)?;
         let end = match length {
-            Some(n) => offset.checked_add(n).ok_or("external data has an offset and length that overflow")?,
+            Some(n) => offset
+                .checked_add(n)
+                .ok_or("external data has an offset and length that overflow")?,
             None => file.len(),
         };
         if offset > end || end > file.len() {
-            return Err(format!("external data is bytes {offset}..{end} of `{location}`, which has {} bytes", file.len()));
+            return Err(format!(
+                "external data is bytes {offset}..{end} of `{location}`, which has {} bytes",
+                file.len()
+            ));
         }
         Ok(Some(file.slice(offset..end)))
     }
 
     fn open(&self, location: &str) -> Result<Bytes, String> {
-        let folder = self.folder.as_deref().ok_or("external data needs a model read from a file")?;
-        let inside = Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        let folder = self
+            .folder
+            .as_deref()
+            .ok_or("external data needs a model read from a file")?;
+        let inside = Path::new(location)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
         if location.is_empty() || !inside {
-            return Err(format!("external data is at {location:?}, but must stay inside the model's folder"));
+            return Err(format!(
+                "external data is at {location:?}, but must stay inside the model's folder"
+            ));
         }
-        let resolve = |p: &Path| p.canonicalize().map_err(|e| format!("cannot read external data `{location}`: {e}"));
+        let resolve = |p: &Path| {
+            p.canonicalize()
+                .map_err(|e| format!("cannot read external data `{location}`: {e}"))
+        };
         let (root, path) = (resolve(folder)?, resolve(&folder.join(location))?);
         if !path.starts_with(&root) {
-            return Err(format!("external data is at {location:?}, a link that leaves the model's folder; copy the file there"));
+            return Err(format!(
+                "external data is at {location:?}, a link that leaves the model's folder; copy the file there"
+            ));
         }
         if let Some(bytes) = self.mapped.borrow().get(&path) {
             return Ok(bytes.clone());
@@ -87,8 +116,15 @@ mod tests {
     use super::*;
 
     fn external(entries: &[(&str, &str)]) -> TensorProto {
-        let entry = |&(k, v): &(&str, &str)| StringStringEntryProto { key: k.into(), value: v.into() };
-        TensorProto { data_location: Some(EXTERNAL), external_data: entries.iter().map(entry).collect(), ..TensorProto::default() }
+        let entry = |&(k, v): &(&str, &str)| StringStringEntryProto {
+            key: k.into(),
+            value: v.into(),
+        };
+        TensorProto {
+            data_location: Some(EXTERNAL),
+            external_data: entries.iter().map(entry).collect(),
+            ..TensorProto::default()
+        }
     }
 
     #[test]
@@ -104,12 +140,34 @@ mod tests {
         let files = Files::new(Some(&folder));
         let cases: &[(&[(&str, &str)], Result<&[u8], &str>)] = &[
             (&[("location", "w.bin")], Ok(&[1, 2, 3, 4])),
-            (&[("location", "./w.bin"), ("offset", "1"), ("length", "2")], Ok(&[2, 3])),
-            (&[("location", "w.bin"), ("offset", "3"), ("length", "2")], Err("which has 4 bytes")),
-            (&[("location", "w.bin"), ("offset", "5")], Err("which has 4 bytes")),
-            (&[("location", "w.bin"), ("offset", "18446744073709551615"), ("length", "2")], Err("overflow")),
-            (&[("location", "w.bin"), ("offset", "-1")], Err("not a number")),
-            (&[("location", "missing.bin")], Err("cannot read external data")),
+            (
+                &[("location", "./w.bin"), ("offset", "1"), ("length", "2")],
+                Ok(&[2, 3]),
+            ),
+            (
+                &[("location", "w.bin"), ("offset", "3"), ("length", "2")],
+                Err("which has 4 bytes"),
+            ),
+            (
+                &[("location", "w.bin"), ("offset", "5")],
+                Err("which has 4 bytes"),
+            ),
+            (
+                &[
+                    ("location", "w.bin"),
+                    ("offset", "18446744073709551615"),
+                    ("length", "2"),
+                ],
+                Err("overflow"),
+            ),
+            (
+                &[("location", "w.bin"), ("offset", "-1")],
+                Err("not a number"),
+            ),
+            (
+                &[("location", "missing.bin")],
+                Err("cannot read external data"),
+            ),
             (&[("location", "../secret")], Err("must stay inside")),
             (&[("location", "/etc/hostname")], Err("must stay inside")),
             (&[("location", "")], Err("must stay inside")),

@@ -9,7 +9,8 @@ use super::error::{ImportError, Problems};
 use super::files::{Files, map};
 use super::order::{definition_order, label};
 use super::proto::{
-    AttributeProto, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto, OperatorSetIdProto, decode,
+    AttributeProto, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
+    OperatorSetIdProto, decode,
 };
 use super::types::{refine, value_type};
 use super::upgrades::{Form, Step, upgrade};
@@ -33,7 +34,10 @@ pub struct ImportOptions {
 
 impl Default for ImportOptions {
     fn default() -> ImportOptions {
-        ImportOptions { dims: BTreeMap::new(), max_nodes: 1 << 22 }
+        ImportOptions {
+            dims: BTreeMap::new(),
+            max_nodes: 1 << 22,
+        }
     }
 }
 
@@ -41,27 +45,48 @@ impl Default for ImportOptions {
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Module, ImportError> {
     let file = path.display().to_string();
     let bytes = map(path).map_err(|e| one_problem(&file, "file", e))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     import_bytes(bytes, &file, Some(folder), options)
 }
 
 /// Imports a model from bytes; `file` names it in messages, external data is looked for in `folder`.
-pub fn import_bytes(bytes: Bytes, file: &str, folder: Option<&Path>, options: &ImportOptions) -> Result<Module, ImportError> {
+pub fn import_bytes(
+    bytes: Bytes,
+    file: &str,
+    folder: Option<&Path>,
+    options: &ImportOptions,
+) -> Result<Module, ImportError> {
     let model: ModelProto = decode(bytes).map_err(|e| one_problem(file, "file", e))?;
     import_model(&model, file, folder, options)
 }
 
 /// Imports a decoded model.
-pub fn import_model(model: &ModelProto, file: &str, folder: Option<&Path>, options: &ImportOptions) -> Result<Module, ImportError> {
+pub fn import_model(
+    model: &ModelProto,
+    file: &str,
+    folder: Option<&Path>,
+    options: &ImportOptions,
+) -> Result<Module, ImportError> {
     let Some(graph) = &model.graph else {
-        return Err(one_problem(file, "model", "has no graph; is this an ONNX file?".into()));
+        return Err(one_problem(
+            file,
+            "model",
+            "has no graph; is this an ONNX file?".into(),
+        ));
     };
     let mut importer = Importer {
         module: Module::new(&graph.name),
         fresh: Cell::new(0),
         files: Files::new(folder),
         options,
-        functions: model.functions.iter().map(|f| (function_key(&f.domain, &f.name, &f.overload), f)).collect(),
+        functions: model
+            .functions
+            .iter()
+            .map(|f| (function_key(&f.domain, &f.name, &f.overload), f))
+            .collect(),
         problems: Problems::default(),
         nodes_left: options.max_nodes,
     };
@@ -70,20 +95,32 @@ pub fn import_model(model: &ModelProto, file: &str, folder: Option<&Path>, optio
     if list.is_empty() {
         Ok(importer.module)
     } else {
-        Err(ImportError { file: file.to_owned(), problems: list, more })
+        Err(ImportError {
+            file: file.to_owned(),
+            problems: list,
+            more,
+        })
     }
 }
 
 fn one_problem(file: &str, place: &str, reason: String) -> ImportError {
     let mut problems = Problems::default();
     problems.add(place, reason, None);
-    ImportError { file: file.to_owned(), problems: problems.list, more: 0 }
+    ImportError {
+        file: file.to_owned(),
+        problems: problems.list,
+        more: 0,
+    }
 }
 
 type FunctionKey = (String, String, String);
 
 fn function_key(domain: &str, name: &str, overload: &str) -> FunctionKey {
-    (names::domain(domain).to_owned(), name.to_owned(), overload.to_owned())
+    (
+        names::domain(domain).to_owned(),
+        name.to_owned(),
+        overload.to_owned(),
+    )
 }
 
 /// What a name stands for.
@@ -105,7 +142,11 @@ struct Scope<'s> {
 
 impl<'s> Scope<'s> {
     fn new(outer: Option<&'s Scope<'s>>, frame: &'s Frame<'s>) -> Scope<'s> {
-        Scope { names: HashMap::new(), outer, frame }
+        Scope {
+            names: HashMap::new(),
+            outer,
+            frame,
+        }
     }
 
     fn find(&self, name: &str) -> Option<Slot> {
@@ -164,13 +205,22 @@ impl Importer<'_> {
         let version = model.ir_version.unwrap_or(0);
         if !(1..=IR_VERSION).contains(&version) {
             let remedy = "convert the model with onnx.version_converter, or use a newer lapidary";
-            self.problems.add("model", format!("IR version {version} is not supported; 1 to {IR_VERSION} are"), Some(remedy));
+            self.problems.add(
+                "model",
+                format!("IR version {version} is not supported; 1 to {IR_VERSION} are"),
+                Some(remedy),
+            );
         }
         let mut versions = self.versions(&model.opset_import, "model");
         if versions.is_empty() && version < 3 {
             versions.insert(String::new(), 1);
         }
-        let frame = Frame { versions, attributes: HashMap::new(), path: String::new(), calls: vec![] };
+        let frame = Frame {
+            versions,
+            attributes: HashMap::new(),
+            path: String::new(),
+            calls: vec![],
+        };
         let mut scope = Scope::new(None, &frame);
         self.graph(graph, Module::TOP, &mut scope, &[]);
         self.module.output_names = graph.output.iter().map(|o| o.name.clone()).collect();
@@ -187,8 +237,11 @@ impl Importer<'_> {
             let version = import.version.unwrap_or(1);
             if let Some(newest) = names::newest(domain).filter(|n| !(1..=*n).contains(&version)) {
                 let shown = if domain.is_empty() { "ai.onnx" } else { domain };
-                let reason = format!("version {version} of operator set `{shown}` is not supported; 1 to {newest} are");
-                self.problems.add(place, reason, Some("export the model for one of these"));
+                let reason = format!(
+                    "version {version} of operator set `{shown}` is not supported; 1 to {newest} are"
+                );
+                self.problems
+                    .add(place, reason, Some("export the model for one of these"));
             }
             versions.insert(domain.to_owned(), version);
         }
@@ -203,7 +256,9 @@ impl Importer<'_> {
         let declared = value_type(proto, &output.name, &self.options.dims);
         match declared.and_then(|d| refine(&self.module.value(value).ty, &d)) {
             Ok(ty) => self.module.value_mut(value).ty = ty,
-            Err(e) => self.problems.add(&format!("output `{}`", output.name), e, None),
+            Err(e) => self
+                .problems
+                .add(&format!("output `{}`", output.name), e, None),
         }
     }
 
@@ -219,7 +274,11 @@ impl Importer<'_> {
             let constant = tensor::sparse(t, &self.files);
             self.initializer(name, constant, scope);
         }
-        let free = graph.input.iter().filter(|i| !scope.names.contains_key(&i.name)).collect::<Vec<_>>();
+        let free = graph
+            .input
+            .iter()
+            .filter(|i| !scope.names.contains_key(&i.name))
+            .collect::<Vec<_>>();
         for (i, input) in free.into_iter().enumerate() {
             let declared = match (&input.r#type, given.get(i)) {
                 (Some(t), _) => value_type(t, &input.name, &self.options.dims),
@@ -229,19 +288,28 @@ impl Importer<'_> {
             let slot = match declared {
                 Ok(ty) => Slot::Value(self.module.add_input(region, &input.name, ty)),
                 Err(e) => {
-                    self.problems.add(&format!("input `{path}{}`", input.name), e, None);
+                    self.problems
+                        .add(&format!("input `{path}{}`", input.name), e, None);
                     Slot::Failed
                 }
             };
             scope.set(&input.name, slot);
         }
-        let hints = graph.value_info.iter().map(|v| (v.name.as_str(), v)).collect();
+        let hints = graph
+            .value_info
+            .iter()
+            .map(|v| (v.name.as_str(), v))
+            .collect();
         self.nodes(&graph.node, region, scope, &hints);
         for output in &graph.output {
             match scope.find(&output.name) {
                 Some(Slot::Value(v)) => self.module.region_mut(region).outputs.push(v),
                 Some(Slot::Failed) => {}
-                _ => self.problems.add(&format!("output `{path}{}`", output.name), "is not defined", None),
+                _ => self.problems.add(
+                    &format!("output `{path}{}`", output.name),
+                    "is not defined",
+                    None,
+                ),
             }
         }
     }
@@ -250,7 +318,11 @@ impl Importer<'_> {
         let slot = match constant {
             Ok(c) => Slot::Value(self.module.add_constant(name, c)),
             Err(e) => {
-                self.problems.add(&format!("initializer `{}{name}`", scope.frame.path), e, None);
+                self.problems.add(
+                    &format!("initializer `{}{name}`", scope.frame.path),
+                    e,
+                    None,
+                );
                 Slot::Failed
             }
         };
@@ -261,8 +333,12 @@ impl Importer<'_> {
         let order = match definition_order(nodes) {
             Ok(order) => order,
             Err(e) => {
-                self.problems.add(&format!("graph `{}`", scope.frame.path), e, None);
-                nodes.iter().flat_map(|n| &n.output).for_each(|o| scope.set(o, Slot::Failed));
+                self.problems
+                    .add(&format!("graph `{}`", scope.frame.path), e, None);
+                nodes
+                    .iter()
+                    .flat_map(|n| &n.output)
+                    .for_each(|o| scope.set(o, Slot::Failed));
                 return;
             }
         };
@@ -274,7 +350,8 @@ impl Importer<'_> {
                 Err(failure) => {
                     if let Failure::Reason(reason, remedy) = failure {
                         let op = names::qualified(names::domain(&node.domain), &node.op_type);
-                        self.problems.add(&format!("node `{place}` ({op})"), reason, remedy);
+                        self.problems
+                            .add(&format!("node `{place}` ({op})"), reason, remedy);
                     }
                     vec![]
                 }
@@ -286,9 +363,22 @@ impl Importer<'_> {
     }
 
     /// Imports one node; one slot per result.
-    fn node(&mut self, node: &NodeProto, place: &str, region: RegionId, scope: &Scope, hints: &Hints) -> Result<Vec<Slot>, Failure> {
+    fn node(
+        &mut self,
+        node: &NodeProto,
+        place: &str,
+        region: RegionId,
+        scope: &Scope,
+        hints: &Hints,
+    ) -> Result<Vec<Slot>, Failure> {
         self.nodes_left = self.nodes_left.checked_sub(1).ok_or_else(|| {
-            Failure::Reason(format!("there are more than {} nodes after inlining functions", self.options.max_nodes), None)
+            Failure::Reason(
+                format!(
+                    "there are more than {} nodes after inlining functions",
+                    self.options.max_nodes
+                ),
+                None,
+            )
         })?;
         let domain = names::domain(&node.domain);
         let attributes = bind(&node.attribute, scope.frame);
@@ -303,14 +393,29 @@ impl Importer<'_> {
         if op.is_none()
             && let Some(function) = self.functions.get(&key).copied()
         {
-            return self.call(function, &key, &operands, &attributes, node, place, region, scope.frame);
+            return self.call(
+                function,
+                &key,
+                &operands,
+                &attributes,
+                node,
+                place,
+                region,
+                scope.frame,
+            );
         }
         let Some(version) = scope.frame.versions.get(domain).copied() else {
-            return Err(Failure::Reason(format!("operator set `{domain}` is not among the model's imports"), None));
+            return Err(Failure::Reason(
+                format!("operator set `{domain}` is not among the model's imports"),
+                None,
+            ));
         };
         if op.is_none() && !superseded(domain, &node.op_type) {
             let remedy = "rewrite the model without it, or include it as a model-local function";
-            return Err(Failure::Reason(format!("operator is not supported (opset {version})"), Some(remedy)));
+            return Err(Failure::Reason(
+                format!("operator is not supported (opset {version})"),
+                Some(remedy),
+            ));
         }
         let operands: Vec<Option<ValueId>> = operands
             .into_iter()
@@ -325,7 +430,11 @@ impl Importer<'_> {
             op: node.op_type.clone(),
             operands,
             attrs: self.values(&attributes)?,
-            n_results: node.output.iter().rposition(|o| !o.is_empty()).map_or(0, |i| i + 1),
+            n_results: node
+                .output
+                .iter()
+                .rposition(|o| !o.is_empty())
+                .map_or(0, |i| i + 1),
         };
         let mut builder = Builder::new(&mut self.module, region, place, &self.fresh);
         let results = match upgrade(&mut form, version, &mut builder).map_err(|e| e.0)? {
@@ -348,9 +457,18 @@ impl Importer<'_> {
     }
 
     /// Places a node of the newest form.
-    fn table_node(&mut self, form: Form, version: i64, attributes: &[AttributeProto], place: &str, region: RegionId, scope: &Scope) -> Result<Vec<ValueId>, Failure> {
+    fn table_node(
+        &mut self,
+        form: Form,
+        version: i64,
+        attributes: &[AttributeProto],
+        place: &str,
+        region: RegionId,
+        scope: &Scope,
+    ) -> Result<Vec<ValueId>, Failure> {
         let op = names::table_op(&form.domain, &form.op);
-        let op = op.ok_or_else(|| format!("operator `{}` is not supported (opset {version})", form.op))?;
+        let op =
+            op.ok_or_else(|| format!("operator `{}` is not supported (opset {version})", form.op))?;
         let mut operands = form.operands;
         while operands.last() == Some(&None) {
             operands.pop();
@@ -358,10 +476,17 @@ impl Importer<'_> {
         check_operands(&op, &operands)?;
         let attrs = check_attributes(&op, form.attrs, version)?;
         let subgraphs = self.subgraphs(&op, attributes, &operands, scope)?;
-        let id = self.module.make_node(op, place, operands, attrs, subgraphs, vec![]);
+        let id = self
+            .module
+            .make_node(op, place, operands, attrs, subgraphs, vec![]);
         let mut types = infer_node(&self.module, id, &self.fresh).map_err(|e| e.0)?;
         if types.len() < form.n_results {
-            return Err(format!("has {} results, but the model names {}", types.len(), form.n_results).into());
+            return Err(format!(
+                "has {} results, but the model names {}",
+                types.len(),
+                form.n_results
+            )
+            .into());
         }
         types.truncate(form.n_results);
         self.module.set_result_types(id, types);
@@ -370,11 +495,20 @@ impl Importer<'_> {
     }
 
     /// Imports subgraphs as regions, in the op's order.
-    fn subgraphs(&mut self, op: &Op, attributes: &[AttributeProto], operands: &[Option<ValueId>], scope: &Scope) -> Result<Vec<RegionId>, Failure> {
+    fn subgraphs(
+        &mut self,
+        op: &Op,
+        attributes: &[AttributeProto],
+        operands: &[Option<ValueId>],
+        scope: &Scope,
+    ) -> Result<Vec<RegionId>, Failure> {
         let given = self.body_inputs(op, operands);
         let mut regions = vec![];
         for name in op.regions {
-            let graph = attributes.iter().find(|a| a.name == *name).and_then(|a| a.g.as_ref());
+            let graph = attributes
+                .iter()
+                .find(|a| a.name == *name)
+                .and_then(|a| a.g.as_ref());
             let graph = graph.ok_or_else(|| format!("attribute `{name}` must be a graph"))?;
             let region = self.module.add_region();
             let before = self.problems.list.len() + self.problems.more;
@@ -388,21 +522,35 @@ impl Importer<'_> {
             }
             regions.push(region);
         }
-        let stray = attributes.iter().find(|a| attributes::is_graph(a) && !op.regions.contains(&a.name.as_str()));
+        let stray = attributes
+            .iter()
+            .find(|a| attributes::is_graph(a) && !op.regions.contains(&a.name.as_str()));
         match stray {
-            Some(a) => Err(format!("attribute `{}` is a graph, which `{op}` does not take", a.name).into()),
+            Some(a) => Err(format!(
+                "attribute `{}` is a graph, which `{op}` does not take",
+                a.name
+            )
+            .into()),
             None => Ok(regions),
         }
     }
 
     /// Types of a body's inputs as far as the operands say, for bodies that declare none.
     fn body_inputs(&self, op: &Op, operands: &[Option<ValueId>]) -> Vec<Type> {
-        let ty = |v: &Option<ValueId>| v.map_or(Type::unranked(lapidary_ir::ElemType::Bool), |v| self.module.value(v).ty.clone());
+        let ty = |v: &Option<ValueId>| {
+            v.map_or(Type::unranked(lapidary_ir::ElemType::Bool), |v| {
+                self.module.value(v).ty.clone()
+            })
+        };
         let unranked = |t: Type| t.elem().map_or(t, Type::unranked);
         match op.name {
             "loop" => {
-                let counters = [lapidary_ir::ElemType::I64, lapidary_ir::ElemType::Bool].map(|e| Type::tensor(e, [] as [i64; 0]));
-                counters.into_iter().chain(operands.iter().skip(2).map(|v| unranked(ty(v)))).collect()
+                let counters = [lapidary_ir::ElemType::I64, lapidary_ir::ElemType::Bool]
+                    .map(|e| Type::tensor(e, [] as [i64; 0]));
+                counters
+                    .into_iter()
+                    .chain(operands.iter().skip(2).map(|v| unranked(ty(v))))
+                    .collect()
             }
             "scan" => operands.iter().map(|v| unranked(ty(v))).collect(),
             "sequence_map" => operands
@@ -417,7 +565,12 @@ impl Importer<'_> {
     }
 
     /// Keeps the model's names, and checks declared types.
-    fn name_results(&mut self, node: &NodeProto, results: &[ValueId], hints: &Hints) -> Result<(), Failure> {
+    fn name_results(
+        &mut self,
+        node: &NodeProto,
+        results: &[ValueId],
+        hints: &Hints,
+    ) -> Result<(), Failure> {
         for (name, &value) in node.output.iter().zip(results) {
             let info = self.module.value_mut(value);
             if info.name.is_empty() {
@@ -428,7 +581,8 @@ impl Importer<'_> {
             };
             // A declaration that cannot be expressed is only a hint, and says nothing.
             if let Ok(declared) = value_type(proto, name, &self.options.dims) {
-                info.ty = refine(&info.ty, &declared).map_err(|e| format!("result `{name}` is {e}"))?;
+                info.ty =
+                    refine(&info.ty, &declared).map_err(|e| format!("result `{name}` is {e}"))?;
             }
         }
         Ok(())
@@ -436,23 +590,52 @@ impl Importer<'_> {
 
     /// Inlines a model-local function.
     #[allow(clippy::too_many_arguments, reason = "a call has these parts")]
-    fn call(&mut self, function: &FunctionProto, key: &FunctionKey, operands: &[Slot], attributes: &[AttributeProto], node: &NodeProto, place: &str, region: RegionId, caller: &Frame) -> Result<Vec<Slot>, Failure> {
+    fn call(
+        &mut self,
+        function: &FunctionProto,
+        key: &FunctionKey,
+        operands: &[Slot],
+        attributes: &[AttributeProto],
+        node: &NodeProto,
+        place: &str,
+        region: RegionId,
+        caller: &Frame,
+    ) -> Result<Vec<Slot>, Failure> {
         if caller.calls.contains(&key) {
             return Err(format!("function `{}` calls itself", key.1).into());
         }
         if operands.len() > function.input.len() || node.output.len() > function.output.len() {
-            return Err(format!("function takes {} operands and gives {} results", function.input.len(), function.output.len()).into());
+            return Err(format!(
+                "function takes {} operands and gives {} results",
+                function.input.len(),
+                function.output.len()
+            )
+            .into());
         }
         let versions = self.versions(&function.opset_import, place);
-        let defaults = function.attribute_proto.iter().map(|a| (a.name.clone(), a.clone()));
-        let bound = defaults.chain(attributes.iter().map(|a| (a.name.clone(), a.clone()))).collect();
+        let defaults = function
+            .attribute_proto
+            .iter()
+            .map(|a| (a.name.clone(), a.clone()));
+        let bound = defaults
+            .chain(attributes.iter().map(|a| (a.name.clone(), a.clone())))
+            .collect();
         let calls = caller.calls.iter().copied().chain([key]).collect();
-        let frame = Frame { versions, attributes: bound, path: format!("{place}/"), calls };
+        let frame = Frame {
+            versions,
+            attributes: bound,
+            path: format!("{place}/"),
+            calls,
+        };
         let mut scope = Scope::new(None, &frame);
         for (i, name) in function.input.iter().enumerate() {
             scope.set(name, operands.get(i).copied().unwrap_or(Slot::Absent));
         }
-        let hints = function.value_info.iter().map(|v| (v.name.as_str(), v)).collect();
+        let hints = function
+            .value_info
+            .iter()
+            .map(|v| (v.name.as_str(), v))
+            .collect();
         self.nodes(&function.node, region, &mut scope, &hints);
         let wanted = node.output.iter().zip(&function.output);
         wanted
@@ -476,14 +659,18 @@ impl Importer<'_> {
         }
         let tensor = match (a.name.as_str(), attributes::value(a, &self.files)?) {
             ("value_float", Attr::Float(v)) => Tensor::f32(v),
-            ("value_floats", Attr::Floats(v)) => {
-                Tensor::from_f64(lapidary_ir::ElemType::F32, [v.len()], v.into_iter().map(f64::from).collect())
-            }
+            ("value_floats", Attr::Floats(v)) => Tensor::from_f64(
+                lapidary_ir::ElemType::F32,
+                [v.len()],
+                v.into_iter().map(f64::from).collect(),
+            ),
             ("value_int", Attr::Int(v)) => Tensor::int(v),
             ("value_ints", Attr::Ints(v)) => Tensor::ints(&v),
             ("value_string", Attr::Str(v)) => strings(vec![], vec![v]),
             ("value_strings", Attr::Strs(v)) => strings(vec![v.len()], v),
-            (name, _) => return Err(format!("attribute `{name}` is not known or has the wrong kind").into()),
+            (name, _) => {
+                return Err(format!("attribute `{name}` is not known or has the wrong kind").into());
+            }
         };
         Ok(Constant::from_tensor(&tensor))
     }
@@ -492,7 +679,11 @@ impl Importer<'_> {
 type Hints<'h> = HashMap<&'h str, &'h super::proto::ValueInfoProto>;
 
 fn strings(shape: Vec<usize>, values: Vec<String>) -> Tensor {
-    Tensor::new(lapidary_ir::ElemType::String, shape, lapidary_ir::tensor::Data::Str(values))
+    Tensor::new(
+        lapidary_ir::ElemType::String,
+        shape,
+        lapidary_ir::tensor::Data::Str(values),
+    )
 }
 
 /// Operators without an entry of their own, which an upgrade turns into another.
@@ -504,7 +695,10 @@ fn superseded(domain: &str, op_type: &str) -> bool {
 fn bind(attributes: &[AttributeProto], frame: &Frame) -> Vec<AttributeProto> {
     let bound = |a: &AttributeProto| match a.ref_attr_name.as_str() {
         "" => Some(a.clone()),
-        name => frame.attributes.get(name).map(|v| AttributeProto { name: a.name.clone(), ..v.clone() }),
+        name => frame.attributes.get(name).map(|v| AttributeProto {
+            name: a.name.clone(),
+            ..v.clone()
+        }),
     };
     attributes.iter().filter_map(bound).collect()
 }
@@ -512,7 +706,9 @@ fn bind(attributes: &[AttributeProto], frame: &Frame) -> Vec<AttributeProto> {
 fn operands(node: &NodeProto, scope: &Scope) -> Result<Vec<Slot>, Failure> {
     let find = |name: &String| match name.as_str() {
         "" => Ok(Slot::Absent),
-        name => scope.find(name).ok_or_else(|| format!("operand `{name}` is not defined").into()),
+        name => scope
+            .find(name)
+            .ok_or_else(|| format!("operand `{name}` is not defined").into()),
     };
     node.input.iter().map(find).collect()
 }
@@ -526,7 +722,9 @@ fn check_operands(op: &Op, operands: &[Option<ValueId>]) -> Result<(), Failure> 
         if let Operand::One(name) = def
             && operands.get(i).copied().flatten().is_none()
         {
-            return Err(format!("operand {i} (`{name}`) is missing; at least {least} are needed").into());
+            return Err(
+                format!("operand {i} (`{name}`) is missing; at least {least} are needed").into(),
+            );
         }
     }
     Ok(())
@@ -536,13 +734,21 @@ fn check_attributes(op: &Op, attrs: Attrs, version: i64) -> Result<Attrs, Failur
     let mut out = Attrs::new();
     for (name, attr) in attrs {
         let Some(def) = op.attrs.iter().find(|d| d.name == name) else {
-            return Err(format!("attribute `{name}` is not supported by `{op}` (opset {version})").into());
+            return Err(
+                format!("attribute `{name}` is not supported by `{op}` (opset {version})").into(),
+            );
         };
-        if let Some(attr) = attributes::fit(attr, def).map_err(|e| format!("attribute `{name}` {e}"))? {
+        if let Some(attr) =
+            attributes::fit(attr, def).map_err(|e| format!("attribute `{name}` {e}"))?
+        {
             out.insert(name, attr);
         }
     }
-    match op.attrs.iter().find(|d| d.default == AttrDefault::Required && !out.contains_key(d.name)) {
+    match op
+        .attrs
+        .iter()
+        .find(|d| d.default == AttrDefault::Required && !out.contains_key(d.name))
+    {
         Some(d) => Err(format!("attribute `{}` is missing", d.name).into()),
         None => Ok(out),
     }

@@ -14,8 +14,13 @@ pub const ONNX: &str = "";
 pub const MICROSOFT: &str = "com.microsoft";
 
 /// Domains whose operators are in the op table, each with its newest version.
-pub const DOMAINS: &[(&str, i64)] =
-    &[(ONNX, 28), ("ai.onnx.ml", 5), ("ai.onnx.preview.training", 1), ("ai.onnx.preview", 1), (MICROSOFT, 1)];
+pub const DOMAINS: &[(&str, i64)] = &[
+    (ONNX, 28),
+    ("ai.onnx.ml", 5),
+    ("ai.onnx.preview.training", 1),
+    ("ai.onnx.preview", 1),
+    (MICROSOFT, 1),
+];
 
 /// One spelling per domain.
 pub fn domain(name: &str) -> &str {
@@ -36,14 +41,22 @@ pub fn table_op(domain: &str, op_type: &str) -> Option<Op> {
         return None;
     }
     let plain = op_type.to_ascii_lowercase();
-    let own = if domain == MICROSOFT { index.get(&format!("ms{plain}")) } else { None };
+    let own = if domain == MICROSOFT {
+        index.get(&format!("ms{plain}"))
+    } else {
+        None
+    };
     let found = own.or_else(|| index.get(&plain)).copied()?;
     (domain == MICROSOFT || !found.name.starts_with("ms_")).then_some(found)
 }
 
 /// How a node's operator is written in messages.
 pub fn qualified(domain: &str, op_type: &str) -> String {
-    if domain.is_empty() { op_type.to_owned() } else { format!("{domain}.{op_type}") }
+    if domain.is_empty() {
+        op_type.to_owned()
+    } else {
+        format!("{domain}.{op_type}")
+    }
 }
 
 #[cfg(test)]

@@ -332,7 +332,9 @@ pub fn decode<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
         Ok(()) => Ok(message),
         Err(e) => {
             let offset = len - bytes.remaining();
-            Err(format!("not a valid protobuf message at byte {offset} of {len}: {e}"))
+            Err(format!(
+                "not a valid protobuf message at byte {offset} of {len}: {e}"
+            ))
         }
     }
 }
@@ -343,7 +345,10 @@ mod tests {
 
     #[test]
     fn raw_data_is_a_view_of_the_input() {
-        let tensor = TensorProto { raw_data: Some(Bytes::from_static(b"01234567")), ..TensorProto::default() };
+        let tensor = TensorProto {
+            raw_data: Some(Bytes::from_static(b"01234567")),
+            ..TensorProto::default()
+        };
         let bytes = Bytes::from(tensor.encode_to_vec());
         let range = bytes.as_ptr_range();
         let back: TensorProto = decode(bytes.clone()).expect("valid");
@@ -353,11 +358,26 @@ mod tests {
 
     #[test]
     fn every_truncation_is_an_error_or_a_message() {
-        let node = NodeProto { input: vec!["x".into(); 3], op_type: "Add".into(), ..NodeProto::default() };
-        let graph = GraphProto { node: vec![node; 3], name: "g".into(), ..GraphProto::default() };
-        let bytes = Bytes::from(ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec());
+        let node = NodeProto {
+            input: vec!["x".into(); 3],
+            op_type: "Add".into(),
+            ..NodeProto::default()
+        };
+        let graph = GraphProto {
+            node: vec![node; 3],
+            name: "g".into(),
+            ..GraphProto::default()
+        };
+        let bytes = Bytes::from(
+            ModelProto {
+                graph: Some(graph),
+                ..ModelProto::default()
+            }
+            .encode_to_vec(),
+        );
         for end in 1..bytes.len() {
-            let error = decode::<ModelProto>(bytes.slice(..end)).expect_err("the graph's length is cut");
+            let error =
+                decode::<ModelProto>(bytes.slice(..end)).expect_err("the graph's length is cut");
             assert!(error.contains("at byte"), "{error}");
         }
     }
@@ -367,7 +387,9 @@ mod tests {
         let mut inner = TypeProto::default();
         for _ in 0..200 {
             inner = TypeProto {
-                sequence_type: Some(Box::new(ElementTypeProto { elem_type: Some(Box::new(inner)) })),
+                sequence_type: Some(Box::new(ElementTypeProto {
+                    elem_type: Some(Box::new(inner)),
+                })),
                 ..TypeProto::default()
             };
         }

@@ -55,7 +55,10 @@ fn optional_value(proto: &OptionalProto) -> Result<Value, String> {
     } else if let Some(o) = &proto.optional_value {
         Some(optional_value(o)?)
     } else if proto.sparse_tensor_value.is_some() || proto.elem_type == element_kind::MAP {
-        return Err(format!("optional of element kind {} is not supported", proto.elem_type));
+        return Err(format!(
+            "optional of element kind {} is not supported",
+            proto.elem_type
+        ));
     } else {
         None
     };
@@ -63,7 +66,10 @@ fn optional_value(proto: &OptionalProto) -> Result<Value, String> {
 }
 
 fn sequence_proto(name: &str, items: &[Value]) -> SequenceProto {
-    let mut out = SequenceProto { name: name.to_owned(), ..SequenceProto::default() };
+    let mut out = SequenceProto {
+        name: name.to_owned(),
+        ..SequenceProto::default()
+    };
     for item in items {
         match item {
             Value::Tensor(t) => {
@@ -84,7 +90,10 @@ fn sequence_proto(name: &str, items: &[Value]) -> SequenceProto {
 }
 
 fn optional_proto(name: &str, item: Option<&Value>) -> OptionalProto {
-    let mut out = OptionalProto { name: name.to_owned(), ..OptionalProto::default() };
+    let mut out = OptionalProto {
+        name: name.to_owned(),
+        ..OptionalProto::default()
+    };
     match item {
         None => {}
         Some(Value::Tensor(t)) => {
@@ -116,9 +125,18 @@ mod tests {
         let cases = [
             (item.clone(), tensor.clone()),
             (sequence.clone(), Type::Sequence(Box::new(tensor.clone()))),
-            (Value::Sequence(vec![]), Type::Sequence(Box::new(tensor.clone()))),
-            (Value::Optional(None), Type::Optional(Box::new(tensor.clone()))),
-            (Value::Optional(Some(Box::new(sequence))), Type::Optional(Box::new(Type::Sequence(Box::new(tensor))))),
+            (
+                Value::Sequence(vec![]),
+                Type::Sequence(Box::new(tensor.clone())),
+            ),
+            (
+                Value::Optional(None),
+                Type::Optional(Box::new(tensor.clone())),
+            ),
+            (
+                Value::Optional(Some(Box::new(sequence))),
+                Type::Optional(Box::new(Type::Sequence(Box::new(tensor)))),
+            ),
         ];
         for (value, ty) in cases {
             let bytes = Bytes::from(value_to_bytes("v", &value));

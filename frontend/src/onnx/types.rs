@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 
 /// The type, or why it cannot be expressed. Dimension `i` of `name` without a name or number becomes the
 /// symbol `?name_i`; symbols named in `dims` become numbers.
-pub fn value_type(proto: &TypeProto, name: &str, dims: &BTreeMap<String, i64>) -> Result<Type, String> {
+pub fn value_type(
+    proto: &TypeProto,
+    name: &str,
+    dims: &BTreeMap<String, i64>,
+) -> Result<Type, String> {
     let inner = |e: &Option<Box<TypeProto>>| match e {
         Some(t) => value_type(t, name, dims).map(Box::new),
         None => Err("element type is missing".to_owned()),
@@ -24,24 +28,35 @@ pub fn value_type(proto: &TypeProto, name: &str, dims: &BTreeMap<String, i64>) -
     } else if proto.sparse_tensor_type.is_some() {
         Err("sparse tensors as inputs or outputs are not supported; use dense ones".into())
     } else if let Some(t) = &proto.opaque_type {
-        Err(format!("opaque type `{}.{}` is not supported", t.domain, t.name))
+        Err(format!(
+            "opaque type `{}.{}` is not supported",
+            t.domain, t.name
+        ))
     } else {
         Err("type is missing".into())
     }
 }
 
-fn tensor_type(proto: &TensorTypeProto, name: &str, dims: &BTreeMap<String, i64>) -> Result<TensorType, String> {
+fn tensor_type(
+    proto: &TensorTypeProto,
+    name: &str,
+    dims: &BTreeMap<String, i64>,
+) -> Result<TensorType, String> {
     let elem = elem_type(proto.elem_type)?;
     let Some(shape) = &proto.shape else {
         return Ok(TensorType::unranked(elem));
     };
-    let dim = |(i, d): (usize, &super::proto::Dimension)| match (d.dim_value, d.dim_param.as_deref()) {
-        (Some(n), _) if n >= 0 => Dim::from(n),
-        (_, Some(s)) if dims.contains_key(s) => Dim::from(dims[s]),
-        (None, Some(s)) if !s.is_empty() && !s.starts_with('?') => Dim::sym(s),
-        _ => Dim::sym(&format!("?{name}_{i}")),
-    };
-    Ok(TensorType { elem, shape: Some(shape.dim.iter().enumerate().map(dim).collect()) })
+    let dim =
+        |(i, d): (usize, &super::proto::Dimension)| match (d.dim_value, d.dim_param.as_deref()) {
+            (Some(n), _) if n >= 0 => Dim::from(n),
+            (_, Some(s)) if dims.contains_key(s) => Dim::from(dims[s]),
+            (None, Some(s)) if !s.is_empty() && !s.starts_with('?') => Dim::sym(s),
+            _ => Dim::sym(&format!("?{name}_{i}")),
+        };
+    Ok(TensorType {
+        elem,
+        shape: Some(shape.dim.iter().enumerate().map(dim).collect()),
+    })
 }
 
 /// Checks what a model declares about a value against what was inferred; gives the better of the two.

@@ -15,13 +15,40 @@ pub(super) static ROWS: &[Row] = &[
 ];
 
 const CONSUMING: &[&str] = &[
-    "Abs", "Add", "Ceil", "Clip", "Div", "Dropout", "Elu", "Exp", "Floor", "HardSigmoid", "InstanceNormalization",
-    "LeakyRelu", "Log", "Max", "Mean", "Min", "Mul", "Neg", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sqrt",
-    "Sub", "Sum", "Tanh", "BatchNormalization", "Reshape",
+    "Abs",
+    "Add",
+    "Ceil",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Exp",
+    "Floor",
+    "HardSigmoid",
+    "InstanceNormalization",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Mul",
+    "Neg",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "BatchNormalization",
+    "Reshape",
 ];
 
-const BROADCASTING: &[&str] =
-    &["Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor"];
+const BROADCASTING: &[&str] = &[
+    "Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor",
+];
 
 /// `consumed_inputs` only allowed the operator to overwrite its operands.
 fn drop_consumed_inputs(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
@@ -69,7 +96,9 @@ fn explicit_broadcast(form: &mut Form, b: &mut Builder) -> Result<Step, OpError>
     let (x, y) = (form.operand(0)?, form.operand(1)?);
     let (rank, inner) = (b.shape(x)?.len(), b.shape(y)?.len());
     let axis = lapidary_ir::ops::resolve_axis(axis, rank)?;
-    let after = rank.checked_sub(axis + inner).ok_or_else(|| OpError::new("`axis` leaves no room for the second operand"))?;
+    let after = rank
+        .checked_sub(axis + inner)
+        .ok_or_else(|| OpError::new("`axis` leaves no room for the second operand"))?;
     if after > 0 {
         let axes: Vec<i64> = (inner..inner + after).map(|i| i as i64).collect();
         let axes = b.ints(&axes);

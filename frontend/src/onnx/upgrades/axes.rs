@@ -1,9 +1,9 @@
 //! Operators along axes: reductions, softmax, selection.
 
 use super::{Form, Row, Step};
+use lapidary_ir::Attr;
 use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::{OpError, resolve_axis};
-use lapidary_ir::Attr;
 
 pub(super) static ROWS: &[Row] = &[
     Row::new(&["TopK"], 10, top_k_count),
@@ -14,7 +14,14 @@ pub(super) static ROWS: &[Row] = &[
 ];
 
 const REDUCTIONS: &[&str] = &[
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
     "ReduceSumSquare",
 ];
 
@@ -24,7 +31,9 @@ fn reduce_axes(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
 }
 
 fn top_k_count(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
-    let k = form.take_int("k")?.ok_or_else(|| OpError::new("attribute `k` is missing"))?;
+    let k = form
+        .take_int("k")?
+        .ok_or_else(|| OpError::new("attribute `k` is missing"))?;
     let k = b.ints(&[k]);
     form.set_operand(1, k);
     Ok(Step::Keep)

@@ -14,9 +14,15 @@ fn label_encoder_1(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
     };
     let numbers = Attr::Ints((0..classes.len() as i64).collect());
     let (keys, values) = if b.elem(form.operand(0)?)? == ElemType::String {
-        (("keys_strings", Attr::Strs(classes)), ("values_int64s", numbers))
+        (
+            ("keys_strings", Attr::Strs(classes)),
+            ("values_int64s", numbers),
+        )
     } else {
-        (("keys_int64s", numbers), ("values_strings", Attr::Strs(classes)))
+        (
+            ("keys_int64s", numbers),
+            ("values_strings", Attr::Strs(classes)),
+        )
     };
     for (name, attr) in [keys, values] {
         form.attrs.insert(name.into(), attr);

@@ -52,7 +52,11 @@ pub struct Row {
 
 impl Row {
     const fn new(ops: &'static [&'static str], below: i64, upgrade: Upgrade) -> Row {
-        Row { ops, below, upgrade }
+        Row {
+            ops,
+            below,
+            upgrade,
+        }
     }
 }
 
@@ -69,7 +73,8 @@ pub static ROWS: &[(&str, &[Row])] = &[
 pub fn upgrade(form: &mut Form, version: i64, builder: &mut Builder) -> Result<Step, OpError> {
     let op = form.op.clone();
     for (domain, rows) in ROWS {
-        let fits = |r: &&Row| *domain == form.domain && version < r.below && r.ops.contains(&op.as_str());
+        let fits =
+            |r: &&Row| *domain == form.domain && version < r.below && r.ops.contains(&op.as_str());
         let rows: Vec<&Row> = rows.iter().filter(fits).collect();
         for row in rows {
             if let Step::Done(results) = (row.upgrade)(form, builder)? {
@@ -100,7 +105,9 @@ impl Form {
         match self.attrs.remove(name) {
             None => Ok(None),
             Some(Attr::Int(v)) => Ok(Some(v)),
-            Some(_) => Err(OpError::new(format!("attribute `{name}` must be an integer"))),
+            Some(_) => Err(OpError::new(format!(
+                "attribute `{name}` must be an integer"
+            ))),
         }
     }
 
@@ -109,7 +116,9 @@ impl Form {
         match self.attrs.remove(name) {
             None => Ok(None),
             Some(Attr::Ints(v)) => Ok(Some(v)),
-            Some(_) => Err(OpError::new(format!("attribute `{name}` must be a list of integers"))),
+            Some(_) => Err(OpError::new(format!(
+                "attribute `{name}` must be a list of integers"
+            ))),
         }
     }
 
@@ -127,7 +136,9 @@ impl Form {
         match self.attrs.remove(name) {
             None => Ok(None),
             Some(Attr::Floats(v)) => Ok(Some(v)),
-            Some(_) => Err(OpError::new(format!("attribute `{name}` must be a list of floats"))),
+            Some(_) => Err(OpError::new(format!(
+                "attribute `{name}` must be a list of floats"
+            ))),
         }
     }
 
@@ -142,12 +153,18 @@ impl Form {
 
     /// Sets an attribute that is not given.
     fn default_attr(&mut self, name: &str, value: impl Into<Attr>) {
-        self.attrs.entry(name.to_owned()).or_insert_with(|| value.into());
+        self.attrs
+            .entry(name.to_owned())
+            .or_insert_with(|| value.into());
     }
 }
 
 /// A 1-D `f32` constant.
 fn floats(b: &mut Builder, values: &[f32]) -> ValueId {
     let values = values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    b.constant(&Tensor::from_f64(lapidary_ir::ElemType::F32, [values.len()], values))
+    b.constant(&Tensor::from_f64(
+        lapidary_ir::ElemType::F32,
+        [values.len()],
+        values,
+    ))
 }

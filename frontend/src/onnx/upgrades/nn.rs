@@ -21,7 +21,9 @@ pub(super) static ROWS: &[Row] = &[
 fn integer_p(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
     if let Some(p) = form.take_float("p")? {
         if p.fract() != 0.0 {
-            return Err(OpError::new(format!("`p` is {p}; only whole numbers are supported")));
+            return Err(OpError::new(format!(
+                "`p` is {p}; only whole numbers are supported"
+            )));
         }
         form.attrs.insert("p".into(), Attr::Int(p as i64));
     }
@@ -73,7 +75,11 @@ fn batch_norm_9(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
     match form.n_results {
         0 | 1 => {}
         2 | 3 => form.default_attr("training_mode", 1i64),
-        _ => return Err(OpError::new("results `saved_mean` and `saved_var` are not supported; remove them")),
+        _ => {
+            return Err(OpError::new(
+                "results `saved_mean` and `saved_var` are not supported; remove them",
+            ));
+        }
     }
     Ok(Step::Keep)
 }
@@ -107,7 +113,9 @@ fn group_norm_18(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
     let channels = b.shape(form.operand(0)?)?.get(1).and_then(|c| c.as_const());
     let channels = channels.ok_or_else(|| OpError::new("the number of channels must be known"))?;
     if groups <= 0 || channels % groups != 0 {
-        return Err(OpError::new(format!("{channels} channels do not divide into {groups} groups")));
+        return Err(OpError::new(format!(
+            "{channels} channels do not divide into {groups} groups"
+        )));
     }
     let one = b.ints(&[1]);
     let wide = b.ints(&[groups, channels / groups]);

@@ -1,9 +1,9 @@
 //! Operators that move elements: shapes, axes and positions that were attributes became operands.
 
 use super::{Form, Row, Step, floats};
+use lapidary_ir::Attr;
 use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::Attr;
 
 pub(super) static ROWS: &[Row] = &[
     Row::new(&["Pad"], 2, pad_1),
@@ -53,11 +53,15 @@ fn reshape_1(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
 }
 
 fn tile_1(_: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
-    Err(OpError::new("version 1, which repeats along one axis, is not supported"))
+    Err(OpError::new(
+        "version 1, which repeats along one axis, is not supported",
+    ))
 }
 
 fn scan_8(_: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
-    Err(OpError::new("version 8, which scans batches, is not supported"))
+    Err(OpError::new(
+        "version 8, which scans batches, is not supported",
+    ))
 }
 
 fn slice_1(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
@@ -101,7 +105,9 @@ fn upsample_1(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
 }
 
 fn upsample_7(form: &mut Form, b: &mut Builder) -> Result<Step, OpError> {
-    let scales = form.take_floats("scales")?.ok_or_else(|| OpError::new("attribute `scales` is missing"))?;
+    let scales = form
+        .take_floats("scales")?
+        .ok_or_else(|| OpError::new("attribute `scales` is missing"))?;
     let scales = floats(b, &scales);
     form.set_operand(1, scales);
     Ok(Step::Keep)
@@ -120,7 +126,8 @@ fn resize_10(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
     if form.attrs.get("mode") == Some(&Attr::from("bilinear")) {
         form.attrs.insert("mode".into(), Attr::from("linear"));
     }
-    form.attrs.insert("coordinate_transformation_mode".into(), "asymmetric".into());
+    form.attrs
+        .insert("coordinate_transformation_mode".into(), "asymmetric".into());
     form.attrs.insert("nearest_mode".into(), "floor".into());
     Ok(Step::Keep)
 }
@@ -145,4 +152,3 @@ fn grid_sample_16(form: &mut Form, _: &mut Builder) -> Result<Step, OpError> {
     form.attrs.insert("mode".into(), renamed.into());
     Ok(Step::Keep)
 }
-
