@@ -669,7 +669,9 @@ impl Importer<'_> {
             ("value_string", Attr::Str(v)) => strings(vec![], vec![v]),
             ("value_strings", Attr::Strs(v)) => strings(vec![v.len()], v),
             (name, _) => {
-                return Err(format!("attribute `{name}` is not known or has the wrong kind").into());
+                return Err(
+                    format!("attribute `{name}` is not known or has the wrong kind").into(),
+                );
             }
         };
         Ok(Constant::from_tensor(&tensor))
