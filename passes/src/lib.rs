@@ -1,3 +1,4 @@
 //! Rewriting graphs and lowering them to kernels.
 
+pub mod egraph;
 pub mod fold;

@@ -1,0 +1,7 @@
+//! Equality saturation, block by block.
+//!
+//! A module is cut into blocks ([`blocks`]), each is loaded into an e-graph ([`lang`]), saturated with the rule
+//! table within limits of nodes and rounds, and the cheapest program is extracted as a DAG ([`extract`]).
+//! Blocks of equal structure are solved once. `egg` and its ids stay inside this crate.
+
+pub mod lang;
