@@ -2,3 +2,4 @@
 
 pub mod egraph;
 pub mod fold;
+pub mod rules;

@@ -100,6 +100,15 @@ pub struct Fact {
     pub contents: Option<Vec<Dim>>,
     /// The attributes, if it is an attribute leaf.
     pub attrs: Option<usize>,
+    /// True if everything below it is constant, so that folding will compute it at compile time.
+    pub foldable: bool,
+}
+
+impl Fact {
+    /// True for constants, for what folds to one, and for the leaves that are no tensors.
+    pub fn is_constant(&self) -> bool {
+        self.foldable || self.constant.is_some() || self.ty.is_none()
+    }
 }
 
 /// The e-graph's analysis: types, constants and attributes, kept in tables that nodes point into.
@@ -151,7 +160,7 @@ impl Analysis<Term> for Facts {
                     contents: constant.as_deref().and_then(small_ints),
                     ty: Some(ty),
                     constant,
-                    attrs: None,
+                    ..Fact::default()
                 }
             }
             Head::Made(n) => {
@@ -161,7 +170,7 @@ impl Analysis<Term> for Facts {
                     contents: small_ints(&constant),
                     ty: Some(ty),
                     constant: Some(constant),
-                    attrs: None,
+                    ..Fact::default()
                 }
             }
             Head::Attrs(n) => Fact {
@@ -178,6 +187,8 @@ impl Analysis<Term> for Facts {
         did = did | prefer(&mut to.constant, from.constant);
         did = did | prefer(&mut to.contents, from.contents);
         did = did | prefer(&mut to.attrs, from.attrs);
+        did = did | DidMerge(from.foldable && !to.foldable, to.foldable && !from.foldable);
+        to.foldable |= from.foldable;
         // The more exact type wins: numbers over symbols.
         match (&to.ty, from.ty) {
             (Some(a), Some(b)) if *a != b => {

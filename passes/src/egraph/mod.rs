@@ -4,4 +4,10 @@
 //! table within limits of nodes and rounds, and the cheapest program is extracted as a DAG ([`extract`]).
 //! Blocks of equal structure are solved once. `egg` and its ids stay inside this crate.
 
+mod blocks;
+mod cost;
+mod extract;
 pub mod lang;
+pub mod saturate;
+
+pub use saturate::{Options, Report, saturate};

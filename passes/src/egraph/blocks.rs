@@ -1,0 +1,89 @@
+//! Cutting a region into blocks that are saturated one at a time.
+//!
+//! A block is a run of consecutive nodes that can enter the e-graph: pure, one result, no region. Long runs are cut
+//! where the fewest values cross, which in a deep network is the residual stream between layers. The first of equal
+//! places is taken, so that equal layers are cut equally and are solved once.
+
+use lapidary_ir::graph::Def;
+use lapidary_ir::{Module, NodeId, RegionId, ValueId};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A block is cut once it has this many nodes …
+const FEWEST: usize = 24;
+/// … and at the latest at this many.
+const MOST: usize = 120;
+
+/// Ranges of positions in the region's node list, in order, that are blocks.
+pub fn blocks(module: &Module, region: RegionId) -> Vec<Range<usize>> {
+    let nodes = &module.region(region).nodes;
+    let crossing = crossing_values(module, region);
+    let mut out = vec![];
+    let mut start = 0;
+    while start < nodes.len() {
+        if !enters(module, nodes[start]) {
+            start += 1;
+            continue;
+        }
+        let run = nodes[start..]
+            .iter()
+            .take_while(|&&n| enters(module, n))
+            .count();
+        let len = if run <= FEWEST {
+            run
+        } else {
+            let last = run.min(MOST);
+            (FEWEST..=last)
+                .min_by_key(|&l| {
+                    if l == run {
+                        (0, l)
+                    } else {
+                        (crossing[start + l], l)
+                    }
+                })
+                .unwrap_or(last)
+        };
+        out.push(start..start + len);
+        start += len;
+    }
+    out
+}
+
+/// True if a node can be an e-node.
+pub fn enters(module: &Module, id: NodeId) -> bool {
+    let node = module.node(id);
+    node.op.pure && node.results.len() == 1 && node.regions.is_empty()
+}
+
+/// For each position, how many node results defined before it are used at or after it.
+fn crossing_values(module: &Module, region: RegionId) -> Vec<usize> {
+    let nodes = &module.region(region).nodes;
+    let mut last_use: HashMap<ValueId, usize> = HashMap::new();
+    for (at, &id) in nodes.iter().enumerate() {
+        for &operand in module.node(id).operands.iter().flatten() {
+            last_use.insert(operand, at);
+        }
+    }
+    for &output in &module.region(region).outputs {
+        last_use.insert(output, nodes.len());
+    }
+    let mut change = vec![0isize; nodes.len() + 2];
+    for (at, &id) in nodes.iter().enumerate() {
+        for &result in &module.node(id).results {
+            if let (Def::Result(..), Some(&last)) =
+                (module.value(result).def, last_use.get(&result))
+                && last > at
+            {
+                change[at + 1] += 1;
+                change[last + 1] -= 1;
+            }
+        }
+    }
+    change
+        .iter()
+        .scan(0isize, |sum, c| {
+            *sum += c;
+            Some(*sum as usize)
+        })
+        .collect()
+}

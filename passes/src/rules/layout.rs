@@ -1,0 +1,6 @@
+//! Motion of transposes and reshapes.
+
+use super::Rule;
+
+/// The family's rules.
+pub static RULES: &[Rule] = &[];
