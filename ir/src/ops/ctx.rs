@@ -60,6 +60,30 @@ macro_rules! attr_access {
                 }
             }
 
+            /// Float list, if given (empty if not).
+            pub fn floats(&self, name: &str) -> Vec<f32> {
+                match self.attr(name) {
+                    Some(Attr::Floats(v)) => v,
+                    _ => vec![],
+                }
+            }
+
+            /// Text list, if given (empty if not).
+            pub fn strs(&self, name: &str) -> Vec<String> {
+                match self.attr(name) {
+                    Some(Attr::Strs(v)) => v,
+                    _ => vec![],
+                }
+            }
+
+            /// Tensor attribute, if given.
+            pub fn tensor_attr(&self, name: &str) -> Option<Tensor> {
+                match self.attr(name) {
+                    Some(Attr::Tensor(v)) => Some(v),
+                    _ => None,
+                }
+            }
+
             /// Text attribute, if given or defaulted (empty if not).
             pub fn str(&self, name: &str) -> String {
                 match self.attr(name) {
@@ -250,4 +274,16 @@ pub fn broadcast_shapes(a: &[usize], b: &[usize]) -> Result<Vec<usize>, OpError>
             ))),
         })
         .collect()
+}
+
+/// Most elements that an evaluated result may have.
+pub const MAX_ELEMENTS: usize = 1 << 31;
+
+/// Number of elements of a shape that an op is about to allocate; an error if that is absurd.
+pub fn checked_count(shape: &[usize]) -> Result<usize, OpError> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= MAX_ELEMENTS)
+        .ok_or_else(|| OpError::new(format!("a result of shape {shape:?} is too large")))
 }

@@ -9,7 +9,9 @@ mod ctx;
 mod def;
 pub mod window;
 
-pub use ctx::{EvalCtx, InferCtx, OpError, broadcast_dims, broadcast_shapes, resolve_axis};
+pub use ctx::{
+    EvalCtx, InferCtx, OpError, broadcast_dims, broadcast_shapes, checked_count, resolve_axis,
+};
 pub use def::{AttrDef, AttrKind, Default, Eval, OpDef, Operand, Tolerance};
 
 use crate::Attr;
@@ -30,6 +32,12 @@ families! {
     control,
     linear,
     conv,
+    random,
+    search,
+    sequence,
+    signal,
+    strings,
+    training,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.
