@@ -373,8 +373,7 @@ impl Machine<'_, '_> {
             Tile::Float(v) => Tensor::from_f64(from, [n], v.clone()),
         };
         let bytes = source.to_bytes().ok_or("bitcast of strings")?;
-        let out =
-            Tensor::from_bytes(to, [n], &bytes).ok_or("bitcast between different widths")?;
+        let out = Tensor::from_bytes(to, [n], &bytes).ok_or("bitcast between different widths")?;
         from_data(out.data())
     }
 
@@ -401,9 +400,7 @@ impl Machine<'_, '_> {
                 .flat_map(|&at| {
                     (0..n as usize)
                         .map(move |i| (i, at))
-                        .map(|(i, at)| {
-                            at.filter(|_| exists(i)).map(|a| a.wrapping_add(offset[i]))
-                        })
+                        .map(|(i, at)| at.filter(|_| exists(i)).map(|a| a.wrapping_add(offset[i])))
                         .collect::<Vec<_>>()
                 })
                 .collect();
@@ -452,8 +449,11 @@ impl Machine<'_, '_> {
 
     fn store(&mut self, buf: Buf, base: Var, axes: &[Axis], x: Var) -> Result<()> {
         let elem = self.kernel.buf_elem(buf).ok_or("a store names no buffer")?;
-        if let Some(Param::Buffer { written: false, name, .. }) =
-            self.kernel.params.get(buf.0 as usize)
+        if let Some(Param::Buffer {
+            written: false,
+            name,
+            ..
+        }) = self.kernel.params.get(buf.0 as usize)
         {
             return Err(format!("buffer `{name}` is not declared as written"));
         }
@@ -669,9 +669,8 @@ fn binary(f: Binary, elem: TileElem, a: &Tile, b: &Tile) -> Result<Tile> {
         }
         (Tile::Int(a), Tile::Int(b)) => {
             let n = same(a.len(), b.len())?;
-            let values: Option<Vec<i128>> = (0..n)
-                .map(|i| int_binary(f, elem, a[i], b[i]))
-                .collect();
+            let values: Option<Vec<i128>> =
+                (0..n).map(|i| int_binary(f, elem, a[i], b[i])).collect();
             Ok(Tile::Int(
                 values.ok_or_else(|| format!("{f:?} of integers"))?,
             ))
@@ -822,7 +821,9 @@ mod tests {
         let mut x: Vec<u8> = (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect();
         let mut y = vec![0u8; 24];
         run(&kernel, &mut [&mut x, &mut y], &[6], 0, 2).unwrap();
-        let want: Vec<u8> = (0..6).flat_map(|i| (2.0 * i as f32).to_le_bytes()).collect();
+        let want: Vec<u8> = (0..6)
+            .flat_map(|i| (2.0 * i as f32).to_le_bytes())
+            .collect();
         assert_eq!(y, want);
         assert!(run(&kernel, &mut [&mut x, &mut y], &[9], 0, 3).is_err());
     }

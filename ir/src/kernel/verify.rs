@@ -219,12 +219,9 @@ impl Check<'_> {
                 self.same(*a, *b, &format!("{f:?}"));
                 let t = self.ty(*a);
                 match f {
-                    Binary::Eq
-                    | Binary::Ne
-                    | Binary::Lt
-                    | Binary::Le
-                    | Binary::Gt
-                    | Binary::Ge => with(bool_elem, &t.shape),
+                    Binary::Eq | Binary::Ne | Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge => {
+                        with(bool_elem, &t.shape)
+                    }
                     _ => t,
                 }
             }
