@@ -3,3 +3,4 @@
 pub mod egraph;
 pub mod fold;
 pub mod rules;
+pub mod schedules;

@@ -1,0 +1,264 @@
+//! Convolution over channels-last activations as an implicit matrix product.
+//!
+//! ```text
+//! x [n][ih][iw][c]   w packed [group][panel of 32 channels][kh*kw][c / groups][32]   y [n][oh][ow][oc]
+//! grid (group, panel, n, oy, tile of up to 14 ox)
+//! ```
+//! A tile is a run of output pixels in one row, so the rows of its window are `stride * c` apart and need no copy; pixels in
+//! the padding are masked rows. The product sums over taps and then over channels.
+
+use super::{Num, add, add_const, even_rows, mul, mul_const};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::{Axis, Binary, Kernel, Op, TileElem, TileType, Var};
+
+/// Extents and epilogue of a 2-D convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv {
+    /// Images.
+    pub batch: Num,
+    /// Input height and width.
+    pub input: [i64; 2],
+    /// Output height and width.
+    pub output: [i64; 2],
+    /// Input channels, of all groups.
+    pub channels: i64,
+    /// Output channels, of all groups.
+    pub out_channels: i64,
+    /// Groups.
+    pub groups: i64,
+    /// Window height and width.
+    pub kernel: [i64; 2],
+    /// Strides.
+    pub strides: [i64; 2],
+    /// Padding before the first row and column.
+    pub pads: [i64; 2],
+    /// Dilations.
+    pub dilations: [i64; 2],
+    /// Add a value per output channel.
+    pub bias: bool,
+    /// Add a tensor of the result's shape (channels last).
+    pub residual: bool,
+    /// Lower bound of the result.
+    pub lo: Option<f32>,
+    /// Upper bound of the result.
+    pub hi: Option<f32>,
+}
+
+impl Conv {
+    /// True if some window reaches into the padding, along each axis.
+    fn padded(&self) -> [bool; 2] {
+        [0, 1].map(|i| {
+            let last = (self.output[i] - 1) * self.strides[i]
+                + (self.kernel[i] - 1) * self.dilations[i]
+                - self.pads[i];
+            self.pads[i] > 0 || last >= self.input[i]
+        })
+    }
+
+    /// True if it is a plain product of the pixels with the weights.
+    pub fn is_product(&self) -> bool {
+        self.kernel == [1, 1]
+            && self.strides == [1, 1]
+            && self.pads == [0, 0]
+            && self.groups == 1
+            && self.input == self.output
+    }
+
+    /// Output channels of a group.
+    pub fn group_out(&self) -> i64 {
+        self.out_channels / self.groups
+    }
+
+    /// Packs ONNX weights `[oc][c / groups][kh][kw]` (f32, little-endian) for [`Conv::kernel`].
+    pub fn pack(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        let [c, taps, oc] = [
+            self.channels / self.groups,
+            self.kernel[0] * self.kernel[1],
+            self.group_out(),
+        ]
+        .map(|v| v as usize);
+        for group in 0..self.groups as usize {
+            // One panel's inner extent is tap-major, then channels.
+            super::pack::pack_panels(
+                bytes,
+                taps * c,
+                oc,
+                |k, column| ((group * oc + column) * c + k % c) * taps + k / c,
+                out,
+            );
+        }
+    }
+
+    /// The kernel. Parameters: `x`, `w` packed, `bias`?, `residual`?, `y`, then `batch` if it is [`Num::Sym`].
+    pub fn kernel(&self, name: &str) -> Kernel {
+        let mut b = KernelBuilder::new(name);
+        let x = b.buffer("x", ElemType::F32, false);
+        let w = b.buffer("w", ElemType::F32, false);
+        let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
+        let residual = self
+            .residual
+            .then(|| b.buffer("residual", ElemType::F32, false));
+        let y = b.buffer("y", ElemType::F32, true);
+        let batch = self.batch.bind(&mut b, "batch");
+        let [oh, ow] = self.output;
+        let group_out = self.group_out();
+        let panels = (group_out as u64).div_ceil(u64::from(PANEL));
+        let rows = even_rows(Num::Const(ow), MAX_ROWS);
+        let constant = lapidary_ir::kernel::Extent::Const;
+        let group = b.grid(constant(self.groups as u64));
+        let panel = b.grid(constant(panels));
+        let image = b.grid(batch.tiles(1));
+        let oy = b.grid(constant(oh as u64));
+        let tile = b.grid(constant((ow as u64).div_ceil(u64::from(rows))));
+
+        let ox0 = mul_const(&mut b, tile, i64::from(rows));
+        let ow_var = b.index(ow);
+        let left = b.binary(Binary::Sub, ow_var, ox0);
+        let valid = (ow % i64::from(rows) != 0).then_some(left);
+        let taps = self.kernel[0] * self.kernel[1];
+        let c = self.channels / self.groups;
+        let group_panels = mul_const(&mut b, group, panels as i64);
+        let panel_index = add(&mut b, group_panels, panel);
+        let w_base = mul_const(&mut b, panel_index, taps * c * i64::from(PANEL));
+        let k = b.index(c);
+        let spec = GemmTile {
+            kind: Kind::F32,
+            rows,
+            a: x,
+            b: w,
+            b_base: w_base,
+            k,
+            taps: taps as u32,
+        };
+        let at = Window {
+            conv: self,
+            group,
+            image,
+            oy,
+            ox0,
+            valid,
+            rows,
+        };
+        let acc = contraction::gemm(&mut b, spec, |b, tap| at.rows(b, tap));
+
+        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let group_end = b.index(group_out);
+        let cols = b.binary(Binary::Sub, group_end, col0);
+        let group_col = mul_const(&mut b, group, group_out);
+        let channel = add(&mut b, group_col, col0);
+        let image_row = mul_const(&mut b, image, oh);
+        let row = add(&mut b, image_row, oy);
+        let row_pixel = mul_const(&mut b, row, ow);
+        let pixel = add(&mut b, row_pixel, ox0);
+        let pixel_at = mul_const(&mut b, pixel, self.out_channels);
+        let base = add(&mut b, pixel_at, channel);
+        let y_at = RowsAt {
+            base,
+            rows: Axis {
+                valid,
+                ..Axis::stride(self.out_channels)
+            },
+        };
+        let epilogue = Epilogue {
+            bias: bias.map(|buf| (buf, channel)),
+            residual: residual.map(|buf| (buf, y_at.clone())),
+            lo: self.lo,
+            hi: self.hi,
+            c: y,
+            c_at: y_at,
+            cols: (group_out % i64::from(PANEL) != 0).then_some(cols),
+        };
+        contraction::epilogue(&mut b, acc, epilogue);
+        b.finish()
+    }
+}
+
+/// Where the rows of a tile's window are.
+struct Window<'a> {
+    conv: &'a Conv,
+    group: Var,
+    image: Var,
+    oy: Var,
+    ox0: Var,
+    valid: Option<Var>,
+    rows: u32,
+}
+
+impl Window<'_> {
+    fn rows(&self, b: &mut KernelBuilder, tap: Option<Var>) -> RowsAt {
+        let conv = self.conv;
+        let (ky, kx) = match tap {
+            Some(tap) if conv.kernel[1] > 1 => {
+                let width = b.index(conv.kernel[1]);
+                let ky = b.binary(Binary::FloorDiv, tap, width);
+                let before = mul(b, ky, width);
+                (ky, b.binary(Binary::Sub, tap, before))
+            }
+            Some(tap) => (tap, b.index(0)),
+            None => (b.index(0), b.index(0)),
+        };
+        let iy = self.position(b, 0, self.oy, ky);
+        let ix0 = self.position(b, 1, self.ox0, kx);
+        let image_row = mul_const(b, self.image, conv.input[0]);
+        let row = add(b, image_row, iy);
+        let row_pixel = mul_const(b, row, conv.input[1]);
+        let pixel = add(b, row_pixel, ix0);
+        let pixel_at = mul_const(b, pixel, conv.channels);
+        let channel = mul_const(b, self.group, conv.channels / conv.groups);
+        let base = add(b, pixel_at, channel);
+        let mask = self.mask(b, iy, ix0);
+        RowsAt {
+            base,
+            rows: Axis {
+                valid: self.valid,
+                mask,
+                ..Axis::stride(conv.strides[1] * conv.channels)
+            },
+        }
+    }
+
+    /// `o * stride + k * dilation - pad`.
+    fn position(&self, b: &mut KernelBuilder, axis: usize, o: Var, k: Var) -> Var {
+        let moved = mul_const(b, o, self.conv.strides[axis]);
+        let tap = mul_const(b, k, self.conv.dilations[axis]);
+        let at = add(b, moved, tap);
+        if self.conv.pads[axis] == 0 {
+            at
+        } else {
+            add_const(b, at, -self.conv.pads[axis])
+        }
+    }
+
+    /// Which rows of the tile are inside the image; `None` if all are.
+    fn mask(&self, b: &mut KernelBuilder, iy: Var, ix0: Var) -> Option<Var> {
+        let [pad_y, pad_x] = self.conv.padded();
+        let inside_y = pad_y.then(|| inside(b, iy, self.conv.input[0]));
+        let inside_x = pad_x.then(|| {
+            let iota = b.iota(self.rows);
+            let steps = mul_const(b, iota, self.conv.strides[1]);
+            let ix = add(b, steps, ix0);
+            inside(b, ix, self.conv.input[1])
+        });
+        match (inside_y, inside_x) {
+            (Some(y), Some(x)) => Some(b.binary(Binary::And, x, y)),
+            (Some(y), None) => {
+                let ty = TileType {
+                    elem: TileElem::Elem(ElemType::Bool),
+                    shape: vec![self.rows],
+                };
+                Some(b.emit(ty, Op::Broadcast { x: y, axis: 0 }))
+            }
+            (None, x) => x,
+        }
+    }
+}
+
+/// `0 <= x < end` for each element.
+fn inside(b: &mut KernelBuilder, x: Var, end: i64) -> Var {
+    let (zero, end) = (b.index(0), b.index(end));
+    let low = b.binary(Binary::Ge, x, zero);
+    let high = b.binary(Binary::Lt, x, end);
+    b.binary(Binary::And, low, high)
+}

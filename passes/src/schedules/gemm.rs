@@ -1,0 +1,166 @@
+//! Matrix product with a packed right side: `c[b][m][n] = clamp(a[b][m][k] * w[b][k][n] + bias[n] + residual[b][m][n])`.
+//!
+//! ```text
+//! grid (batch, panel of 32 columns, tile of up to 14 rows)     rows fastest: a panel stays in cache
+//! ```
+//! A panel of `w` is `[k][32]`, so a block reads one forward stream of weights. Rows of a tile divide `m` evenly: 128 rows
+//! are 9 tiles of 13 and one of 11, not 9 of 14 and one of 2.
+
+use super::{Num, add, even_rows, mul, mul_const};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::{At, Axis, Binary, Kernel};
+
+/// Extents and epilogue of a product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gemm {
+    /// Independent products.
+    pub batch: Num,
+    /// Rows.
+    pub m: Num,
+    /// Columns.
+    pub n: Num,
+    /// Inner extent.
+    pub k: Num,
+    /// `a` has a matrix for each product, rather than one for all.
+    pub a_batched: bool,
+    /// `w` has.
+    pub w_batched: bool,
+    /// Add a row of `n` values.
+    pub bias: bool,
+    /// Add a tensor of the result's shape.
+    pub residual: bool,
+    /// Lower bound of the result.
+    pub lo: Option<f32>,
+    /// Upper bound of the result.
+    pub hi: Option<f32>,
+}
+
+impl Gemm {
+    /// A plain product.
+    pub fn new(batch: Num, m: Num, n: Num, k: Num) -> Gemm {
+        Gemm {
+            batch,
+            m,
+            n,
+            k,
+            a_batched: true,
+            w_batched: true,
+            bias: false,
+            residual: false,
+            lo: None,
+            hi: None,
+        }
+    }
+
+    /// Elements of `w` packed, for one product.
+    pub fn packed_len(n: i64, k: i64) -> i64 {
+        (n as u64).div_ceil(u64::from(PANEL)) as i64 * k * i64::from(PANEL)
+    }
+
+    /// The kernel. Parameters: `a`, `w` packed, `bias`?, `residual`?, `c`, then those of `batch`, `m`, `n`, `k` that are
+    /// [`Num::Sym`].
+    pub fn kernel(&self, name: &str) -> Kernel {
+        let mut b = KernelBuilder::new(name);
+        let a = b.buffer("a", ElemType::F32, false);
+        let w = b.buffer("w", ElemType::F32, false);
+        let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
+        let residual = self
+            .residual
+            .then(|| b.buffer("residual", ElemType::F32, false));
+        let c = b.buffer("c", ElemType::F32, true);
+        let [batch, m, n, k] = [
+            (self.batch, "batch"),
+            (self.m, "m"),
+            (self.n, "n"),
+            (self.k, "k"),
+        ]
+        .map(|(num, name)| num.bind(&mut b, name));
+        let rows = even_rows(self.m, MAX_ROWS);
+        let (batch_at, panel, tile) = (
+            b.grid(batch.tiles(1)),
+            b.grid(n.tiles(PANEL)),
+            b.grid(m.tiles(rows)),
+        );
+
+        let row0 = mul_const(&mut b, tile, i64::from(rows));
+        let rows_left = b.binary(Binary::Sub, m.var, row0);
+        let zero = b.index(0);
+        // Element offset of the first row: (product * m + row0) * width.
+        let first = |b: &mut KernelBuilder, batched: bool, width| {
+            let product = if batched {
+                mul(b, batch_at, m.var)
+            } else {
+                zero
+            };
+            let row = add(b, product, row0);
+            mul(b, row, width)
+        };
+        let a_base = first(&mut b, self.a_batched, k.var);
+        let panel_len = mul_const(&mut b, k.var, i64::from(PANEL));
+        let panels = match self.n.known() {
+            Some(n) => b.index((n as u64).div_ceil(u64::from(PANEL)) as i64),
+            None => {
+                let up = super::add_const(&mut b, n.var, i64::from(PANEL) - 1);
+                let width = b.index(i64::from(PANEL));
+                b.binary(Binary::FloorDiv, up, width)
+            }
+        };
+        let product_panels = if self.w_batched {
+            mul(&mut b, batch_at, panels)
+        } else {
+            zero
+        };
+        let panel_index = add(&mut b, product_panels, panel);
+        let w_base = mul(&mut b, panel_index, panel_len);
+
+        let a_rows = Axis {
+            at: stride(self.k, k.var),
+            valid: Some(rows_left),
+            mask: None,
+        };
+        let spec = GemmTile {
+            kind: Kind::F32,
+            rows,
+            a,
+            b: w,
+            b_base: w_base,
+            k: k.var,
+            taps: 1,
+        };
+        let acc = contraction::gemm(&mut b, spec, |_, _| RowsAt {
+            base: a_base,
+            rows: a_rows,
+        });
+
+        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let cols = b.binary(Binary::Sub, n.var, col0);
+        let c_row = first(&mut b, true, n.var);
+        let c_base = add(&mut b, c_row, col0);
+        let c_at = RowsAt {
+            base: c_base,
+            rows: Axis {
+                at: stride(self.n, n.var),
+                valid: Some(rows_left),
+                mask: None,
+            },
+        };
+        let exact = self.n.known().is_some_and(|n| n % i64::from(PANEL) == 0);
+        let epilogue = Epilogue {
+            bias: bias.map(|buf| (buf, col0)),
+            residual: residual.map(|buf| (buf, c_at.clone())),
+            lo: self.lo,
+            hi: self.hi,
+            c,
+            c_at,
+            cols: (!exact).then_some(cols),
+        };
+        contraction::epilogue(&mut b, acc, epilogue);
+        b.finish()
+    }
+}
+
+fn stride(num: Num, var: lapidary_ir::kernel::Var) -> At {
+    num.known().map_or(At::DynStride(var), At::Stride)
+}
