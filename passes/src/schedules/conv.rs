@@ -262,3 +262,110 @@ fn inside(b: &mut KernelBuilder, x: Var, end: i64) -> Var {
     let high = b.binary(Binary::Lt, x, end);
     b.binary(Binary::And, low, high)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedules::testing::{close, numbers, run};
+
+    /// The definition, channels last.
+    fn reference(conv: &Conv, n: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
+        let [ih, iw] = conv.input.map(|v| v as usize);
+        let (c, oc) = (conv.channels as usize, conv.out_channels as usize);
+        let (cg, og) = (c / conv.groups as usize, oc / conv.groups as usize);
+        let [kh, kw] = conv.kernel.map(|v| v as usize);
+        let mut out = vec![];
+        for (b, oy, ox, o) in (0..n).flat_map(|b| {
+            (0..conv.output[0]).flat_map(move |oy| {
+                (0..conv.output[1]).flat_map(move |ox| (0..oc).map(move |o| (b, oy, ox, o)))
+            })
+        }) {
+            let mut sum = bias[o];
+            for (ky, kx, ci) in (0..kh)
+                .flat_map(|ky| (0..kw).flat_map(move |kx| (0..cg).map(move |ci| (ky, kx, ci))))
+            {
+                let iy = oy * conv.strides[0] + ky as i64 * conv.dilations[0] - conv.pads[0];
+                let ix = ox * conv.strides[1] + kx as i64 * conv.dilations[1] - conv.pads[1];
+                if iy >= 0 && ix >= 0 && (iy as usize) < ih && (ix as usize) < iw {
+                    let channel = o / og * cg + ci;
+                    sum += x[((b * ih + iy as usize) * iw + ix as usize) * c + channel]
+                        * w[((o * cg + ci) * kh + ky) * kw + kx];
+                }
+            }
+            out.push(sum.max(conv.lo.unwrap_or(f32::NEG_INFINITY)));
+        }
+        out
+    }
+
+    #[test]
+    fn convolutions_match_the_definition() {
+        let base = Conv {
+            batch: Num::Const(2),
+            input: [9, 17],
+            output: [9, 17],
+            channels: 6,
+            out_channels: 34,
+            groups: 1,
+            kernel: [3, 3],
+            strides: [1, 1],
+            pads: [1, 1],
+            dilations: [1, 1],
+            bias: true,
+            residual: false,
+            lo: Some(0.0),
+            hi: None,
+        };
+        let cases = [
+            base.clone(),
+            Conv {
+                strides: [2, 2],
+                output: [5, 9],
+                ..base.clone()
+            },
+            Conv {
+                groups: 2,
+                dilations: [2, 1],
+                pads: [2, 1],
+                lo: None,
+                ..base.clone()
+            },
+            Conv {
+                kernel: [1, 1],
+                pads: [0, 0],
+                strides: [2, 2],
+                output: [5, 9],
+                ..base.clone()
+            },
+            Conv {
+                pads: [0, 0],
+                output: [7, 15],
+                batch: Num::Sym,
+                ..base
+            },
+        ];
+        for conv in cases {
+            let n = 2;
+            let x = numbers(
+                n * (conv.input[0] * conv.input[1] * conv.channels) as usize,
+                1,
+            );
+            let w = numbers(
+                (conv.out_channels * conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1])
+                    as usize,
+                2,
+            );
+            let bias = numbers(conv.out_channels as usize, 3);
+            let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let mut packed = vec![];
+            conv.pack(&bytes, &mut packed);
+            let packed: Vec<f32> = packed
+                .chunks_exact(4)
+                .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+                .collect();
+            let sizes: &[i64] = if conv.batch == Num::Sym { &[2] } else { &[] };
+            let len = n * (conv.output[0] * conv.output[1] * conv.out_channels) as usize;
+            let got = run(&conv.kernel("conv"), &[&x, &packed, &bias], len, sizes);
+            close(&got, &reference(&conv, n, &x, &w, &bias));
+        }
+    }
+}

@@ -164,3 +164,94 @@ impl Gemm {
 fn stride(num: Num, var: lapidary_ir::kernel::Var) -> At {
     num.known().map_or(At::DynStride(var), At::Stride)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedules::pack;
+    use crate::schedules::testing::{close, numbers, run};
+
+    fn check(gemm: &Gemm, [batch, m, n, k]: [usize; 4], transposed: bool) {
+        let sizes: Vec<i64> = [(gemm.batch, batch), (gemm.m, m), (gemm.n, n), (gemm.k, k)]
+            .iter()
+            .filter(|(num, _)| *num == Num::Sym)
+            .map(|&(_, v)| v as i64)
+            .collect();
+        let a = numbers(batch * m * k, 1);
+        let w = numbers(batch * k * n, 2);
+        let (bias, residual) = (numbers(n, 3), numbers(batch * m * n, 4));
+        let packer = pack::kernel(
+            "pack",
+            Num::Const(batch as i64),
+            Num::Const(k as i64),
+            Num::Const(n as i64),
+            transposed,
+        );
+        let packed = run(
+            &packer,
+            &[&w],
+            batch * Gemm::packed_len(n as i64, k as i64) as usize,
+            &[],
+        );
+        let mut inputs: Vec<&[f32]> = vec![&a, &packed];
+        if gemm.bias {
+            inputs.push(&bias);
+        }
+        if gemm.residual {
+            inputs.push(&residual);
+        }
+        let got = run(&gemm.kernel("gemm"), &inputs, batch * m * n, &sizes);
+        let mut want = vec![];
+        for (p, i, j) in
+            (0..batch).flat_map(|p| (0..m).flat_map(move |i| (0..n).map(move |j| (p, i, j))))
+        {
+            let at = |kk| {
+                if transposed {
+                    (p * n + j) * k + kk
+                } else {
+                    (p * k + kk) * n + j
+                }
+            };
+            let mut sum: f32 = (0..k).map(|kk| a[(p * m + i) * k + kk] * w[at(kk)]).sum();
+            sum += if gemm.bias { bias[j] } else { 0.0 };
+            sum += if gemm.residual {
+                residual[(p * m + i) * n + j]
+            } else {
+                0.0
+            };
+            want.push(
+                sum.max(gemm.lo.unwrap_or(f32::NEG_INFINITY))
+                    .min(gemm.hi.unwrap_or(f32::INFINITY)),
+            );
+        }
+        close(&got, &want);
+    }
+
+    #[test]
+    fn products_match_the_definition() {
+        let c = Num::Const;
+        let fused = |g: Gemm| Gemm {
+            bias: true,
+            residual: true,
+            lo: Some(0.0),
+            hi: Some(2.0),
+            ..g
+        };
+        check(&Gemm::new(c(1), c(1), c(40), c(7)), [1, 1, 40, 7], false);
+        check(
+            &fused(Gemm::new(c(1), c(17), c(32), c(5))),
+            [1, 17, 32, 5],
+            false,
+        );
+        check(
+            &fused(Gemm::new(c(2), c(15), c(33), c(8))),
+            [2, 15, 33, 8],
+            true,
+        );
+        check(
+            &fused(Gemm::new(Num::Sym, Num::Sym, Num::Sym, Num::Sym)),
+            [3, 29, 65, 6],
+            false,
+        );
+    }
+}

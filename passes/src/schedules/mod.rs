@@ -6,6 +6,8 @@
 pub mod conv;
 pub mod gemm;
 pub mod pack;
+#[cfg(test)]
+mod testing;
 
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::{Binary, Extent, Var};
