@@ -38,6 +38,8 @@ families! {
     signal,
     strings,
     training,
+    pool,
+    norm,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.
