@@ -40,6 +40,7 @@ families! {
     training,
     pool,
     norm,
+    quant,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.

@@ -38,13 +38,16 @@ const KERNEL_SHAPE: AttrDef =
 const PADS: AttrDef = AttrDef::new("pads", AttrKind::Ints, Default::Absent, "padding: begins, then ends; 0 each");
 const STRIDES: AttrDef = AttrDef::new("strides", AttrKind::Ints, Default::Absent, "steps between windows; 1 each");
 
+/// Attributes of every convolution.
+pub(in crate::ops) const CONV_ATTRS: &[AttrDef] = &[AUTO_PAD, DILATIONS, GROUP, KERNEL_SHAPE, PADS, STRIDES];
+
 /// Convolution.
 pub static CONV: OpDef = OpDef {
     name: "conv",
     summary: "grouped convolution of `[n, c, spatial..]` with `[m, c/group, kernel..]`; integers wrap",
     source: "ONNX Conv-22; integer element types as in ConvInteger-10",
     operands: &[Operand::One("x"), Operand::One("w"), Operand::Optional("b")],
-    attrs: &[AUTO_PAD, DILATIONS, GROUP, KERNEL_SHAPE, PADS, STRIDES],
+    attrs: CONV_ATTRS,
     infer: |ctx| {
         let elem = ctx.elem(0)?;
         if ctx.elem(1)? != elem || ctx.has(2) && ctx.elem(2)? != elem {
@@ -68,13 +71,13 @@ pub static CONV_INTEGER: OpDef = OpDef {
         Operand::Optional("x_zero_point"),
         Operand::Optional("w_zero_point"),
     ],
-    attrs: &[AUTO_PAD, DILATIONS, GROUP, KERNEL_SHAPE, PADS, STRIDES],
+    attrs: CONV_ATTRS,
     infer: |ctx| infer_conv(ctx, 0, 1, ElemType::I32),
     decompose: Some(|b, node| {
         let (x, w) = (node.need(0)?, node.need(1)?);
         let x = shifted(b, x, node.operand(2), false)?;
         let w = shifted_filters(b, w, node.operand(3))?;
-        Ok(vec![conv_like(b, node, &[Some(x), Some(w)])?])
+        Ok(vec![conv_of(b, node, &[Some(x), Some(w)])?])
     }),
     ..OpDef::BASE
 };
@@ -97,7 +100,7 @@ pub static FUSED_CONV: OpDef = OpDef {
     ],
     infer: |ctx| infer_conv(ctx, 0, 1, ctx.elem(0)?),
     decompose: Some(|b, node| {
-        let mut y = conv_like(b, node, &[node.operand(0), node.operand(1), node.operand(2)])?;
+        let mut y = conv_of(b, node, &[node.operand(0), node.operand(1), node.operand(2)])?;
         if let Some(z) = node.operand(3) {
             y = b.op("add", &[y, z])?;
         }
@@ -153,7 +156,7 @@ pub(super) fn kernel_of(node: &Node, filters: Option<&[Dim]>) -> Result<Option<V
 }
 
 /// Type of a convolution of operand `x` with filters `w`.
-pub(super) fn infer_conv(ctx: &InferCtx, x: usize, w: usize, elem: ElemType) -> Result<Vec<Type>, OpError> {
+pub(in crate::ops) fn infer_conv(ctx: &InferCtx, x: usize, w: usize, elem: ElemType) -> Result<Vec<Type>, OpError> {
     let filters = ctx.shape(w)?;
     let Some((n, c, spatial)) = image(ctx, x)? else {
         return Ok(vec![Type::unranked(elem)]);
@@ -252,7 +255,7 @@ fn convolve(node: &Node, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Resul
 }
 
 /// A `conv` with the geometry of `node` on other operands.
-pub(super) fn conv_like(b: &mut Builder, node: &Node, operands: &[Option<ValueId>]) -> Result<ValueId, OpError> {
+pub(in crate::ops) fn conv_of(b: &mut Builder, node: &Node, operands: &[Option<ValueId>]) -> Result<ValueId, OpError> {
     let attrs: Vec<(&str, Attr)> = ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"]
         .into_iter()
         .filter_map(|name| Some((name, node.attr(name)?)))
@@ -261,7 +264,7 @@ pub(super) fn conv_like(b: &mut Builder, node: &Node, operands: &[Option<ValueId
 }
 
 /// `w - zero_point` in `i32`, where a 1-D zero point goes with the filters.
-pub(super) fn shifted_filters(b: &mut Builder, w: ValueId, zero: Option<ValueId>) -> Result<ValueId, OpError> {
+pub(in crate::ops) fn shifted_filters(b: &mut Builder, w: ValueId, zero: Option<ValueId>) -> Result<ValueId, OpError> {
     let rank = b.shape(w)?.len();
     match zero {
         Some(zero) if b.shape(zero)?.len() == 1 => {

@@ -1,0 +1,30 @@
+//! Quantized tensors: codes and scales, and products on codes.
+
+mod blocked;
+mod contrib;
+mod linear;
+mod products;
+
+use super::OpDef;
+
+/// The family's ops.
+pub static OPS: &[&OpDef] = &[
+    &linear::QUANTIZE_LINEAR,
+    &linear::DEQUANTIZE_LINEAR,
+    &linear::DYNAMIC_QUANTIZE_LINEAR,
+    &products::QLINEAR_CONV,
+    &products::QLINEAR_MATMUL,
+    &products::DYNAMIC_QUANTIZE_MATMUL,
+    &products::MATMUL_INTEGER_TO_FLOAT,
+    &products::QGEMM,
+    &contrib::QLINEAR_ADD,
+    &contrib::QLINEAR_MUL,
+    &contrib::QLINEAR_SIGMOID,
+    &contrib::QLINEAR_LEAKY_RELU,
+    &contrib::QLINEAR_AVERAGE_POOL,
+    &contrib::QLINEAR_GLOBAL_AVERAGE_POOL,
+    &contrib::QLINEAR_CONCAT,
+    &contrib::QLINEAR_SOFTMAX,
+    &blocked::MATMUL_NBITS,
+    &blocked::GATHER_BLOCK_QUANTIZED,
+];
