@@ -30,6 +30,8 @@ macro_rules! families {
 families! {
     elementwise,
     control,
+    determinant,
+    ml,
     linear,
     conv,
     random,
