@@ -17,7 +17,7 @@ pub mod eval;
 pub mod graph;
 pub mod infer;
 pub mod kernel;
-pub mod minifloat;
+
 pub mod ops;
 pub mod target;
 pub mod tensor;
@@ -27,7 +27,7 @@ pub use attr::{Attr, Attrs};
 pub use constant::Constant;
 pub use dim::Dim;
 pub use graph::{ConstId, Module, NodeId, RegionId, ValueId};
-pub use lapidary_abi::ElemType;
+pub use lapidary_abi::{ElemType, minifloat};
 pub use ops::Op;
 pub use tensor::Tensor;
 pub use types::{TensorType, Type};

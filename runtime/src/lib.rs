@@ -1,4 +1,26 @@
-//! What compiled programs link against: micro-kernels and threads now; nothing here knows the compiler.
+//! What compiled programs link against; nothing here knows the compiler.
+//!
+//! A compiled model is an image: a host program, machine code and weights ([`image`]). [`exec::Model`] runs
+//! it: kernels on the thread [`pool`], dense products through the [`micro`]-kernels, everything whose
+//! shape depends on data through the library operations ([`ops`]). Around it: values ([`value`]), files of
+//! inputs and outputs ([`io`]), the command line of an executable ([`cli`]) and the C interface ([`capi`]).
 
+pub mod bytes;
+
+pub mod cli;
+pub mod error;
+pub mod exec;
+mod frame;
+pub mod image;
+
+pub mod memory;
 pub mod micro;
+pub mod ops;
+mod plan;
 pub mod pool;
+mod sizes;
+pub mod value;
+
+pub use error::RunError;
+pub use exec::{KernelTiming, Model, ModelOptions};
+pub use value::{Tensor, Value};

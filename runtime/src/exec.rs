@@ -1,0 +1,177 @@
+//! The executor: runs a checked program. See [`Model`].
+
+use crate::bytes::ALIGN;
+use crate::error::RunError;
+use crate::frame::Frame;
+use crate::image::Image;
+use crate::memory::{Code, Weights};
+use crate::micro;
+use crate::plan::{Plan, prepare};
+use crate::pool::Pool;
+use crate::value::{Operand, Value};
+use lapidary_abi::ElemType;
+use lapidary_abi::program::Port;
+use std::sync::{Mutex, PoisonError};
+
+mod control;
+mod ports;
+mod run;
+
+use run::Run;
+
+/// How a model runs.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// Threads that kernels are spread over; 0: one for each core.
+    pub threads: usize,
+    /// Whether threads stay on their cores.
+    pub pin: bool,
+    /// Whether to ask for huge pages for working memory and weights.
+    pub huge_pages: bool,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions {
+            threads: 0,
+            pin: true,
+            huge_pages: false,
+        }
+    }
+}
+
+/// What one launch of a kernel, or one library call, took.
+#[derive(Clone, Debug)]
+pub struct KernelTiming<'a> {
+    /// Name of the kernel or operation.
+    pub name: &'a str,
+    /// Time.
+    pub nanoseconds: u64,
+    /// Operations it counts; 0 if it does not.
+    pub flops: u64,
+    /// Bytes of its arguments.
+    pub bytes: u64,
+}
+
+/// What a run left for one output.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Element type, for tensors.
+    pub elem: Option<ElemType>,
+    /// Dimensions, for tensors.
+    pub dims: Vec<usize>,
+    /// The value; `None` if it was written to the caller's buffer.
+    pub value: Option<Value>,
+}
+
+/// A model that is ready to run. Any number of threads may run it at the same time: each call has its own
+/// working memory, which is kept for later calls.
+pub struct Model {
+    plan: Plan,
+    code: Code,
+    weights: Weights,
+    pool: Pool,
+    options: ModelOptions,
+    frames: Mutex<Vec<Frame>>,
+}
+
+impl Model {
+    /// Checks an image's program and starts the threads.
+    pub fn new(image: Image, options: ModelOptions) -> Result<Model, RunError> {
+        let (code, weights) = (image.code, image.weights);
+        if weights.as_slice().as_ptr() as usize % ALIGN != 0 && !weights.as_slice().is_empty() {
+            return Err(RunError::program("the weights are not aligned to 64 bytes"));
+        }
+        let plan = prepare(
+            image.program,
+            code.as_slice().len(),
+            weights.as_slice().len(),
+        )?;
+        if let (true, Weights::Mapped(m)) = (options.huge_pages, &weights) {
+            m.advise_huge();
+        }
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        Ok(Model {
+            plan,
+            code,
+            weights,
+            pool: Pool::new(threads, options.pin),
+            options,
+            frames: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Name of the model.
+    pub fn name(&self) -> &str {
+        &self.plan.name
+    }
+
+    /// What the model takes, in order. Sizes in it refer to [`Model::symbols`].
+    pub fn inputs(&self) -> &[Port] {
+        &self.plan.inputs
+    }
+
+    /// What the model gives, in order.
+    pub fn outputs(&self) -> &[Port] {
+        &self.plan.outputs
+    }
+
+    /// Names of the symbolic dimensions.
+    pub fn symbols(&self) -> &[String] {
+        &self.plan.symbols
+    }
+
+    /// Threads that kernels are spread over.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs the model on `inputs`, in the order of [`Model::inputs`].
+    pub fn run(&self, inputs: &[Value]) -> Result<Vec<Value>, RunError> {
+        let inputs: Vec<Operand> = inputs.iter().map(Value::operand).collect();
+        let outputs = self.run_with(&inputs, &mut [], None)?;
+        outputs
+            .into_iter()
+            .map(|o| {
+                o.value
+                    .ok_or_else(|| RunError::program("an output is missing"))
+            })
+            .collect()
+    }
+
+    /// Runs the model on borrowed inputs. Where `buffers[n]` is given, output `n` is written to it (its
+    /// length must be the output's), else returned as a value; missing entries count as not given.
+    /// `timing` is told what each kernel and library call took.
+    ///
+    /// Inputs and buffers that are aligned to 64 bytes are used in place, others are copied.
+    pub fn run_with(
+        &self,
+        inputs: &[Operand],
+        buffers: &mut [Option<&mut [u8]>],
+        timing: Option<&mut dyn FnMut(KernelTiming)>,
+    ) -> Result<Vec<Output>, RunError> {
+        let frames = || self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = frames().pop();
+        let mut frame = match kept {
+            Some(frame) => frame,
+            None => Frame::new(&self.plan, self.pool.threads(), self.options.huge_pages)?,
+        };
+        frame.begin(&self.plan);
+        let mut run = Run {
+            model: self,
+            imports: micro::table().as_ptr(),
+            inputs: ports::bind_inputs(&self.plan, &mut frame, inputs)?,
+            outputs: ports::bind_outputs(&self.plan, &frame, buffers),
+            frame: &mut frame,
+            timing,
+        };
+        run.define_inputs()?;
+        run.body(&self.plan.body)?;
+        let outputs = run.finish(buffers)?;
+        frames().push(frame);
+        Ok(outputs)
+    }
+}
