@@ -87,7 +87,7 @@ fn table(engine: &str, outcomes: &[Outcome]) {
     let mut ops: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for o in outcomes {
         let passed = usize::from(o.failure.is_none());
-        let mut add = |slot: &mut [usize; 2]| {
+        let add = |slot: &mut [usize; 2]| {
             slot[0] += passed;
             slot[1] += 1;
         };

@@ -7,8 +7,10 @@
 mod attributes;
 mod error;
 pub mod files;
+mod functions;
 pub mod import;
 mod names;
+mod node;
 mod order;
 pub mod proto;
 pub mod tensor;

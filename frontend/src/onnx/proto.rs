@@ -56,8 +56,6 @@ pub struct FunctionProto {
     pub domain: String,
     #[prost(string, tag = "13")]
     pub overload: String,
-    #[prost(message, repeated, tag = "12")]
-    pub value_info: Vec<ValueInfoProto>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -61,7 +61,7 @@ fn tensor_type(
 
 /// Checks what a model declares about a value against what was inferred; gives the better of the two.
 /// Where inference knows a dimension as a number, a different declared number is an error.
-pub fn refine(inferred: &Type, declared: &Type) -> Result<Type, String> {
+pub fn check_declared(inferred: &Type, declared: &Type) -> Result<Type, String> {
     let mismatch = || format!("declared as `{declared}`, but computed as `{inferred}`");
     match (inferred, declared) {
         (Type::Tensor(i), Type::Tensor(d)) => {
@@ -80,8 +80,12 @@ pub fn refine(inferred: &Type, declared: &Type) -> Result<Type, String> {
                 }
             }
         }
-        (Type::Sequence(i), Type::Sequence(d)) => Ok(Type::Sequence(Box::new(refine(i, d)?))),
-        (Type::Optional(i), Type::Optional(d)) => Ok(Type::Optional(Box::new(refine(i, d)?))),
+        (Type::Sequence(i), Type::Sequence(d)) => {
+            Ok(Type::Sequence(Box::new(check_declared(i, d)?)))
+        }
+        (Type::Optional(i), Type::Optional(d)) => {
+            Ok(Type::Optional(Box::new(check_declared(i, d)?)))
+        }
         _ => Err(mismatch()),
     }
 }
