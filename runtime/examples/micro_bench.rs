@@ -100,10 +100,18 @@ fn gemm_f32(
     2.0 * (m * k * n) as f64 / seconds / 1e9
 }
 
-fn gemm_i8(address: *const c_void, pool: &Pool, m: usize, k: usize, n: usize, runs: usize) -> f64 {
+fn gemm_i8(
+    address: *const c_void,
+    pool: &Pool,
+    m: usize,
+    k: usize,
+    n: usize,
+    pitch: usize,
+    runs: usize,
+) -> f64 {
     // SAFETY: the table holds a function of this type.
     let kernel: unsafe extern "C" fn(*const GemmI8) = unsafe { core::mem::transmute(address) };
-    let a = aligned::<u8, 64>(m * k, 3);
+    let a = aligned::<u8, 64>(m * pitch, 3);
     let b = aligned::<i8, 64>(n * k, -2);
     let mut c = aligned::<i32, 16>(m * n, 0);
     let at = Shared((
@@ -123,7 +131,7 @@ fn gemm_i8(address: *const c_void, pool: &Pool, m: usize, k: usize, n: usize, ru
                     let rows = MAX_ROWS_I8.min(m - r0);
                     let mut addresses = [core::ptr::null(); MAX_ROWS_I8];
                     for (r, p) in addresses.iter_mut().enumerate().take(rows) {
-                        *p = a.wrapping_add((r0 + r) * k);
+                        *p = a.wrapping_add((r0 + r) * pitch);
                     }
                     // SAFETY: the block describes parts of the buffers above.
                     unsafe {
@@ -183,7 +191,7 @@ fn gemv_i4(address: *const c_void, pool: &Pool, group: usize) -> f64 {
     (COPIES * matrix_bytes) as f64 / seconds / 1e9
 }
 
-/// Microseconds of packing and seconds-independent GB/s of a transposing pack.
+/// Nanoseconds to pack a transposed matrix of 64 x 32.
 fn pack_f32(address: *const c_void) -> f64 {
     // SAFETY: the table holds a function of this type.
     let kernel: unsafe extern "C" fn(*const PackF32) = unsafe { core::mem::transmute(address) };
@@ -206,15 +214,17 @@ fn pack_f32(address: *const c_void) -> f64 {
     seconds * 1e9
 }
 
-/// Median and 99th percentile of an empty fork-join, in microseconds.
-fn fork_join(pool: &Pool) -> (f64, f64) {
-    let mut times: Vec<f64> = (0..100_000)
+/// Median and 99th percentile of one fork-join in microseconds, beyond the `work` that each thread does.
+fn fork_join(pool: &Pool, work: f64) -> (f64, f64) {
+    let spin = || {
+        let start = Instant::now();
+        while start.elapsed().as_secs_f64() * 1e6 < work {}
+    };
+    let mut times: Vec<f64> = (0..50_000)
         .map(|_| {
             let start = Instant::now();
-            pool.run(pool.threads() as u64, 1, &|_, begin, _| {
-                _ = std::hint::black_box(begin)
-            });
-            start.elapsed().as_secs_f64() * 1e6
+            pool.run(pool.threads() as u64, 1, &|_, _, _| spin());
+            start.elapsed().as_secs_f64() * 1e6 - work
         })
         .collect();
     times.sort_by(f64::total_cmp);
@@ -251,10 +261,13 @@ fn main() {
                 "    f32  M=1 K=N=4096 (weights)        : {:7.1} GB/s",
                 2.0 * gemm_f32(f32_at, &pool, 1, 4096, 4096, 4096, 10 * runs)
             );
-            println!(
-                "    int8 M=256 K=N=4096                : {:7.1} GOP/s",
-                gemm_i8(table[Import::GemmI8 as usize], &pool, 256, 4096, 4096, runs)
-            );
+            let i8_at = table[Import::GemmI8 as usize];
+            for pitch in [4096, 4160] {
+                println!(
+                    "    int8 M=256 K=N=4096, row pitch {pitch}: {:7.1} GOP/s",
+                    gemm_i8(i8_at, &pool, 256, 4096, 4096, pitch, runs)
+                );
+            }
             for group in [32, 128] {
                 println!(
                     "    int4 4096x4096 group {group:3}           : {:7.1} GB/s",
@@ -268,7 +281,11 @@ fn main() {
                 );
             }
         }
-        let (median, late) = fork_join(&pool);
-        println!("  fork-join: median {median:.2} us, 99th percentile {late:.2} us");
+        for work in [0.0, 2.0, 20.0] {
+            let (median, late) = fork_join(&pool, work);
+            println!(
+                "  fork-join, {work} us each: + {median:.2} us (median), + {late:.2} us (99th percentile)"
+            );
+        }
     }
 }

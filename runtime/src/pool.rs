@@ -253,10 +253,14 @@ impl Shared {
             }
             done = state / JOB;
             // SAFETY: inside the gate the job is not changed, and its borrow lasts until we have left.
-            if let Some(job) = unsafe { *self.job.get() } {
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_part(index, &job))) {
-                    *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            let job = unsafe { *self.job.get() };
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(job) = job {
+                    self.take_part(index, &job);
                 }
+            }));
+            if let Err(panic) = result {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             let before = self.gate.fetch_sub(1, Ordering::AcqRel);
             if before & CALLER_PARKED != 0 && before & INSIDE == 1 {
@@ -383,7 +387,7 @@ impl Spin {
     fn go_on(&mut self) -> bool {
         std::hint::spin_loop();
         self.rounds += 1;
-        if self.rounds % 64 != 0 {
+        if !self.rounds.is_multiple_of(64) {
             return true;
         }
         self.since.get_or_insert_with(Instant::now).elapsed() < SPIN
@@ -410,7 +414,7 @@ mod affinity {
                 .collect();
             (allowed, libc::sysconf(libc::_SC_NPROCESSORS_ONLN))
         };
-        let wise = allowed.len() as i64 == online as i64
+        let wise = usize::try_from(online) == Ok(allowed.len())
             && threads <= allowed.len()
             && 2 * threads >= allowed.len();
         (wise && threads > 1).then_some(allowed)

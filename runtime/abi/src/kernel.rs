@@ -142,7 +142,7 @@ pub struct GemvI4 {
     pub act_scales: *const f32,
     /// `n_blocks * 16` results.
     pub out: *mut f32,
-    /// Columns per group, a multiple of 8.
+    /// Columns per group, a multiple of 8, at most 65,536.
     pub group: usize,
     /// Groups per row.
     pub groups: usize,

@@ -87,23 +87,32 @@ pub mod avx512 {
     /// `args` must satisfy the contract of [`GemmI8`]; the CPU must have AVX-512 F, BW and VNNI.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub unsafe extern "C" fn entry(args: *const GemmI8) {
-        macro_rules! select {
-            ($g:ident, $v:literal: $($r:literal => $u:literal),*) => {
-                match $g.rows {
-                    // SAFETY: the block is valid and has `$r` rows.
-                    $($r => unsafe { tile::<$r, $v, $u>($g) },)*
-                    rows => unreachable!("a tile of {rows} rows"),
-                }
-            };
-        }
-        // SAFETY: the caller passes a valid block.
-        let g = unsafe { &*args };
-        if g.cols > 16 {
-            select!(g, 2: 1 => 4, 2 => 2, 3 => 2, 4 => 1, 5 => 1, 6 => 1, 7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1, 13 => 1, 14 => 1)
-        } else {
-            select!(g, 1: 1 => 4, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2, 7 => 2, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1, 13 => 1, 14 => 1)
+        // SAFETY: the caller passes a valid block; the instance is the one for its rows and columns.
+        unsafe {
+            let g = &*args;
+            let tiles = if g.cols > 16 { &WIDE } else { &NARROW };
+            tiles[g.rows as usize - 1](g)
         }
     }
+
+    type Tile = unsafe fn(&GemmI8);
+
+    /// Instances for 17 to 32 columns, by rows. Eight accumulators hide an instruction's latency, so
+    /// tiles with few rows keep several partial sums.
+    #[rustfmt::skip]
+    static WIDE: [Tile; 14] = [
+        tile::<1, 2, 4>, tile::<2, 2, 2>, tile::<3, 2, 2>, tile::<4, 2, 1>, tile::<5, 2, 1>,
+        tile::<6, 2, 1>, tile::<7, 2, 1>, tile::<8, 2, 1>, tile::<9, 2, 1>, tile::<10, 2, 1>,
+        tile::<11, 2, 1>, tile::<12, 2, 1>, tile::<13, 2, 1>, tile::<14, 2, 1>,
+    ];
+
+    /// Instances for up to 16 columns, by rows.
+    #[rustfmt::skip]
+    static NARROW: [Tile; 14] = [
+        tile::<1, 1, 4>, tile::<2, 1, 4>, tile::<3, 1, 4>, tile::<4, 1, 2>, tile::<5, 1, 2>,
+        tile::<6, 1, 2>, tile::<7, 1, 2>, tile::<8, 1, 1>, tile::<9, 1, 1>, tile::<10, 1, 1>,
+        tile::<11, 1, 1>, tile::<12, 1, 1>, tile::<13, 1, 1>, tile::<14, 1, 1>,
+    ];
 
     /// `R` rows by `V` vectors of 16 columns, with `U` (at most 4) partial sums.
     ///
@@ -139,11 +148,13 @@ pub mod avx512 {
                 }
             }
         }
-        let mut sum = acc[0];
-        for part in &acc[1..] {
-            for r in 0..R {
-                for v in 0..V {
-                    sum[r][v] = _mm512_add_epi32(sum[r][v], part[r][v]);
+        // Into an array of its own, so that the accumulators stay in registers until here.
+        let mut sums = [[_mm512_setzero_si512(); V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v] = acc[0][r][v];
+                for part in acc.iter().skip(1) {
+                    sums[r][v] = _mm512_add_epi32(sums[r][v], part[r][v]);
                 }
             }
         }
@@ -154,7 +165,7 @@ pub mod avx512 {
                 // SAFETY: the mask leaves out what is past `cols`.
                 unsafe {
                     let out = g.c.wrapping_add(r * g.c_stride + 16 * v);
-                    let mut x = sum[r][v];
+                    let mut x = sums[r][v];
                     if g.accumulate != 0 {
                         x = _mm512_add_epi32(x, _mm512_maskz_loadu_epi32(mask, out));
                     }
@@ -182,16 +193,18 @@ pub mod avx512 {
         // SAFETY: `i + u < whole` in the loops; the rest reads only the bytes that are left.
         unsafe {
             while i + UNROLL <= whole {
-                for u in 0..UNROLL {
-                    line(&mut acc[u % U], rows, b, i + u, 4);
-                }
+                // Spelt out: a loop here is unrolled too late to keep the sums in registers.
+                line(&mut acc[0 % U], rows, b, i, 4);
+                line(&mut acc[1 % U], rows, b, i + 1, 4);
+                line(&mut acc[2 % U], rows, b, i + 2, 4);
+                line(&mut acc[3 % U], rows, b, i + 3, 4);
                 i += UNROLL;
             }
             while i < whole {
                 line(&mut acc[0], rows, b, i, 4);
                 i += 1;
             }
-            if k % 4 != 0 {
+            if !k.is_multiple_of(4) {
                 line(&mut acc[0], rows, b, whole, k % 4);
             }
         }

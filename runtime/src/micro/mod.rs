@@ -6,6 +6,9 @@
 //! variants, and below them the scalar reference they are tested against. Which variant runs is decided
 //! once per process from what the CPU reports; every variant can be forced by [`table_for`].
 
+// Indices name the same row or column of several arrays, and unroll as written.
+#![allow(clippy::needless_range_loop)]
+
 use core::ffi::c_void;
 use std::sync::OnceLock;
 
