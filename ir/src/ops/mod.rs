@@ -43,6 +43,9 @@ families! {
     pool,
     norm,
     quant,
+    attention,
+    recurrent,
+    resize,
 }
 
 /// A handle to an op's table entry; equal if it is the same entry.
