@@ -121,6 +121,17 @@ impl Dim {
         Dim::atom(Atom::Mod(self.clone(), by.clone()))
     }
 
+    /// True if `other` is a maximum (or, if not `max`, a minimum) with `self` as one side: then
+    /// `min(self, max(self, x))` is `self`, and `max(self, min(self, x))` too.
+    fn is_one_of(&self, other: &Dim, max: bool) -> bool {
+        let mut terms = other.terms();
+        match (terms.next(), terms.next()) {
+            (Some(([Atom::Max(a, b)], 1)), None) if max => self == a || self == b,
+            (Some(([Atom::Min(a, b)], 1)), None) if !max => self == a || self == b,
+            _ => false,
+        }
+    }
+
     /// The smaller of two.
     pub fn min_dim(&self, other: &Dim) -> Dim {
         match (self - other).as_const() {
@@ -131,6 +142,8 @@ impl Dim {
                     other.clone()
                 }
             }
+            None if self.is_one_of(other, true) => self.clone(),
+            None if other.is_one_of(self, true) => other.clone(),
             None => Dim::atom(Atom::Min(self.clone(), other.clone())),
         }
     }
@@ -145,8 +158,27 @@ impl Dim {
                     other.clone()
                 }
             }
+            None if self.is_one_of(other, false) => self.clone(),
+            None if other.is_one_of(self, false) => other.clone(),
             None => Dim::atom(Atom::Max(self.clone(), other.clone())),
         }
+    }
+
+    /// A number that it is never below, symbols taken as at least 1; `None` if none is known.
+    pub fn lower_bound(&self) -> Option<i64> {
+        let mut sum = 0i64;
+        for (atoms, c) in &self.terms {
+            if atoms.is_empty() {
+                sum = sum.saturating_add(*c);
+            } else if *c < 0 {
+                return None;
+            } else if atoms.iter().all(|a| matches!(a, Atom::Sym(_))) {
+                sum = sum.saturating_add(*c);
+            } else if atoms.iter().any(|a| a.lower_bound().is_none_or(|b| b < 0)) {
+                return None;
+            }
+        }
+        Some(sum)
     }
 
     /// Replaces symbols for which `with` gives a value, and simplifies again.
@@ -194,6 +226,18 @@ impl Dim {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Atom {
+    fn lower_bound(&self) -> Option<i64> {
+        match self {
+            Atom::Sym(_) => Some(1),
+            Atom::FloorDiv(a, b) => (a.lower_bound()? >= 0 && b.lower_bound()? > 0).then_some(0),
+            Atom::Mod(_, b) => (b.lower_bound()? > 0).then_some(0),
+            Atom::Min(a, b) => Some(a.lower_bound()?.min(b.lower_bound()?)),
+            Atom::Max(a, b) => a.lower_bound().max(b.lower_bound()),
         }
     }
 }

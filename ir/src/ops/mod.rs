@@ -4,13 +4,17 @@
 //! read these entries; nothing else enumerates ops. An entry lives in the file of its family, and a family
 //! is one line in [`FAMILIES`].
 
+pub mod broadcast;
 pub mod compose;
 mod ctx;
 mod def;
+pub mod index_map;
+pub mod shape_values;
 pub mod window;
 
 pub use ctx::{
-    EvalCtx, InferCtx, OpError, broadcast_dims, broadcast_shapes, checked_count, resolve_axis,
+    EvalCtx, InferCtx, MAX_ELEMENTS, OpError, broadcast_dims, broadcast_shapes, checked_count,
+    resolve_axis,
 };
 pub use def::{AttrDef, AttrKind, Default, Eval, OpDef, Operand, Tolerance};
 
@@ -29,6 +33,16 @@ macro_rules! families {
 
 families! {
     elementwise,
+    compare,
+    activation,
+    cast,
+    reduce,
+    einsum,
+    shape,
+    layout,
+    generate,
+    index,
+    scatter,
     control,
     determinant,
     ml,

@@ -113,7 +113,11 @@ pub fn encode(elem: ElemType, value: f64, saturate: bool) -> u8 {
     };
     let max = decode(elem, top);
     let step = max - decode(elem, top - 1);
-    if magnitude > max && (!saturate || value.is_infinite()) && (magnitude >= max + step / 2.0) {
+    // Halfway above the largest number is a tie, which stays where the mantissa is even.
+    let limit = max + step / 2.0;
+    if (!saturate || value.is_infinite())
+        && (magnitude > limit || (magnitude == limit && top & 1 == 1))
+    {
         return match elem {
             _ if saturate || elem == ElemType::F4E2M1 => top | sign,
             ElemType::F8E5M2 => 0x7C | sign,
