@@ -1,7 +1,8 @@
 //! The e-graph's language: one generic node, not one variant per op.
 //!
 //! A node is a head and children. Attributes are a child of their own ([`Head::Attrs`], always the last), so that a
-//! pattern can bind them: `(transpose ?x ?perm)`. An optional operand left out is [`Head::Absent`].
+//! pattern can bind them: `(transpose ?x ?perm)`. An optional operand left out is [`Head::Absent`], also at the end: an op
+//! that is not variadic always has all its operands.
 //! Only pure ops with one result and no region enter; everything else is a leaf ([`Head::Value`]) at which the
 //! e-graph of a block ends.
 
@@ -294,6 +295,8 @@ pub trait Query {
     fn const_shape(&self, id: Id) -> Option<Vec<usize>>;
     /// Adds a constant.
     fn add_constant(&mut self, tensor: &Tensor) -> Id;
+    /// Adds an op with this attribute set.
+    fn add_op_attrs(&mut self, op: &str, operands: &[Id], attrs: &Attrs) -> Id;
     /// Adds an op with these attributes.
     fn add_op(
         &mut self,
@@ -357,14 +360,31 @@ impl Query for Graph {
         operands: &[Id],
         attrs: impl IntoIterator<Item = (&'static str, Attr)>,
     ) -> Id {
-        let op = Op::named(op).expect("rules name ops of the table");
         let attrs: Attrs = attrs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        let attrs = self.analysis.intern(&attrs);
+        self.add_op_attrs(op, operands, &attrs)
+    }
+
+    fn add_op_attrs(&mut self, op: &str, operands: &[Id], attrs: &Attrs) -> Id {
+        let op = Op::named(op).expect("rules name ops of the table");
+        let attrs = self.analysis.intern(attrs);
         let attrs = self.add(Term {
             head: Head::Attrs(attrs),
             children: vec![],
         });
-        let children = operands.iter().copied().chain([attrs]).collect();
+        let missing = op.operands.len().saturating_sub(operands.len());
+        let absent = (missing > 0 && op.arity().1 != usize::MAX).then(|| {
+            self.add(Term {
+                head: Head::Absent,
+                children: vec![],
+            })
+        });
+        let absents = std::iter::repeat_n(absent, missing).flatten();
+        let children = operands
+            .iter()
+            .copied()
+            .chain(absents)
+            .chain([attrs])
+            .collect();
         self.add(Term {
             head: Head::Op(op),
             children,

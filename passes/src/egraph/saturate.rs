@@ -289,6 +289,13 @@ fn load(module: &Module, block: &Block, graph: &mut Graph) -> HashMap<ValueId, I
                 }),
             })
             .collect();
+        if node.op.arity().1 != usize::MAX {
+            let absent = graph.add(Term {
+                head: Head::Absent,
+                children: vec![],
+            });
+            children.resize(node.op.operands.len(), absent);
+        }
         let attrs = graph.analysis.intern(&node.attrs);
         children.push(graph.add(Term {
             head: Head::Attrs(attrs),
@@ -364,7 +371,11 @@ fn instantiate(module: &mut Module, region: RegionId, block: &Block, recipe: &Re
                 attrs,
             } => {
                 let name = name_of(module, *op);
-                let operands = operands.iter().map(|&o| values[o]).collect();
+                let mut operands: Vec<Option<ValueId>> =
+                    operands.iter().map(|&o| values[o]).collect();
+                while operands.last() == Some(&None) {
+                    operands.pop();
+                }
                 let fresh = std::cell::Cell::new(first_fresh(module));
                 let id = module.make_node(*op, &name, operands, attrs.clone(), vec![], vec![]);
                 let mut types =
@@ -498,6 +509,42 @@ fn same_type(a: &Fact, b: &Fact) -> bool {
         }
         _ => false,
     }
+}
+
+/// Applies one rule where it matches the definition of the module's only output, whatever it costs; false if it did not
+/// fire. For the soundness test of the table.
+#[cfg(test)]
+pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
+    let log = Arc::new(Mutex::new(Report::default()));
+    let rewrites = compile_rules(&[rule], &Options::default(), &log);
+    let block = Block::new(module, Module::TOP, 0..module.top().nodes.len());
+    let mut facts = Facts::new(first_fresh(module));
+    for &leaf in &block.leaves {
+        let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
+        facts
+            .leaves
+            .insert(leaf, (module.value(leaf).ty.clone(), constant));
+    }
+    let mut graph = Graph::new(facts);
+    let ids = load(module, &block, &mut graph);
+    let root = ids[&block.outputs[0]];
+    let original = graph[root].nodes[0].clone();
+    let runner = Runner::<Term, Facts>::new(Facts::default())
+        .with_egraph(graph)
+        .with_iter_limit(1)
+        .run(&rewrites);
+    let graph = runner.egraph;
+    let original = original.map_children(|c| graph.find(c));
+    let same = |t: &Term| t.clone().map_children(|c| graph.find(c)) == original;
+    let choice = extract(&graph, &|_, t| if same(t) { 1 << 40 } else { 1 });
+    if choice.term(&graph, root).is_none_or(same) {
+        return false;
+    }
+    let recipe = recipe(&graph, &choice, &block, &[root]).expect("a chosen term has a schedule");
+    instantiate(module, Module::TOP, &block, &recipe);
+    module.remove_dead_nodes();
+    infer_module(module);
+    true
 }
 
 /// A pattern's text, for the tests of the table.

@@ -23,6 +23,7 @@ macro_rules! families {
 
 families! {
     algebra,
+    fold,
     layout,
 }
 
@@ -85,4 +86,141 @@ impl Bound<'_> {
 /// Every rule.
 pub fn all() -> impl Iterator<Item = &'static Rule> {
     FAMILIES.iter().flat_map(|(_, rules)| rules.iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egraph::saturate::{force, pattern};
+    use egg::{ENodeOrVar, Language};
+    use lapidary_ir::tensor::{Tensor, Value, count};
+    use lapidary_ir::{Module, eval};
+    use std::cell::Cell;
+    use std::collections::HashSet;
+
+    fn variables(text: &str) -> HashSet<Var> {
+        let ast = pattern(text).unwrap_or_else(|e| panic!("`{text}`: {e}"));
+        ast.iter()
+            .filter_map(|n| match n {
+                ENodeOrVar::Var(v) => Some(*v),
+                ENodeOrVar::ENode(_) => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_table_is_well_formed() {
+        let mut names = HashSet::new();
+        for (family, rules) in FAMILIES {
+            for rule in *rules {
+                assert!(names.insert(rule.name), "`{}` is defined twice", rule.name);
+                assert!(
+                    rule.name.starts_with(&format!("{family}-")),
+                    "`{}` does not start with its family",
+                    rule.name
+                );
+                assert!(!rule.samples.is_empty(), "`{}` has no sample", rule.name);
+                let left = variables(rule.left);
+                if let Right::Pattern(right) = rule.right {
+                    assert!(
+                        variables(right).is_subset(&left),
+                        "`{}` uses an unbound variable",
+                        rule.name
+                    );
+                }
+                let ops: Vec<_> = pattern(rule.left)
+                    .expect("parsed above")
+                    .iter()
+                    .filter(|n| !n.is_leaf())
+                    .cloned()
+                    .collect();
+                assert!(!ops.is_empty(), "`{}` matches everything", rule.name);
+            }
+        }
+    }
+
+    /// Values spread over both signs, different for each input.
+    fn random(module: &Module) -> Vec<Value> {
+        let inputs = module.top().inputs.iter().enumerate();
+        inputs
+            .map(|(k, &v)| {
+                let ty = module
+                    .value(v)
+                    .ty
+                    .as_tensor()
+                    .expect("samples take tensors");
+                let shape = ty.const_shape().expect("samples have constant shapes");
+                let noise = |i: usize| (((i + 1) * 7919 + k * 104_729) % 1000) as f64 / 250.0 - 2.0;
+                let n = count(&shape);
+                let tensor = if ty.elem.is_float() {
+                    Tensor::from_f64(ty.elem, shape, (0..n).map(noise).collect())
+                } else {
+                    Tensor::from_int(
+                        ty.elem,
+                        shape,
+                        (0..n).map(|i| (noise(i) * 3.0) as i128).collect(),
+                    )
+                };
+                tensor.into()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn both_sides_of_every_rule_are_equal() {
+        for rule in all() {
+            for (n, sample) in rule.samples.iter().enumerate() {
+                let mut module = Module::new(rule.name);
+                let fresh = Cell::new(0);
+                let result = sample(&mut Builder::new(
+                    &mut module,
+                    Module::TOP,
+                    "sample",
+                    &fresh,
+                ))
+                .unwrap_or_else(|e| panic!("`{}` sample {n}: {e}", rule.name));
+                module.region_mut(Module::TOP).outputs.push(result);
+                let inputs = random(&module);
+                let before = eval::run(&module, inputs.clone()).expect("samples evaluate");
+                assert!(
+                    force(&mut module, rule),
+                    "`{}` does not fire on sample {n}",
+                    rule.name
+                );
+                let after = eval::run(&module, inputs)
+                    .unwrap_or_else(|e| panic!("`{}` sample {n}: {e}", rule.name));
+                compare(
+                    rule,
+                    n,
+                    before[0].as_tensor().expect("a tensor"),
+                    after[0].as_tensor().expect("a tensor"),
+                );
+            }
+        }
+    }
+
+    fn compare(rule: &Rule, n: usize, before: &Tensor, after: &Tensor) {
+        assert_eq!(
+            (before.elem(), before.shape()),
+            (after.elem(), after.shape()),
+            "`{}` sample {n} changes the type",
+            rule.name
+        );
+        if rule.class == Class::Exact {
+            assert_eq!(before, after, "`{}` sample {n}", rule.name);
+            return;
+        }
+        for (x, y) in before
+            .to_f64s()
+            .expect("numbers")
+            .iter()
+            .zip(after.to_f64s().expect("numbers"))
+        {
+            assert!(
+                (x - y).abs() <= 1e-5 * (1.0 + x.abs()),
+                "`{}` sample {n}: {x} became {y}",
+                rule.name
+            );
+        }
+    }
 }
