@@ -48,6 +48,7 @@ families! {
     ml,
     linear,
     conv,
+    fused,
     random,
     search,
     sequence,

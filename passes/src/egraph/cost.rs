@@ -14,12 +14,10 @@ const VIEWS: &[&str] = &["reshape", "squeeze", "unsqueeze", "flatten", "identity
 const CONTRACTIONS: &[&str] = &[
     "matmul",
     "gemm",
+    "fused_linear",
     "conv",
     "conv_transpose",
     "fused_conv",
-    "fused_matmul",
-    "conv_epilogue",
-    "matmul_epilogue",
 ];
 
 /// Elements assumed for a dimension that is a symbol.
@@ -59,7 +57,7 @@ pub fn cost(target: &Target, graph: &Graph, term: &Term) -> u64 {
         let out = graph.lookup(term.clone()).map_or(0, elements);
         let weights = graph.const_shape(term.children[1]).unwrap_or_default();
         let inner = match op.name {
-            "matmul" | "gemm" | "fused_matmul" | "matmul_epilogue" => graph
+            "matmul" | "gemm" | "fused_linear" => graph
                 .const_shape(term.children[0])
                 .and_then(|s| s.last().copied())
                 .unwrap_or(SYMBOLIC),

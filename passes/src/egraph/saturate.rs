@@ -534,8 +534,12 @@ pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
         .with_iter_limit(1)
         .run(&rewrites);
     let graph = runner.egraph;
-    let original = original.map_children(|c| graph.find(c));
-    let same = |t: &Term| t.clone().map_children(|c| graph.find(c)) == original;
+    let canonical = |t: &Term| Term {
+        head: t.head.clone(),
+        children: t.children.iter().map(|&c| graph.find(c)).collect(),
+    };
+    let original = canonical(&original);
+    let same = |t: &Term| canonical(t) == original;
     let choice = extract(&graph, &|_, t| if same(t) { 1 << 40 } else { 1 });
     if choice.term(&graph, root).is_none_or(same) {
         return false;

@@ -24,6 +24,7 @@ macro_rules! families {
 families! {
     algebra,
     fold,
+    fuse,
     layout,
 }
 

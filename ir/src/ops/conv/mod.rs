@@ -276,7 +276,7 @@ pub(in crate::ops) fn shifted_filters(b: &mut Builder, w: ValueId, zero: Option<
     }
 }
 
-fn fused_activation(b: &mut Builder, node: &Node, y: ValueId) -> Result<ValueId, OpError> {
+pub(in crate::ops) fn fused_activation(b: &mut Builder, node: &Node, y: ValueId) -> Result<ValueId, OpError> {
     let params = node.floats("activation_params").unwrap_or_default();
     let param = |i: usize, default: f32| params.get(i).copied().unwrap_or(default);
     match node.text("activation").as_str() {
