@@ -50,8 +50,14 @@ pub fn common_elem(ctx: &InferCtx, first: usize) -> Result<ElemType, OpError> {
 /// Type rule of ops whose operands (any number) broadcast to a result of the same element type.
 pub fn infer_broadcast(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
     let elem = common_elem(ctx, 0)?;
-    check_elem(elem, elem.is_float() || elem.is_int())?;
     Ok(vec![tensor_type(elem, broadcast_all(ctx, 0)?)])
+}
+
+/// As [`infer_broadcast`], for floats and integers only.
+pub fn infer_broadcast_number(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
+    let elem = ctx.elem(0)?;
+    check_elem(elem, elem.is_float() || elem.is_int())?;
+    infer_broadcast(ctx)
 }
 
 /// As [`infer_broadcast`], for integers only.

@@ -26,7 +26,8 @@ const ROUND_MODE: AttrDef = AttrDef::new(
 pub static CAST: OpDef = OpDef {
     name: "cast",
     summary: "x converted to another element type",
-    source: "ONNX Cast-28; floats outside an integer type's range, which ONNX leaves open, saturate and NaN gives 0",
+    source: "ONNX Cast-28. What ONNX leaves open for floats out of an integer type's range: 32 and 64 bits saturate, \
+        narrower types keep the low bits of the value saturated to i32; NaN gives 0",
     operands: &[Operand::One("x")],
     attrs: &[
         AttrDef::new("to", AttrKind::Elem, Default::Required, "element type of the result"),
@@ -152,8 +153,10 @@ pub fn cast(x: &Tensor, to: ElemType, saturate: bool, round_mode: &str) -> Resul
             Tensor::from_int(to, shape, v.iter().map(|&v| i128::from(v != 0.0)).collect())
         }
         (Data::Float(v), ElemClass::Signed | ElemClass::Unsigned) => {
-            let (low, high) = to.int_range().ok_or_else(illegal)?;
-            Tensor::from_int(to, shape, v.iter().map(|&v| (v as i128).clamp(low, high)).collect())
+            let wide = if to.bits() < 32 { ElemType::I32 } else { to };
+            let (low, high) = wide.int_range().ok_or_else(illegal)?;
+            let whole = |&v: &f64| (v as i128).clamp(low, high);
+            Tensor::from_int(to, shape, v.iter().map(whole).collect())
         }
         (Data::Int(v), ElemClass::Signed | ElemClass::Unsigned | ElemClass::Bool) => {
             Tensor::from_int(to, shape, v.clone())
@@ -267,7 +270,9 @@ mod tests {
             Case(F32, 2.9, I8, true, "up", 2.0),
             Case(F32, -2.9, I32, true, "up", -2.0),
             Case(F32, 1e20, I64, true, "up", i64::MAX as f64),
-            Case(F32, -3.0, U8, true, "up", 0.0),
+            Case(F32, -3.0, U8, true, "up", 253.0),
+            Case(F32, -3.0, U32, true, "up", 0.0),
+            Case(F32, -9.0, I4, true, "up", 7.0),
             Case(F32, -0.0, Bool, true, "up", 0.0),
             Case(I16, 200.0, I8, true, "up", -56.0),
             Case(I8, -1.0, U4, true, "up", 15.0),

@@ -1,7 +1,7 @@
 //! Element-wise arithmetic with numpy-style broadcasting.
 
 use super::broadcast::{
-    contents_fold, eval_float, eval_fold, eval_unary, infer_broadcast_int, infer_float,
+    contents_fold, eval_float, eval_fold, eval_unary, infer_broadcast_int, infer_broadcast_number, infer_float,
     infer_number,
 };
 use super::{
@@ -32,7 +32,7 @@ pub static ADD: OpDef = OpDef {
     summary: "a + b with broadcasting; integers wrap",
     source: "ONNX Add-14",
     operands: AB,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_binary(ctx, |a, b| Some(a + b))),
     eval: Eval::Direct(|ctx| eval_binary(ctx, |a, b| a + b, |a, b| Ok(a.wrapping_add(b)))),
     tolerance: Tolerance::Rounding(1),
@@ -45,7 +45,7 @@ pub static SUB: OpDef = OpDef {
     summary: "a - b with broadcasting; integers wrap",
     source: "ONNX Sub-14",
     operands: AB,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_binary(ctx, |a, b| Some(a - b))),
     eval: Eval::Direct(|ctx| eval_binary(ctx, |a, b| a - b, |a, b| Ok(a.wrapping_sub(b)))),
     tolerance: Tolerance::Rounding(1),
@@ -58,7 +58,7 @@ pub static MUL: OpDef = OpDef {
     summary: "a * b with broadcasting; integers wrap",
     source: "ONNX Mul-14",
     operands: AB,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_binary(ctx, |a, b| Some(a * b))),
     eval: Eval::Direct(|ctx| eval_binary(ctx, |a, b| a * b, |a, b| Ok(a.wrapping_mul(b)))),
     tolerance: Tolerance::Rounding(1),
@@ -71,7 +71,7 @@ pub static DIV: OpDef = OpDef {
     summary: "a / b with broadcasting; integers truncate towards zero",
     source: "ONNX Div-14",
     operands: AB,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_binary(ctx, div_dims)),
     eval: Eval::Direct(|ctx| {
         eval_binary(ctx, |a, b| a / b, |a, b| a.checked_div(b).ok_or_else(by_zero))
@@ -92,7 +92,7 @@ pub static MOD: OpDef = OpDef {
         Default::Int(0),
         "1: the quotient is truncated, so that the result has the sign of a",
     )],
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| {
         let fmod = ctx.flag("fmod");
         contents_binary(ctx, |a, b| match (a.as_const(), b.as_const()) {
@@ -138,7 +138,7 @@ pub static MAX: OpDef = OpDef {
     summary: "element-wise largest of any number of tensors with broadcasting; NaN wins",
     source: "ONNX Max-13",
     operands: MANY,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_fold(ctx, |a, b| Some(a.max_dim(b)))),
     eval: Eval::Direct(|ctx| eval_fold(ctx, float_max, i128::max)),
     ..OpDef::BASE
@@ -150,7 +150,7 @@ pub static MIN: OpDef = OpDef {
     summary: "element-wise smallest of any number of tensors with broadcasting; NaN wins",
     source: "ONNX Min-13",
     operands: MANY,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     contents: Some(|ctx| contents_fold(ctx, |a, b| Some(a.min_dim(b)))),
     eval: Eval::Direct(|ctx| eval_fold(ctx, float_min, i128::min)),
     ..OpDef::BASE
@@ -162,7 +162,7 @@ pub static SUM: OpDef = OpDef {
     summary: "element-wise sum of any number of tensors with broadcasting",
     source: "ONNX Sum-13",
     operands: MANY,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     decompose: Some(|b, n| Ok(vec![add_up(b, n)?])),
     ..OpDef::BASE
 };
@@ -173,7 +173,7 @@ pub static MEAN: OpDef = OpDef {
     summary: "element-wise mean of any number of tensors with broadcasting",
     source: "ONNX Mean-13",
     operands: MANY,
-    infer: infer_broadcast,
+    infer: infer_broadcast_number,
     decompose: Some(|b, n| {
         let sum = add_up(b, n)?;
         let elem = b.elem(sum)?;

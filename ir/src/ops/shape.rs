@@ -83,7 +83,7 @@ pub static FLATTEN: OpDef = OpDef {
     infer: |ctx| {
         let shape = match ctx.shape(0)? {
             Some(s) => {
-                let axis = resolve_axis(ctx.int("axis")?, s.len() + 1).or_else(|e| flatten_axis(ctx.int("axis")?, s.len()).ok_or(e))?;
+                let axis = flatten_axis(ctx.int("axis")?, s.len())?;
                 vec![product(&s[..axis]), product(&s[axis..])]
             }
             None => vec![ctx.fresh_dim(), ctx.fresh_dim()],
@@ -92,8 +92,7 @@ pub static FLATTEN: OpDef = OpDef {
     },
     eval: Eval::Direct(|ctx| {
         let x = ctx.tensor(0)?;
-        let axis = flatten_axis(ctx.int("axis")?, x.rank())
-            .ok_or_else(|| OpError::new(format!("`axis` is out of range for rank {}", x.rank())))?;
+        let axis = flatten_axis(ctx.int("axis")?, x.rank())?;
         let (rows, columns) = x.shape().split_at(axis);
         let shape = [rows.iter().product(), columns.iter().product()];
         Ok(vec![x.clone().with_shape(shape).into()])
@@ -307,9 +306,11 @@ fn axis_range(rank: usize, start: i64, end: Option<i64>) -> std::ops::Range<usiz
 }
 
 /// `axis` of `flatten`, which may also be the rank.
-fn flatten_axis(axis: i64, rank: usize) -> Option<usize> {
-    let at = if axis < 0 { axis.checked_add(rank as i64)? } else { axis };
-    usize::try_from(at).ok().filter(|&a| a <= rank)
+fn flatten_axis(axis: i64, rank: usize) -> Result<usize, OpError> {
+    if axis == rank as i64 {
+        return Ok(rank);
+    }
+    resolve_axis(axis, rank)
 }
 
 fn infer_reshape(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
