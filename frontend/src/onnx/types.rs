@@ -86,6 +86,8 @@ pub fn check_declared(inferred: &Type, declared: &Type) -> Result<Type, String> 
         (Type::Optional(i), Type::Optional(d)) => {
             Ok(Type::Optional(Box::new(check_declared(i, d)?)))
         }
+        // ONNX lets a plain value stand for a filled optional.
+        (Type::Optional(i), d) => check_declared(i, d),
         _ => Err(mismatch()),
     }
 }
