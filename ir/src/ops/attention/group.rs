@@ -221,12 +221,8 @@ fn append(b: &mut Builder, past: ValueId, new: ValueId, before: ValueId, total: 
     let both_rows = b.concat(&[past, new], 2)?;
     let from_new = b.op("add", &[step, own])?;
     let pick = b.op("where", &[is_old, places, from_new])?;
-    // Rows beyond both keep what the past holds there.
-    let one1 = b.lit(own, 1.0)?;
-    let top = b.op("sub", &[own, one1])?;
-    let top = b.op("max", &[top, zero1])?;
-    let stay = b.op("min", &[places, top])?;
-    let pick = b.op("where", &[is_new, pick, stay])?;
+    // Rows beyond both are zero, as ONNX Runtime leaves them.
+    let pick = b.op("where", &[is_new, pick, zero1])?;
     let pick = b.unsqueeze(pick, &[1, 3])?;
     let shape = b.op("shape", &[both_rows])?;
     let front = b.slice(shape, 0, 0, 2)?;
@@ -234,5 +230,8 @@ fn append(b: &mut Builder, past: ValueId, new: ValueId, before: ValueId, total: 
     let middle = b.unsqueeze(rows, &[0])?;
     let shape = b.concat(&[front, middle, size], 0)?;
     let pick = b.op("expand", &[pick, shape])?;
-    b.op_with("gather_elements", &[both_rows, pick], [("axis", 2i64.into())])
+    let y = b.op_with("gather_elements", &[both_rows, pick], [("axis", 2i64.into())])?;
+    let filled = b.unsqueeze(is_new, &[1, 3])?;
+    let none = b.lit(y, 0.0)?;
+    b.op("where", &[filled, y, none])
 }
