@@ -171,8 +171,8 @@ fn decompose(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
     if node.flag("causal") {
         let row = b.unsqueeze(place, &[1, 3])?;
         let seen = b.op("less_or_equal", &[column, row])?;
-        // A row of padding sees what causality leaves it.
-        ok = if first { Some(seen) } else { both(b, ok, seen)? };
+        // A row of padding sees the sequence's valid keys, as in ONNX Runtime.
+        ok = both(b, ok, seen)?;
         let window = node.int("local_window_size")?;
         if window > 0 {
             let reach = b.lit(row, window as f64)?;
