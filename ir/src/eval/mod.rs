@@ -10,6 +10,8 @@
 //! Control-flow ops are in `control`.
 
 mod control;
+#[cfg(test)]
+pub mod testing;
 
 use crate::builder::{Builder, SMALL_CONSTANT, infer_node};
 use crate::graph::Node;

@@ -62,3 +62,21 @@ fn det(mut a: Vec<f64>, n: usize) -> f64 {
     }
     product
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::eval::testing::{f32s, gives, refuses};
+
+    #[test]
+    fn determinants() {
+        let cases: &[(&[usize], &[f64], &[usize], &[f64])] = &[
+            (&[2, 2], &[0.0, 2.0, 3.0, 4.0], &[], &[-6.0]),
+            (&[2, 1, 1], &[3.0, -1.0], &[2], &[3.0, -1.0]),
+            (&[2, 2], &[1.0, 2.0, 2.0, 4.0], &[], &[0.0]),
+        ];
+        for (shape, values, out, expected) in cases {
+            gives("det", &[f32s(shape, values)], &[], &[f32s(out, expected)]);
+        }
+        refuses("det", &[f32s(&[1, 2], &[1.0, 2.0])], &[], "square");
+    }
+}

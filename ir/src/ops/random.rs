@@ -288,3 +288,40 @@ fn dropout_inference(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpErr
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, gives, i64s, run};
+    use crate::tensor::Value;
+
+    fn floats(v: &[Value]) -> Vec<f64> {
+        v[0].as_tensor().and_then(|t| t.to_f64s()).unwrap_or_default()
+    }
+
+    #[test]
+    fn seeds_repeat_and_their_absence_does_not() {
+        let draw = |seed: Option<f32>| {
+            let mut attrs = vec![("shape", Attr::Ints(vec![1000]))];
+            attrs.extend(seed.map(|s| ("seed", Attr::Float(s))));
+            floats(&run("random_normal", &[], &attrs, 1).expect("draws"))
+        };
+        assert_eq!(draw(Some(1.0)), draw(Some(1.0)));
+        assert_ne!(draw(None), draw(None));
+        let v = draw(Some(2.0));
+        let mean = v.iter().sum::<f64>() / 1000.0;
+        let var = v.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / 1000.0;
+        assert!(mean.abs() < 0.15 && (var - 1.0).abs() < 0.15, "{mean} {var}");
+    }
+
+    #[test]
+    fn draws_follow_their_probabilities() {
+        let p = f32s(&[3], &[0.0, 1.0, 0.0]);
+        gives("bernoulli", &[p.clone()], &[], &[p]);
+        let logits = f32s(&[1, 3], &[-1e9, 0.0, -1e9]);
+        let attrs = [("sample_size", Attr::Int(3)), ("dtype", Attr::Elem(crate::ElemType::I64))];
+        gives("multinomial", &[logits], &attrs, &[i64s(&[1, 3], &[1, 1, 1])]);
+        let x = f32s(&[2], &[1.0, 2.0]);
+        gives("dropout", &[x.clone()], &[], &[x]);
+    }
+}

@@ -252,3 +252,39 @@ fn non_max_suppression(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
     checked_count(&shape)?;
     Ok(vec![Tensor::from_int(ElemType::I64, shape, out).into()])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, gives, i64s, refuses};
+
+    #[test]
+    fn the_first_of_equal_elements_wins() {
+        let x = f32s(&[2, 3], &[1.0, 3.0, 3.0, f64::INFINITY, -1.0, 0.0]);
+        let k = i64s(&[1], &[2]);
+        let large = [f32s(&[2, 2], &[3.0, 3.0, f64::INFINITY, 0.0]), i64s(&[2, 2], &[1, 2, 0, 2])];
+        gives("top_k", &[x.clone(), k.clone()], &[], &large);
+        let small = [f32s(&[2, 2], &[1.0, 3.0, -1.0, 0.0]), i64s(&[2, 2], &[0, 1, 1, 2])];
+        gives("top_k", &[x.clone(), k], &[("largest", Attr::Int(0))], &small);
+        refuses("top_k", &[x, i64s(&[1], &[4])], &[], "between 0 and 3");
+    }
+
+    #[test]
+    fn distinct_elements() {
+        let x = i64s(&[6], &[2, 1, 1, 3, 4, 3]);
+        let sorted = [i64s(&[4], &[1, 2, 3, 4]), i64s(&[4], &[1, 0, 3, 4]), i64s(&[6], &[1, 0, 0, 2, 3, 2]), i64s(&[4], &[2, 1, 2, 1])];
+        gives("unique", std::slice::from_ref(&x), &[], &sorted);
+        let first = [i64s(&[4], &[2, 1, 3, 4]), i64s(&[4], &[0, 1, 3, 4])];
+        gives("unique", &[x], &[("sorted", Attr::Int(0))], &first);
+        let rows = i64s(&[3, 2], &[1, 0, 1, 0, 0, 5]);
+        gives("unique", &[rows], &[("axis", Attr::Int(0))], &[i64s(&[2, 2], &[0, 5, 1, 0])]);
+    }
+
+    #[test]
+    fn overlapping_boxes_are_dropped() {
+        let boxes = f32s(&[1, 3, 4], &[0.0, 0.0, 1.0, 1.0, 0.0, 0.1, 1.0, 1.1, 0.0, 5.0, 1.0, 6.0]);
+        let scores = f32s(&[1, 1, 3], &[0.9, 0.95, 0.5]);
+        let operands = [boxes, scores, i64s(&[1], &[3]), f32s(&[1], &[0.5])];
+        gives("non_max_suppression", &operands, &[], &[i64s(&[2, 3], &[0, 0, 1, 0, 0, 2])]);
+    }
+}

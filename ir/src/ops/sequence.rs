@@ -358,3 +358,56 @@ fn join_tensors(tensors: &[Tensor], axis: i64) -> Result<Tensor, OpError> {
     };
     Ok(Tensor::new(first.elem(), shape, data))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, gives, i64s, refuses, truth};
+    use crate::tensor::Value;
+
+    fn seq(items: &[Value]) -> Value {
+        Value::Sequence(items.to_vec())
+    }
+
+    #[test]
+    fn sequences() {
+        let (a, b) = (f32s(&[1], &[1.0]), f32s(&[1], &[2.0]));
+        let both = seq(&[a.clone(), b.clone()]);
+        gives("sequence_construct", &[a.clone(), b.clone()], &[], std::slice::from_ref(&both));
+        gives("sequence_at", &[both.clone(), i64s(&[], &[-1])], &[], std::slice::from_ref(&b));
+        refuses("sequence_at", &[both.clone(), i64s(&[], &[2])], &[], "out of range");
+        gives("sequence_insert", &[both.clone(), b.clone(), i64s(&[], &[0])], &[], &[seq(&[b.clone(), a.clone(), b.clone()])]);
+        refuses("sequence_insert", &[both.clone(), b.clone(), i64s(&[], &[-3])], &[], "out of range");
+        gives("sequence_erase", std::slice::from_ref(&both), &[], &[seq(std::slice::from_ref(&a))]);
+        gives("sequence_length", std::slice::from_ref(&both), &[], &[i64s(&[], &[2])]);
+        let joined = f32s(&[2], &[1.0, 2.0]);
+        gives("concat_from_sequence", std::slice::from_ref(&both), &[("axis", Attr::Int(0))], &[joined]);
+        let stacked = f32s(&[1, 2], &[1.0, 2.0]);
+        let new_axis = [("axis", Attr::Int(-1)), ("new_axis", Attr::Int(1))];
+        gives("concat_from_sequence", &[both], &new_axis, &[stacked]);
+    }
+
+    #[test]
+    fn splits() {
+        let x = f32s(&[3, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let rows = seq(&[f32s(&[2, 2], &[0.0, 1.0, 2.0, 3.0]), f32s(&[1, 2], &[4.0, 5.0])]);
+        gives("split_to_sequence", &[x.clone(), i64s(&[], &[2])], &[], std::slice::from_ref(&rows));
+        gives("split_to_sequence", &[x.clone(), i64s(&[2], &[2, 1])], &[], &[rows]);
+        let columns = seq(&[f32s(&[3], &[0.0, 2.0, 4.0]), f32s(&[3], &[1.0, 3.0, 5.0])]);
+        let attrs = [("axis", Attr::Int(1)), ("keepdims", Attr::Int(0))];
+        gives("split_to_sequence", std::slice::from_ref(&x), &attrs, &[columns]);
+        refuses("split_to_sequence", &[x, i64s(&[1], &[2])], &[], "add up to 3");
+    }
+
+    #[test]
+    fn optionals() {
+        let a = f32s(&[1], &[1.0]);
+        let some = Value::Optional(Some(Box::new(a.clone())));
+        gives("optional", std::slice::from_ref(&a), &[], std::slice::from_ref(&some));
+        gives("optional_get_element", std::slice::from_ref(&some), &[], std::slice::from_ref(&a));
+        refuses("optional_get_element", &[Value::Optional(None)], &[], "empty");
+        for (value, expected) in [(some, true), (a, true), (Value::Optional(None), false)] {
+            gives("optional_has_element", &[value], &[], &[truth(expected)]);
+        }
+    }
+}

@@ -362,3 +362,40 @@ fn eval_mel(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
     }
     Ok(vec![typed(output_type(ctx.elem_attr("output_datatype")), vec![bins, mels], out)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, i64s, refuses, run};
+    use crate::tensor::Value;
+
+    fn close(got: &[Value], shape: &[usize], expected: &[f64]) {
+        let t = got[0].as_tensor().expect("a tensor");
+        assert_eq!(t.shape(), shape);
+        let near = |a: &f64, b: &f64| (a - b).abs() < 1e-6;
+        assert!(t.floats().expect("floats").iter().zip(expected).all(|(a, b)| near(a, b)), "{t:?}");
+    }
+
+    #[test]
+    fn transforms_and_their_inverses() {
+        let x = f32s(&[1, 3, 1], &[1.0, 2.0, 4.0]);
+        let half = [("onesided", Attr::Int(1))];
+        let y = run("dft", std::slice::from_ref(&x), &half, 1).expect("transforms");
+        close(&y, &[1, 2, 2], &[7.0, 0.0, -2.0, 3f64.sqrt()]);
+        let back = [("onesided", Attr::Int(1)), ("inverse", Attr::Int(1))];
+        let z = run("dft", &[y[0].clone(), i64s(&[], &[3])], &back, 1).expect("transforms");
+        close(&z, &[1, 3, 1], &[1.0, 2.0, 4.0]);
+        refuses("dft", &[y[0].clone()], &half, "real signal");
+        let full = run("dft", &[x, i64s(&[], &[4])], &[], 1).expect("transforms");
+        close(&full, &[1, 4, 2], &[7.0, 0.0, -3.0, -2.0, 3.0, 0.0, -3.0, 2.0]);
+    }
+
+    #[test]
+    fn frames_and_windows() {
+        let x = f32s(&[1, 4], &[1.0, 1.0, 2.0, 2.0]);
+        let y = run("stft", &[x, i64s(&[], &[2]), f32s(&[2], &[1.0, 0.5])], &[], 1).expect("transforms");
+        close(&y, &[1, 2, 2, 2], &[1.5, 0.0, 0.5, 0.0, 3.0, 0.0, 1.0, 0.0]);
+        let w = run("hann_window", &[i64s(&[], &[3])], &[("periodic", Attr::Int(0))], 1).expect("a window");
+        close(&w, &[3], &[0.0, 1.0, 0.0]);
+    }
+}

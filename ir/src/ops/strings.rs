@@ -16,7 +16,18 @@ pub static STRING_CONCAT: OpDef = OpDef {
     summary: "concatenates texts element by element, with broadcasting",
     source: "ONNX StringConcat-20",
     operands: &[Operand::One("x"), Operand::One("y")],
-    infer: elementwise::infer_broadcast,
+    infer: |ctx| {
+        require_strings(ctx, 0)?;
+        require_strings(ctx, 1)?;
+        let shape = match (ctx.shape(0)?, ctx.shape(1)?) {
+            (Some(a), Some(b)) => Some(broadcast_dims(a, b)?),
+            _ => None,
+        };
+        Ok(vec![Type::Tensor(TensorType {
+            elem: ElemType::String,
+            shape,
+        })])
+    },
     eval: Eval::Direct(|ctx| {
         let (a, b) = (ctx.tensor(0)?, ctx.tensor(1)?);
         let shape = broadcast_shapes(a.shape(), b.shape())?;
@@ -272,4 +283,60 @@ fn require_strings(ctx: &InferCtx, i: usize) -> Result<(), OpError> {
 
 fn texts<'a>(ctx: &'a EvalCtx, i: usize) -> Result<&'a [String], OpError> {
     ctx.tensor(i)?.strings().ok_or_else(|| OpError::new(format!("operand {i} must hold texts")))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, gives, i64s, refuses, texts};
+
+    #[test]
+    fn split_follows_the_delimiter() {
+        let cases: &[(&str, Option<&str>, Option<i64>, &[&str])] = &[
+            (" a  b c ", None, None, &["a", "b", "c"]),
+            ("a  b c", None, Some(1), &["a", "b c"]),
+            ("a,,b", Some(","), None, &["a", "", "b"]),
+            ("a,b,c", Some(","), Some(1), &["a", "b,c"]),
+            ("", None, None, &[]),
+        ];
+        for (text, delimiter, most, pieces) in cases {
+            let mut attrs = vec![];
+            attrs.extend(delimiter.map(|d| ("delimiter", Attr::from(d))));
+            attrs.extend(most.map(|m| ("maxsplit", Attr::Int(m))));
+            let expected = [texts(&[1, pieces.len()], pieces), i64s(&[1], &[pieces.len() as i128])];
+            gives("string_split", &[texts(&[1], &[text])], &attrs, &expected);
+        }
+    }
+
+    #[test]
+    fn texts_are_matched_and_normalized() {
+        let x = texts(&[2], &["ab", "abc"]);
+        let hit = crate::Tensor::from_int(crate::ElemType::Bool, [2], vec![1, 0]).into();
+        gives("regex_full_match", std::slice::from_ref(&x), &[("pattern", Attr::from("a|ab"))], &[hit]);
+        refuses("regex_full_match", std::slice::from_ref(&x), &[("pattern", Attr::from("("))], "pattern");
+        let attrs = [("stopwords", Attr::Strs(vec!["AB".into()])), ("case_change_action", Attr::from("UPPER"))];
+        gives("string_normalizer", std::slice::from_ref(&x), &attrs, &[texts(&[1], &["ABC"])]);
+        gives("string_concat", &[x, texts(&[1], &["!"])], &[], &[texts(&[2], &["ab!", "abc!"])]);
+    }
+
+    #[test]
+    fn n_grams_are_counted() {
+        let attrs = |mode: &str| {
+            [
+                ("mode", Attr::from(mode)),
+                ("min_gram_length", Attr::Int(1)),
+                ("max_gram_length", Attr::Int(2)),
+                ("max_skip_count", Attr::Int(1)),
+                ("ngram_counts", Attr::Ints(vec![0, 1])),
+                ("ngram_indexes", Attr::Ints(vec![1, 0])),
+                ("pool_int64s", Attr::Ints(vec![7, 7, 8])),
+                ("weights", Attr::Floats(vec![2.0, 3.0])),
+            ]
+        };
+        // 7 occurs twice; (7, 8) once adjacent and once with one left out.
+        let x = i64s(&[3], &[7, 7, 8]);
+        for (mode, expected) in [("TF", [2.0, 2.0]), ("IDF", [3.0, 2.0]), ("TFIDF", [6.0, 4.0])] {
+            gives("tf_idf_vectorizer", std::slice::from_ref(&x), &attrs(mode), &[f32s(&[2], &expected)]);
+        }
+    }
 }

@@ -155,3 +155,61 @@ fn argmax(row: &[f64]) -> usize {
 fn wide(v: Vec<f32>) -> Vec<f64> {
     v.into_iter().map(f64::from).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Attr;
+    use crate::eval::testing::{f32s, gives, i64s, refuses, texts};
+
+    #[test]
+    fn encoders() {
+        let x = texts(&[3], &["b", "a", "z"]);
+        let attrs = [("keys_strings", Attr::Strs(vec!["a".into(), "b".into()])), ("values_int64s", Attr::Ints(vec![5, 6]))];
+        gives("label_encoder", std::slice::from_ref(&x), &attrs, &[i64s(&[3], &[6, 5, -1])]);
+        let cats = [("cats_strings", Attr::Strs(vec!["a".into(), "b".into()]))];
+        let hot = f32s(&[3, 2], &[0.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        gives("one_hot_encoder", std::slice::from_ref(&x), &cats, &[hot]);
+        let strict = [cats[0].clone(), ("zeros", Attr::Int(0))];
+        refuses("one_hot_encoder", &[x], &strict, "no category");
+        let (nan, keys) = (f32s(&[1], &[f64::NAN]), Attr::Floats(vec![f32::NAN]));
+        let attrs = [("keys_floats", keys), ("values_floats", Attr::Floats(vec![1.0]))];
+        gives("label_encoder", &[nan], &attrs, &[f32s(&[1], &[1.0])]);
+    }
+
+    #[test]
+    fn linear_and_kernel_models() {
+        let x = f32s(&[2, 2], &[1.0, 2.0, -1.0, 0.0]);
+        let attrs = [("coefficients", Attr::Floats(vec![1.0, 2.0])), ("intercepts", Attr::Floats(vec![0.5]))];
+        gives("linear_regressor", std::slice::from_ref(&x), &attrs, &[f32s(&[2, 1], &[5.5, -0.5])]);
+        let labels = [attrs[0].clone(), attrs[1].clone(), ("classlabels_strings", Attr::Strs(vec!["n".into(), "p".into()]))];
+        let expected = [texts(&[2], &["p", "n"]), f32s(&[2, 2], &[-5.5, 5.5, 0.5, -0.5])];
+        gives("linear_classifier", std::slice::from_ref(&x), &labels, &expected);
+        let svm = [("coefficients", Attr::Floats(vec![1.0, 2.0])), ("rho", Attr::Floats(vec![0.5]))];
+        gives("svm_regressor", std::slice::from_ref(&x), &svm, &[f32s(&[2, 1], &[5.5, -0.5])]);
+        refuses("svm_regressor", &[x], &svm[..1], "do not fit");
+    }
+
+    #[test]
+    fn malformed_trees_are_refused() {
+        let tree = |children: i64| {
+            [
+                ("n_targets", Attr::Int(1)),
+                ("nodes_treeids", Attr::Ints(vec![0, 0])),
+                ("nodes_nodeids", Attr::Ints(vec![0, 1])),
+                ("nodes_featureids", Attr::Ints(vec![0, 0])),
+                ("nodes_values", Attr::Floats(vec![0.0, 0.0])),
+                ("nodes_modes", Attr::Strs(vec!["BRANCH_LEQ".into(), "LEAF".into()])),
+                ("nodes_truenodeids", Attr::Ints(vec![children, 0])),
+                ("nodes_falsenodeids", Attr::Ints(vec![1, 0])),
+                ("target_treeids", Attr::Ints(vec![0])),
+                ("target_nodeids", Attr::Ints(vec![1])),
+                ("target_ids", Attr::Ints(vec![0])),
+                ("target_weights", Attr::Floats(vec![3.0])),
+            ]
+        };
+        let x = f32s(&[1, 1], &[-1.0]);
+        gives("tree_ensemble_regressor", std::slice::from_ref(&x), &tree(1), &[f32s(&[1, 1], &[3.0])]);
+        refuses("tree_ensemble_regressor", std::slice::from_ref(&x), &tree(0), "circle");
+        refuses("tree_ensemble_regressor", &[x], &tree(7), "no such node");
+    }
+}
