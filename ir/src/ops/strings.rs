@@ -1,6 +1,6 @@
 //! Text, and features counted from text.
 
-use super::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, broadcast_shapes, elementwise};
+use super::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, broadcast_dims, broadcast_shapes, elementwise};
 use crate::tensor::{Data, Tensor, Value, count};
 use crate::types::TensorType;
 use crate::{Dim, ElemType, Type};
