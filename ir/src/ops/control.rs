@@ -54,7 +54,13 @@ pub static LOOP: OpDef = OpDef {
             .ok_or_else(|| OpError::new("its body yields fewer values than it carries"))?;
         let mut types = vec![];
         for (i, after) in carried.iter().skip(1).enumerate() {
-            types.push(join(ctx.ty(2 + i)?, after, ctx.fresh)?);
+            // A body that fills an optional gives what is in it, says ONNX (as after one iteration).
+            types.push(match (ctx.ty(2 + i)?, after) {
+                (Type::Optional(before), Type::Tensor(_) | Type::Sequence(_)) => {
+                    join(before, after, ctx.fresh)?
+                }
+                (before, _) => join(before, after, ctx.fresh)?,
+            });
         }
         let trips = ctx.fresh_dim();
         for row in scans {

@@ -2,7 +2,7 @@
 
 use super::control::join;
 use super::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, resolve_axis};
-use crate::tensor::{Data, Tensor, Value, count};
+use crate::tensor::{Data, Tensor, Value, count, strides};
 use crate::types::TensorType;
 use crate::{Attr, Dim, ElemType, Type};
 
@@ -19,6 +19,7 @@ pub static OPS: &[&OpDef] = &[
     &OPTIONAL,
     &OPTIONAL_GET_ELEMENT,
     &OPTIONAL_HAS_ELEMENT,
+    &REVERSE_SEQUENCE,
 ];
 
 /// A sequence of its operands.
@@ -259,6 +260,42 @@ pub static OPTIONAL_HAS_ELEMENT: OpDef = OpDef {
     eval: Eval::Direct(|ctx| {
         let has = ctx.has(0) && !matches!(ctx.value(0)?, Value::Optional(None));
         Ok(vec![Tensor::bool(has).into()])
+    }),
+    ..OpDef::BASE
+};
+
+/// Sequences of a batch reversed, each over its own length.
+pub static REVERSE_SEQUENCE: OpDef = OpDef {
+    name: "reverse_sequence",
+    summary: "reverses the first `sequence_lens[b]` steps of each batch entry `b`",
+    source: "ONNX ReverseSequence-28",
+    operands: &[Operand::One("input"), Operand::One("sequence_lens")],
+    attrs: &[
+        AttrDef::new("batch_axis", AttrKind::Int, Default::Int(1), "axis of the batch"),
+        AttrDef::new("time_axis", AttrKind::Int, Default::Int(0), "axis of time"),
+    ],
+    infer: |ctx| {
+        ctx.elem(0)?;
+        if let Some(shape) = ctx.shape(0)? {
+            resolve_axis(ctx.int("batch_axis")?, shape.len())?;
+            resolve_axis(ctx.int("time_axis")?, shape.len())?;
+        }
+        Ok(vec![ctx.ty(0)?.clone()])
+    },
+    eval: Eval::Direct(|ctx| {
+        let x = ctx.tensor(0)?;
+        let (batch, time) = (resolve_axis(ctx.int("batch_axis")?, x.rank())?, resolve_axis(ctx.int("time_axis")?, x.rank())?);
+        let (lens, shape, steps) = (ctx.i64s(1)?, x.shape().to_vec(), strides(x.shape()));
+        if lens.len() != shape[batch] || lens.iter().any(|&l| l < 0 || l as usize > shape[time]) || batch == time {
+            return Err(OpError::new("`sequence_lens` must give a length within the time axis per batch entry"));
+        }
+        let out = x.gather_linear(shape.clone(), |i| {
+            let (b, t) = (i / steps[batch] % shape[batch], i / steps[time] % shape[time]);
+            let len = lens[b] as usize;
+            let from = if t < len { len - 1 - t } else { t };
+            i - t * steps[time] + from * steps[time]
+        });
+        Ok(vec![out.into()])
     }),
     ..OpDef::BASE
 };
