@@ -9,6 +9,9 @@ pub struct Target {
     pub vector_bytes: u32,
     /// Vector registers.
     pub vector_registers: u32,
+    /// True if generated code may use fused multiply-add (on x86-64: AVX2 and FMA, "x86-64-v3"; otherwise
+    /// it needs SSE4.2, "x86-64-v2").
+    pub fused_multiply_add: bool,
     /// True if artefacts link against the runtime's micro-kernels ([`lapidary_abi::kernel::Import`]);
     /// false for freestanding objects, whose kernels are all generated.
     pub micro_kernels: bool,
@@ -27,6 +30,7 @@ impl Target {
             triple: "x86_64-unknown-linux-gnu".to_owned(),
             vector_bytes: 16,
             vector_registers: 16,
+            fused_multiply_add: true,
             micro_kernels: true,
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
