@@ -37,4 +37,22 @@ impl Target {
             threads: 1,
         }
     }
+
+    /// 64-bit Arm.
+    pub fn aarch64() -> Target {
+        Target {
+            triple: "aarch64-unknown-linux-gnu".to_owned(),
+            vector_registers: 32,
+            ..Target::x86_64()
+        }
+    }
+
+    /// 64-bit RISC-V with vectors of at least 128 bits.
+    pub fn riscv64() -> Target {
+        Target {
+            triple: "riscv64gc-unknown-linux-gnu".to_owned(),
+            vector_registers: 32,
+            ..Target::x86_64()
+        }
+    }
 }

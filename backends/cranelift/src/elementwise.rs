@@ -159,7 +159,13 @@ impl Fun<'_, '_> {
         let known = float_compare(f).is_some()
             || matches!(
                 f,
-                Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Min | Binary::Max
+                Binary::Add
+                    | Binary::Sub
+                    | Binary::Mul
+                    | Binary::Div
+                    | Binary::FloorDiv
+                    | Binary::Min
+                    | Binary::Max
             );
         if !known {
             return Err(self.unsupported(format!("{f:?} of {:?}", x.ty.elem)));
@@ -184,6 +190,10 @@ impl Fun<'_, '_> {
             Binary::Sub => self.b.ins().fsub(x, y),
             Binary::Mul => self.b.ins().fmul(x, y),
             Binary::Div => self.b.ins().fdiv(x, y),
+            Binary::FloorDiv => {
+                let q = self.b.ins().fdiv(x, y);
+                self.b.ins().floor(q)
+            }
             _ => {
                 let z = self.min_max(f == Binary::Max, y, x, vector);
                 let nan = self.b.ins().fcmp(FloatCC::Unordered, y, y);

@@ -23,6 +23,8 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+
+
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 

@@ -2,8 +2,8 @@
 
 use crate::Error;
 use crate::function::Fun;
-use crate::tile::{Class, LANES, Layout, Tile, class, in_vectors, vector_type};
-use cranelift_codegen::ir::types::{I8X16, I32, I64};
+use crate::tile::{Class, LANES, Layout, Tile, class, in_vectors};
+use cranelift_codegen::ir::types::{I8X16, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::{Binary, Literal, Op, ReduceKind, TileElem, TileType};
@@ -226,8 +226,10 @@ impl Fun<'_, '_> {
         for (i, &bytes) in x.parts.iter().enumerate() {
             let vector = layout.is_vector(i);
             let codes: Vec<Value> = (0..per_byte as u32)
-                .map(|p| self.code(bytes, p * bits, bits, signed, vector))
-                .map(|v| self.normalize(ty.elem, v))
+                .map(|p| {
+                    let code = self.code(bytes, p * bits, bits, signed, vector);
+                    self.normalize(ty.elem, code)
+                })
                 .collect();
             if vector {
                 parts.extend(self.interleave(codes));
@@ -288,17 +290,5 @@ impl Fun<'_, '_> {
         let (a, b) = (self.bits(I8X16, a), self.bits(I8X16, b));
         let bytes = self.b.ins().shuffle(a, b, mask);
         self.bits(ty, bytes)
-    }
-
-    /// A vector of 32-bit lanes with a part's type.
-    #[allow(dead_code, reason = "memory uses it for what it widens")]
-    pub fn lanes_as(&mut self, elem: TileElem, x: Value) -> Value {
-        let ty = vector_type(elem);
-        self.bits(ty, x)
-    }
-
-    /// An `i32` constant.
-    pub fn i32(&mut self, x: i64) -> Value {
-        self.b.ins().iconst(I32, x)
     }
 }
