@@ -9,6 +9,9 @@ pub struct Target {
     pub vector_bytes: u32,
     /// Vector registers.
     pub vector_registers: u32,
+    /// True if generated code may use fused multiply-add (on x86-64: AVX2 and FMA, "x86-64-v3"; otherwise
+    /// it needs SSE4.2, "x86-64-v2").
+    pub fused_multiply_add: bool,
     /// True if artefacts link against the runtime's micro-kernels ([`lapidary_abi::kernel::Import`]);
     /// false for freestanding objects, whose kernels are all generated.
     pub micro_kernels: bool,
@@ -27,10 +30,29 @@ impl Target {
             triple: "x86_64-unknown-linux-gnu".to_owned(),
             vector_bytes: 16,
             vector_registers: 16,
+            fused_multiply_add: true,
             micro_kernels: true,
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             threads: 1,
+        }
+    }
+
+    /// 64-bit Arm.
+    pub fn aarch64() -> Target {
+        Target {
+            triple: "aarch64-unknown-linux-gnu".to_owned(),
+            vector_registers: 32,
+            ..Target::x86_64()
+        }
+    }
+
+    /// 64-bit RISC-V with vectors of at least 128 bits.
+    pub fn riscv64() -> Target {
+        Target {
+            triple: "riscv64gc-unknown-linux-gnu".to_owned(),
+            vector_registers: 32,
+            ..Target::x86_64()
         }
     }
 }

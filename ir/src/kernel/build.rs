@@ -1,6 +1,10 @@
 //! Writing kernels: one call per statement, types worked out here.
 
 use super::*;
+use std::collections::HashMap;
+
+/// Writes a replacement for an operation whose result has the given type; see [`KernelBuilder::rewrite`].
+pub type Rewriter<'f> = dyn FnMut(&mut KernelBuilder, &Op, &TileType) -> Option<Var> + 'f;
 
 /// Writes a kernel statement by statement. Wrong types are the caller's bugs and panic in tests via the
 /// verifier, not here.
@@ -70,10 +74,11 @@ impl KernelBuilder {
         self.kernel.ty(var).clone()
     }
 
-    /// The literal that defines a var, if it was emitted as one in a body that is still open.
+    /// The literal that defines a var, if it was emitted as one, repeated or not, in a body that is still open.
     pub fn literal(&self, var: Var) -> Option<Literal> {
         self.bodies.iter().flatten().find_map(|s| match s.op {
             Op::Const(l) if s.results == [var] => Some(l),
+            Op::Broadcast { x, .. } if s.results == [var] => self.literal(x),
             _ => None,
         })
     }
@@ -299,6 +304,69 @@ impl KernelBuilder {
             },
         });
         results
+    }
+
+    /// Goes through a kernel in order and lets `f` write something else in the place of each operation that
+    /// defines one var; `None` keeps the operation.
+    pub fn rewrite(mut kernel: Kernel, f: &mut Rewriter<'_>) -> Kernel {
+        let body = std::mem::take(&mut kernel.body);
+        let mut b = KernelBuilder {
+            kernel,
+            bodies: vec![vec![]],
+        };
+        b.rewrite_body(body, &mut HashMap::new(), f);
+        b.finish()
+    }
+
+    fn rewrite_body(
+        &mut self,
+        body: Vec<Stmt>,
+        renamed: &mut HashMap<Var, Var>,
+        f: &mut Rewriter<'_>,
+    ) {
+        for mut stmt in body {
+            stmt.op.rename(&|v| renamed.get(&v).copied().unwrap_or(v));
+            match &mut stmt.op {
+                Op::For { body, yields, .. } => {
+                    self.rewrite_inner(body, yields, renamed, f);
+                }
+                Op::If {
+                    then_body,
+                    then_yields,
+                    else_body,
+                    else_yields,
+                    ..
+                } => {
+                    self.rewrite_inner(then_body, then_yields, renamed, f);
+                    self.rewrite_inner(else_body, else_yields, renamed, f);
+                }
+                _ => {}
+            }
+            if let &[result] = &stmt.results[..] {
+                let ty = self.ty(result);
+                if let Some(new) = f(self, &stmt.op, &ty) {
+                    renamed.insert(result, new);
+                    continue;
+                }
+            }
+            self.push(stmt);
+        }
+    }
+
+    /// Rewrites the statements inside an operation; what they yield may be renamed there.
+    fn rewrite_inner(
+        &mut self,
+        body: &mut Vec<Stmt>,
+        yields: &mut [Var],
+        renamed: &mut HashMap<Var, Var>,
+        f: &mut Rewriter<'_>,
+    ) {
+        self.bodies.push(vec![]);
+        self.rewrite_body(std::mem::take(body), renamed, f);
+        *body = self.bodies.pop().expect("pushed above");
+        for y in yields {
+            *y = renamed.get(y).copied().unwrap_or(*y);
+        }
     }
 
     /// The finished kernel.

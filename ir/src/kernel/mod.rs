@@ -20,7 +20,10 @@
 
 pub mod build;
 pub mod contraction;
+mod convert;
 pub mod interp;
+pub mod legalize;
+mod math;
 pub mod text;
 pub mod verify;
 
@@ -464,7 +467,68 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Replaces every var that the operation itself reads, yields included.
+    pub fn rename(&mut self, f: &dyn Fn(Var) -> Var) {
+        let on = |vars: &mut [&mut Var]| vars.iter_mut().for_each(|v| **v = f(**v));
+        match self {
+            Op::Const(_) | Op::Grid(_) | Op::Size(_) | Op::Iota => {}
+            Op::Unary(_, x)
+            | Op::Cast(x)
+            | Op::Bitcast(x)
+            | Op::Broadcast { x, .. }
+            | Op::Reduce { x, .. }
+            | Op::Transpose(x)
+            | Op::Unpack { x, .. } => on(&mut [x]),
+            Op::Binary(_, a, b) => on(&mut [a, b]),
+            Op::Select(a, b, c) | Op::MulAdd(a, b, c) => on(&mut [a, b, c]),
+            Op::Dot { acc, a, b } => on(&mut [acc, a, b]),
+            Op::Load { base, axes, .. } => {
+                on(&mut [base]);
+                axes.iter_mut().for_each(|a| a.rename(f));
+            }
+            Op::Store { base, axes, x, .. } => {
+                on(&mut [base, x]);
+                axes.iter_mut().for_each(|a| a.rename(f));
+            }
+            Op::For {
+                begin,
+                end,
+                carried,
+                yields,
+                ..
+            } => {
+                on(&mut [begin, end]);
+                carried.iter_mut().for_each(|c| c.1 = f(c.1));
+                yields.iter_mut().for_each(|y| *y = f(*y));
+            }
+            Op::If {
+                condition,
+                then_yields,
+                else_yields,
+                ..
+            } => {
+                on(&mut [condition]);
+                then_yields
+                    .iter_mut()
+                    .chain(else_yields)
+                    .for_each(|y| *y = f(*y));
+            }
+        }
+    }
+}
+
 impl Axis {
+    /// Replaces every var the axis reads.
+    fn rename(&mut self, f: &dyn Fn(Var) -> Var) {
+        if let At::DynStride(v) | At::Offsets(v) = &mut self.at {
+            *v = f(*v);
+        }
+        for v in [&mut self.valid, &mut self.mask].into_iter().flatten() {
+            *v = f(*v);
+        }
+    }
+
     /// Calls `f` on every var the axis reads.
     pub fn for_each_use(&self, f: &mut dyn FnMut(Var)) {
         if let At::DynStride(v) | At::Offsets(v) = self.at {

@@ -1,0 +1,217 @@
+//! Contractions: what [`lapidary_ir::kernel::contraction`] recognises becomes a call of a micro-kernel.
+//!
+//! The epilogue goes into the call where it is one that the micro-kernel knows; otherwise the micro-kernel
+//! writes the accumulator to the stack, from where the statements that follow use it.
+
+use crate::Error;
+use crate::function::{Fun, flags};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I64, I32};
+use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, ZEROS_BYTES};
+use lapidary_ir::kernel::contraction::{
+    Contraction, EpilogueMatch, Kind, PANEL, recognise, recognise_epilogue,
+};
+use lapidary_ir::kernel::{At, Axis, Stmt};
+use std::mem::offset_of;
+
+/// Most row addresses of one call.
+const MAX_POINTERS: u32 = 4096;
+
+impl<'k> Fun<'k, '_> {
+    /// Translates a contraction and its epilogue; the number of statements done, 0 if there is none.
+    pub fn contraction(&mut self, stmt: &'k Stmt, rest: &'k [Stmt]) -> Result<usize, Error> {
+        if !self.micro_kernels {
+            return Ok(0);
+        }
+        let Some(found) = recognise(&self.facts, stmt) else {
+            return Ok(0);
+        };
+        let tail = recognise_epilogue(&self.facts, rest, found.acc);
+        let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
+        // Rows that are missing are pointed at zeros, unless they are exactly those that are not computed.
+        let to_zeros = found.a_rows.mask.is_some()
+            || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
+        let size = if found.kind == Kind::F32 { 4 } else { 1 };
+        let zeros_suffice = self
+            .facts
+            .int(found.k)
+            .is_some_and(|k| k * size <= ZEROS_BYTES as i64);
+        if (to_zeros && !zeros_suffice) || found.taps.saturating_mul(found.rows) > MAX_POINTERS {
+            return Ok(0);
+        }
+        match tail {
+            Some(tail) => {
+                for (i, s) in rest[..tail.store].iter().enumerate() {
+                    if !tail.replaced.contains(&i) {
+                        self.statements(std::slice::from_ref(s))?;
+                    }
+                }
+                self.call(&found, Some(&tail), to_zeros)?;
+                Ok(tail.store + 2)
+            }
+            None => {
+                self.call(&found, None, to_zeros)?;
+                Ok(1)
+            }
+        }
+    }
+
+    fn call(&mut self, g: &Contraction<'k>, tail: Option<&EpilogueMatch<'k>>, to_zeros: bool) -> Result<(), Error> {
+        let rows = self.clamped(tail.and_then(|t| t.c_rows.valid), g.rows)?;
+        let cols = self.clamped(tail.and_then(|t| t.cols), PANEL)?;
+        let k = self.scalar(g.k)?;
+        let Some(tail) = tail else {
+            let slot = self.slot((g.rows * PANEL * 4) as usize);
+            let c = self.slot_addr(slot);
+            let stride = self.index(i64::from(PANEL));
+            let pointers = self.row_pointers(g, rows, to_zeros)?;
+            self.fill_and_call(g, Call { pointers, rows, cols, k, c, c_stride: stride, tail: None })?;
+            let ty = self.kernel.ty(g.acc).clone();
+            let tile = self.reload(&ty, c);
+            self.set(g.acc, tile);
+            return Ok(());
+        };
+        let zero = self.index(0);
+        let some_rows = self.b.ins().icmp(IntCC::SignedGreaterThan, rows, zero);
+        let some_cols = self.b.ins().icmp(IntCC::SignedGreaterThan, cols, zero);
+        let any = self.b.ins().band(some_rows, some_cols);
+        self.when(any, |s| {
+            let pointers = s.row_pointers(g, rows, to_zeros)?;
+            let (c, _) = s.buffer(tail.c)?;
+            let base = s.scalar(tail.c_base)?;
+            let c = s.element(c, base, 4);
+            let c_stride = s.stride(tail.c_rows)?;
+            s.fill_and_call(g, Call { pointers, rows, cols, k, c, c_stride, tail: Some(tail) })
+        })
+    }
+
+    /// `min(valid, all)`, or `all`.
+    fn clamped(&mut self, valid: Option<lapidary_ir::kernel::Var>, all: u32) -> Result<Value, Error> {
+        let all = self.index(i64::from(all));
+        let Some(valid) = valid else {
+            return Ok(all);
+        };
+        let valid = self.scalar(valid)?;
+        let fewer = self.b.ins().icmp(IntCC::SignedLessThan, valid, all);
+        Ok(self.b.ins().select(fewer, valid, all))
+    }
+
+    fn stride(&mut self, axis: &Axis) -> Result<Value, Error> {
+        match axis.at {
+            At::Stride(s) => Ok(self.index(s)),
+            At::DynStride(v) => self.scalar(v),
+            At::Offsets(_) => Err(self.unsupported("a micro-kernel's result with gathered rows")),
+        }
+    }
+
+    /// Fills the array of row addresses, tap by tap; each tap has `rows` of them.
+    fn row_pointers(&mut self, g: &Contraction<'k>, rows: Value, to_zeros: bool) -> Result<StackSlot, Error> {
+        let slot = self.slot((g.taps * g.rows * 8) as usize);
+        let Some((index, prefix)) = g.tap else {
+            let to = self.slot_addr(slot);
+            self.pointers_of_tap(g, to, to_zeros)?;
+            return Ok(slot);
+        };
+        let taps = self.index(i64::from(g.taps));
+        self.count(taps, |s, t| {
+            s.set_scalar(index, t);
+            s.statements(prefix)?;
+            let first = s.b.ins().imul(t, rows);
+            let to = s.slot_addr(slot);
+            let to = s.element(to, first, 8);
+            // Rows beyond `rows` are written too; the next tap overwrites them.
+            s.pointers_of_tap(g, to, to_zeros)
+        })?;
+        Ok(slot)
+    }
+
+    fn pointers_of_tap(&mut self, g: &Contraction<'k>, to: Value, to_zeros: bool) -> Result<(), Error> {
+        let (a, elem) = self.buffer(g.a)?;
+        let base = self.scalar(g.a_base)?;
+        let mut axis = g.a_rows.clone();
+        if !to_zeros {
+            axis.valid = None;
+        }
+        for (i, address) in self.row_addresses(a, elem, base, &axis, g.rows)?.into_iter().enumerate() {
+            self.b.ins().store(flags(), address, to, i as i32 * 8);
+        }
+        Ok(())
+    }
+
+    fn fill_and_call(&mut self, g: &Contraction<'k>, call: Call<'_, 'k>) -> Result<(), Error> {
+        let (b, elem) = self.buffer(g.b)?;
+        let b_base = self.scalar(g.b_base)?;
+        let b = self.element(b, b_base, elem.size_bytes() as i64);
+        let a = self.slot_addr(call.pointers);
+        let taps = self.index(i64::from(g.taps));
+        let (bytes, import) = match g.kind {
+            Kind::F32 => (size_of::<GemmF32>(), Import::GemmF32),
+            Kind::I8 => (size_of::<GemmI8>(), Import::GemmI8),
+        };
+        let slot = self.slot(bytes);
+        let at = self.slot_addr(slot);
+        let rows = self.b.ins().ireduce(I32, call.rows);
+        let cols = self.b.ins().ireduce(I32, call.cols);
+        let no = self.b.ins().iconst(I32, 0);
+        macro_rules! fields {
+            ($args:ident { $($field:ident: $value:expr,)* }) => {
+                [$(($value, offset_of!($args, $field))),*].to_vec()
+            };
+        }
+        let fields: Vec<(Value, usize)> = match g.kind {
+            Kind::I8 => fields!(GemmI8 {
+                a: a, b: b, c: call.c, c_stride: call.c_stride, k: call.k, taps: taps,
+                rows: rows, cols: cols, accumulate: no,
+            }),
+            Kind::F32 => {
+                let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
+                fields!(GemmF32 {
+                    a: a, b: b, c: call.c, bias: bias, residual: residual, c_stride: call.c_stride,
+                    residual_stride: residual_stride, k: call.k, taps: taps, rows: rows, cols: cols,
+                    lo: lo, hi: hi, accumulate: no,
+                })
+            }
+        };
+        for (value, offset) in fields {
+            self.b.ins().store(flags(), value, at, offset as i32);
+        }
+        let table = self.b.ins().load(I64, flags(), self.ctx, offset_of!(KernelContext, imports) as i32);
+        let callee = self.b.ins().load(I64, flags(), table, import as i32 * 8);
+        let mut signature = Signature::new(self.call_conv);
+        signature.params.push(AbiParam::new(I64));
+        let signature = self.b.import_signature(signature);
+        self.b.ins().call_indirect(signature, callee, &[at]);
+        Ok(())
+    }
+
+    /// Bias, residual, its stride, lower and upper bound.
+    fn epilogue_fields(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<(Value, Value, Value, Value, Value), Error> {
+        let null = self.index(0);
+        let (mut bias, mut residual, mut stride) = (null, null, null);
+        if let Some((buf, base)) = tail.and_then(|t| t.bias) {
+            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+            bias = self.element(address, base, 4);
+        }
+        if let Some((buf, base, rows)) = tail.and_then(|t| t.residual) {
+            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+            residual = self.element(address, base, 4);
+            stride = self.stride(rows)?;
+        }
+        let lo = tail.and_then(|t| t.lo).unwrap_or(f32::NEG_INFINITY);
+        let hi = tail.and_then(|t| t.hi).unwrap_or(f32::INFINITY);
+        let (lo, hi) = (self.b.ins().f32const(lo), self.b.ins().f32const(hi));
+        Ok((bias, residual, stride, lo, hi))
+    }
+}
+
+/// What a call needs besides its operands.
+struct Call<'t, 'k> {
+    pointers: StackSlot,
+    rows: Value,
+    cols: Value,
+    k: Value,
+    c: Value,
+    c_stride: Value,
+    tail: Option<&'t EpilogueMatch<'k>>,
+}
