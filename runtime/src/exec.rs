@@ -17,6 +17,7 @@ mod control;
 mod ports;
 mod run;
 
+pub use ports::type_text;
 use run::Run;
 
 /// How a model runs.

@@ -12,6 +12,7 @@ pub mod error;
 pub mod exec;
 mod frame;
 pub mod image;
+pub mod io;
 
 pub mod memory;
 pub mod micro;

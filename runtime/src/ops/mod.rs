@@ -9,9 +9,15 @@ use crate::error::RunError;
 use crate::value::Value;
 
 pub mod call;
+mod fill;
 pub mod moves;
 pub mod number;
+mod parts;
+mod random;
+mod search;
+mod sequence;
 mod shape;
+mod strings;
 
 pub use call::Call;
 
@@ -30,6 +36,49 @@ pub const TABLE: &[(&str, Function)] = &[
     ("transpose", shape::transpose),
     ("expand", shape::expand),
     ("tile", shape::tile),
+    ("gather", parts::gather),
+    ("gather_elements", parts::gather_elements),
+    ("gather_nd", parts::gather_nd),
+    ("slice", parts::slice),
+    ("concat", parts::concat),
+    ("split", parts::split),
+    ("pad", parts::pad),
+    ("compress", parts::compress),
+    ("one_hot", parts::one_hot),
+    ("where", parts::where_),
+    ("reverse_sequence", parts::reverse_sequence),
+    ("array_feature_extractor", parts::array_feature_extractor),
+    ("non_zero", parts::non_zero),
+    ("range", fill::range),
+    ("constant_of_shape", fill::constant_of_shape),
+    ("cast", fill::cast),
+    ("cast_like", fill::cast_like),
+    ("top_k", search::top_k),
+    ("unique", search::unique),
+    ("non_max_suppression", search::non_max_suppression),
+    ("sequence_construct", sequence::sequence_construct),
+    ("sequence_empty", sequence::sequence_empty),
+    ("sequence_at", sequence::sequence_at),
+    ("sequence_insert", sequence::sequence_insert),
+    ("sequence_erase", sequence::sequence_erase),
+    ("sequence_length", sequence::sequence_length),
+    ("split_to_sequence", sequence::split_to_sequence),
+    ("concat_from_sequence", sequence::concat_from_sequence),
+    ("optional", sequence::optional),
+    ("optional_get_element", sequence::optional_get_element),
+    ("optional_has_element", sequence::optional_has_element),
+    ("string_concat", strings::string_concat),
+    ("string_split", strings::string_split),
+    ("string_normalizer", strings::string_normalizer),
+    ("regex_full_match", strings::regex_full_match),
+    ("tf_idf_vectorizer", strings::tf_idf_vectorizer),
+    ("random_normal", random::normal),
+    ("random_normal_like", random::normal),
+    ("random_uniform", random::uniform),
+    ("random_uniform_like", random::uniform),
+    ("bernoulli", random::bernoulli),
+    ("multinomial", random::multinomial),
+    ("dropout", random::dropout),
 ];
 
 /// The operation of this name.
