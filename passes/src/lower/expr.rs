@@ -454,6 +454,71 @@ impl Body {
         new
     }
 
+    /// The same expression with all its loads masked: 0 is read where `mask` is false.
+    pub fn guard(&mut self, e: E, mask: E) -> E {
+        if self.as_bool(mask) == Some(true) {
+            return e;
+        }
+        let mut memo = HashMap::new();
+        self.guarded(e, mask, &mut memo)
+    }
+
+    fn guarded(&mut self, e: E, mask: E, memo: &mut HashMap<E, E>) -> E {
+        if let Some(&done) = memo.get(&e) {
+            return done;
+        }
+        let ty = self.ty(e);
+        let mut node = self.node(e).clone();
+        match &mut node {
+            Node::Const(..) => {}
+            Node::Index(d) => *d = self.guarded_dim(d, mask, memo),
+            Node::Load {
+                offset, mask: own, ..
+            } => {
+                *offset = self.guarded_dim(offset, mask, memo);
+                *own = Some(match *own {
+                    Some(o) => self.binary(Binary::And, mask, o),
+                    None => mask,
+                });
+            }
+            Node::Unary(_, x) | Node::Cast(_, x) | Node::Bitcast(_, x) => {
+                *x = self.guarded(*x, mask, memo);
+            }
+            Node::Binary(_, a, b) => {
+                *a = self.guarded(*a, mask, memo);
+                *b = self.guarded(*b, mask, memo);
+            }
+            Node::Select(c, a, b) => {
+                for x in [c, a, b] {
+                    *x = self.guarded(*x, mask, memo);
+                }
+            }
+            Node::Reduce { body, .. } => *body = self.guarded(*body, mask, memo),
+        }
+        let new = self.add(node, ty);
+        memo.insert(e, new);
+        new
+    }
+
+    fn guarded_dim(&mut self, d: &Dim, mask: E, memo: &mut HashMap<E, E>) -> Dim {
+        let mut with = HashMap::new();
+        let mut data = vec![];
+        d.visit_symbols(&mut |s| {
+            if let SymbolKind::Data(n) = symbol_kind(s) {
+                data.push((s.to_owned(), n));
+            }
+        });
+        for (name, n) in data {
+            let e = self.guarded(self.data(n), mask, memo);
+            with.insert(name, self.data_index(e));
+        }
+        if with.is_empty() {
+            d.clone()
+        } else {
+            d.substitute(&|s| with.get(s).cloned())
+        }
+    }
+
     /// An index rewritten, expressions inside it included.
     pub fn rewrite_dim(
         &mut self,

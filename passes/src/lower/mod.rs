@@ -25,8 +25,11 @@ pub mod testing;
 mod activation;
 mod arith;
 mod cast;
-mod general;
+mod conv;
 mod indexing;
+mod linear;
+mod norm;
+mod pool;
 mod reduce;
 mod scatter;
 mod shape;
@@ -264,7 +267,10 @@ pub static RULES: &[&[Rule]] = &[
     shape::RULES,
     indexing::RULES,
     reduce::RULES,
-    general::RULES,
+    linear::RULES,
+    conv::RULES,
+    pool::RULES,
+    norm::RULES,
     scatter::RULES,
 ];
 
