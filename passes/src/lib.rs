@@ -2,5 +2,6 @@
 
 pub mod egraph;
 pub mod fold;
+pub mod lower;
 pub mod rules;
 pub mod schedules;

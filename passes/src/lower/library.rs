@@ -1,0 +1,83 @@
+//! The ops that the runtime's library computes, each with the reason why it is not a kernel.
+
+/// Op and reason.
+pub static LIBRARY: &[(&str, &str)] = &[
+    ("non_zero", SHAPE),
+    ("unique", SHAPE),
+    ("compress", SHAPE),
+    ("non_max_suppression", SHAPE),
+    ("top_k", CONTROL),
+    ("multinomial", RANDOM),
+    ("bernoulli", RANDOM),
+    ("random_normal", RANDOM),
+    ("random_normal_like", RANDOM),
+    ("random_uniform", RANDOM),
+    ("random_uniform_like", RANDOM),
+    ("string_normalizer", STRINGS),
+    ("string_concat", STRINGS),
+    ("string_split", STRINGS),
+    ("regex_full_match", STRINGS),
+    ("tf_idf_vectorizer", STRINGS),
+    ("label_encoder", STRINGS),
+    ("image_decoder", CONTROL),
+    ("sequence_at", VALUES),
+    ("sequence_construct", VALUES),
+    ("sequence_empty", VALUES),
+    ("sequence_erase", VALUES),
+    ("sequence_insert", VALUES),
+    ("sequence_length", VALUES),
+    ("split_to_sequence", VALUES),
+    ("concat_from_sequence", VALUES),
+    ("optional", VALUES),
+    ("optional_get_element", VALUES),
+    ("optional_has_element", VALUES),
+    ("reverse_sequence", CONTROL),
+    ("det", CONTROL),
+    ("tree_ensemble", CONTROL),
+];
+
+const SHAPE: &str = "the shape of its result depends on data";
+const CONTROL: &str = "it is control, not arithmetic";
+const RANDOM: &str = "it draws random numbers";
+const STRINGS: &str = "it handles strings";
+const VALUES: &str = "it handles sequences or optionals";
+
+/// Ops that become library calls only when the shape of their result is known no earlier than at run time.
+pub static DYNAMIC: &[&str] = &[
+    "reshape",
+    "slice",
+    "expand",
+    "tile",
+    "pad",
+    "range",
+    "constant_of_shape",
+    "resize",
+    "squeeze",
+    "unsqueeze",
+    "one_hot",
+    "split",
+    "identity",
+    "concat",
+    "transpose",
+    "gather",
+    "cast",
+    "shape",
+    "size",
+];
+
+/// Why an op is always a library call, if it is.
+pub fn reason(op: &str) -> Option<&'static str> {
+    LIBRARY.iter().find(|l| l.0 == op).map(|l| l.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_op_is_either_lowered_or_called() {
+        for (op, _) in LIBRARY {
+            assert!(super::super::rule(op).is_none(), "{op}");
+        }
+    }
+}

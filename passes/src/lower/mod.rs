@@ -1,0 +1,299 @@
+//! Lowering: a graph becomes kernels and the host program that launches them.
+//!
+//! * [`expr`], [`index`]: what one element of a result is; `expand` builds it through fused producers;
+//! * [`schedule`], `emit`: loops and statements for it;
+//! * the family files (`arith`, `shape`, …): one rule per op, listed in [`RULES`];
+//! * `library`: the ops that the runtime computes, each with the reason;
+//! * `decompose`: ops without a rule become simpler ones first;
+//! * `program`, `control`, `memory`: values, steps, branches and loops, storage.
+//!
+//! An op needs a row in its family's list: how it fuses, and its element function. An op whose fast form is
+//! a hand-scheduled kernel has a [`Form::Steps`] function, which may fall back to elements.
+
+mod control;
+mod decompose;
+mod emit;
+mod expand;
+pub mod expr;
+pub mod index;
+mod library;
+mod memory;
+mod program;
+pub mod schedule;
+pub mod testing;
+
+mod activation;
+mod arith;
+mod cast;
+mod conv;
+mod indexing;
+mod linear;
+mod norm;
+mod pool;
+mod reduce;
+mod scatter;
+mod shape;
+
+pub use emit::KernelArg;
+pub use expand::{Element, Expand};
+pub use program::Lowerer;
+pub use schedule::Spec;
+
+use expr::E;
+use index::Pos;
+use lapidary_abi::program::Program;
+use lapidary_ir::kernel::Kernel;
+use lapidary_ir::ops::OpError;
+use lapidary_ir::target::Target;
+use lapidary_ir::{Module, NodeId};
+use std::fmt;
+use std::sync::Arc;
+
+/// What the user may choose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Compute chains of element-wise ops in one kernel.
+    pub fuse: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { fuse: true }
+    }
+}
+
+/// A lowered module.
+#[derive(Debug)]
+pub struct Lowered {
+    /// The host program; `code_offset` is a kernel's index until code exists.
+    pub program: Program,
+    /// The kernels, in the program's order.
+    pub kernels: Vec<Kernel>,
+    /// The weights blob, piece by piece.
+    pub weights: Vec<WeightPiece>,
+    /// Numbers for people.
+    pub report: Report,
+}
+
+/// Part of the weights blob.
+#[derive(Clone, Debug)]
+pub struct WeightPiece {
+    /// Where it begins, 64-byte aligned.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// What it is.
+    pub source: WeightSource,
+}
+
+/// Bytes that are there, or are made when the blob is written.
+#[derive(Clone)]
+pub enum WeightSource {
+    /// A view of the source file.
+    Bytes(bytes::Bytes),
+    /// Made on demand, so that they are never all in memory.
+    Made(Arc<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>),
+}
+
+impl fmt::Debug for WeightSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WeightSource::Bytes(b) => write!(f, "{} bytes", b.len()),
+            WeightSource::Made(_) => f.write_str("made"),
+        }
+    }
+}
+
+impl WeightPiece {
+    /// The bytes.
+    pub fn read(&self) -> Result<bytes::Bytes, String> {
+        let bytes = match &self.source {
+            WeightSource::Bytes(b) => b.clone(),
+            WeightSource::Made(f) => f()?.into(),
+        };
+        if bytes.len() as u64 == self.bytes {
+            Ok(bytes)
+        } else {
+            Err(format!(
+                "a weight has {} bytes, {} are planned",
+                bytes.len(),
+                self.bytes
+            ))
+        }
+    }
+}
+
+/// What lowering did, in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Kernel launches in the program.
+    pub launches: usize,
+    /// Different kernels.
+    pub kernels: usize,
+    /// Library calls, by op.
+    pub calls: Vec<String>,
+    /// Bytes of the arena: the peak of what is live at once, with alignment.
+    pub arena_bytes: u64,
+    /// Bytes of all arena values, had none shared storage.
+    pub unshared_bytes: u64,
+}
+
+/// A node that cannot be lowered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{node}` ({op}): {reason}")]
+pub struct LowerError {
+    /// Path of the node in the source model.
+    pub node: String,
+    /// The op.
+    pub op: String,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Every node that cannot be lowered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LowerErrors(pub Vec<LowerError>);
+
+impl fmt::Display for LowerErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(LowerError::to_string).collect();
+        f.write_str(&texts.join("\n"))
+    }
+}
+
+impl std::error::Error for LowerErrors {}
+
+/// How an op takes part in fusion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fuse {
+    /// Reads one element of each operand per element of its result, and is cheap.
+    Pointwise,
+    /// Moves elements.
+    View,
+    /// Keeps the linear order of elements: the result is the operand's bytes.
+    Reshape,
+    /// Reads each element of its first operand once in all.
+    Reduce,
+    /// Reads elements of its operands many times, or in an order of its own.
+    Never,
+}
+
+/// The expression of the element at a position of a result.
+pub type ElementFn = fn(&mut Element, &Pos) -> Result<E, OpError>;
+/// Writes the steps of a node.
+pub type StepsFn = fn(&mut Lowerer, NodeId) -> Result<(), OpError>;
+
+/// How an op is lowered.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    /// By its elements.
+    Elements(ElementFn),
+    /// By kernels of its own.
+    Steps(StepsFn),
+}
+
+/// One op's lowering.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The op.
+    pub op: &'static str,
+    /// How it fuses.
+    pub fuse: Fuse,
+    /// Its meaning in kernels.
+    pub form: Form,
+}
+
+impl Rule {
+    /// An element-wise op.
+    pub const fn pointwise(op: &'static str, f: ElementFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::Pointwise,
+            form: Form::Elements(f),
+        }
+    }
+
+    /// An op that moves elements.
+    pub const fn view(op: &'static str, f: ElementFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::View,
+            form: Form::Elements(f),
+        }
+    }
+
+    /// An op that only renames positions.
+    pub const fn reshape(op: &'static str, f: ElementFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::Reshape,
+            form: Form::Elements(f),
+        }
+    }
+
+    /// A reduction of its first operand.
+    pub const fn reduce(op: &'static str, f: ElementFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::Reduce,
+            form: Form::Elements(f),
+        }
+    }
+
+    /// An op whose elements are computed from many.
+    pub const fn general(op: &'static str, f: ElementFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::Never,
+            form: Form::Elements(f),
+        }
+    }
+
+    /// An op with kernels of its own.
+    pub const fn steps(op: &'static str, f: StepsFn) -> Rule {
+        Rule {
+            op,
+            fuse: Fuse::Never,
+            form: Form::Steps(f),
+        }
+    }
+}
+
+/// Every lowering, by family.
+pub static RULES: &[&[Rule]] = &[
+    arith::RULES,
+    activation::RULES,
+    cast::RULES,
+    shape::RULES,
+    indexing::RULES,
+    reduce::RULES,
+    linear::RULES,
+    conv::RULES,
+    pool::RULES,
+    norm::RULES,
+    scatter::RULES,
+];
+
+/// The rule of an op.
+pub fn rule(op: &str) -> Option<&'static Rule> {
+    use std::collections::HashMap;
+    use std::sync::OnceLock;
+    static INDEX: OnceLock<HashMap<&'static str, &'static Rule>> = OnceLock::new();
+    INDEX
+        .get_or_init(|| {
+            RULES
+                .iter()
+                .flat_map(|f| f.iter())
+                .map(|r| (r.op, r))
+                .collect()
+        })
+        .get(op)
+        .copied()
+}
+
+/// Lowers a module whose types are inferred.
+pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
+    let mut module = module.clone();
+    decompose::decompose(&mut module).map_err(LowerErrors)?;
+    Lowerer::new(module, target.clone(), options.clone()).run()
+}

@@ -1,0 +1,113 @@
+//! Softmax and normalizations: statistics of a row, computed once before the loop over the row.
+
+use super::expr::E;
+use super::index::{LoopVar, Pos};
+use super::reduce::count;
+use super::{Element, Rule};
+use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
+use lapidary_ir::ops::OpError;
+use lapidary_ir::{Attr, Dim, ElemType};
+
+/// The family's lowerings.
+pub static RULES: &[Rule] = &[
+    Rule::general("softmax", |x, p| {
+        let (e, sum, _) = exponentials(x, p)?;
+        Ok(x.b().binary(Binary::Div, e, sum))
+    }),
+    Rule::general("log_softmax", |x, p| {
+        let (_, sum, shifted) = exponentials(x, p)?;
+        let b = x.b();
+        let log = b.unary(Unary::Log, sum);
+        Ok(b.binary(Binary::Sub, shifted, log))
+    }),
+    Rule::general("layer_normalization", |x, p| normalized(x, p, true)),
+    Rule::general("rms_normalization", |x, p| normalized(x, p, false)),
+];
+
+/// `exp(x - max)`, the row's sum of them, and `x - max`.
+fn exponentials(x: &mut Element, p: &Pos) -> Result<(E, E, E), OpError> {
+    let shape = x.out_shape()?;
+    let axis = x.axis("axis", shape.len())?;
+    let mut at = p.indices(&x.x.body, &shape);
+    let r = x.b().loop_var(shape[axis].clone());
+    at[axis] = r.dim();
+    let (own, row) = (x.at(0, p)?, x.at(0, &Pos::At(at))?);
+    let b = x.b();
+    let most = b.reduce(ReduceKind::Max, &[r], row);
+    let in_row = b.binary(Binary::Sub, row, most);
+    let in_row = b.unary(Unary::Exp, in_row);
+    let sum = b.reduce(ReduceKind::Sum, &[r], in_row);
+    let shifted = b.binary(Binary::Sub, own, most);
+    let e = b.unary(Unary::Exp, shifted);
+    Ok((e, sum, shifted))
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * scale + bias` over the axes from `axis`; without mean if not
+/// `centred`. Further results are the mean and the inverse deviation.
+fn normalized(x: &mut Element, p: &Pos, centred: bool) -> Result<E, OpError> {
+    let (shape, out) = (x.shape(0)?, x.out_shape()?);
+    let axis = x.axis("axis", shape.len())?;
+    let epsilon = x.float("epsilon").unwrap_or(1e-5);
+    let stash = match x.attr("stash_type") {
+        Some(Attr::Elem(e)) => super::expr::compute_type(e),
+        _ => ElemType::F32,
+    };
+    let at = p.indices(&x.x.body, &out);
+    let vars: Vec<LoopVar> = x.b().loop_vars(&shape[axis..]);
+    let row: Vec<Dim> = at[..axis]
+        .iter()
+        .cloned()
+        .chain(vars.iter().map(|v| v.dim()))
+        .collect();
+    let v = x.at(0, &Pos::At(row))?;
+    let b = x.b();
+    let wide = if b.ty(v) == ElemType::F64 {
+        ElemType::F64
+    } else {
+        stash
+    };
+    let v = b.cast(wide, v);
+    let n = count(b, &vars, wide);
+    let mean = if centred {
+        let sum = b.reduce(ReduceKind::Sum, &vars, v);
+        Some(b.binary(Binary::Div, sum, n))
+    } else {
+        None
+    };
+    let d = match mean {
+        Some(m) => b.binary(Binary::Sub, v, m),
+        None => v,
+    };
+    let square = b.binary(Binary::Mul, d, d);
+    let sum = b.reduce(ReduceKind::Sum, &vars, square);
+    let variance = b.binary(Binary::Div, sum, n);
+    let epsilon = b.float(wide, epsilon);
+    let variance = b.binary(Binary::Add, variance, epsilon);
+    let deviation = b.unary(Unary::Sqrt, variance);
+    let inverse = b.unary(Unary::Reciprocal, deviation);
+    match (x.result, mean) {
+        (0, _) => {}
+        (1, Some(m)) => return Ok(m),
+        _ => return Ok(inverse),
+    }
+    let own = x.at(0, p)?;
+    let elem = x.out_elem()?;
+    let b = x.b();
+    let mut y = b.cast(wide, own);
+    if let Some(m) = mean {
+        y = b.binary(Binary::Sub, y, m);
+    }
+    y = b.binary(Binary::Mul, y, inverse);
+    // The normalized value is rounded to the operand's type before it is scaled.
+    y = b.cast(elem, y);
+    let ty = b.ty(y);
+    for (i, f) in [(1, Binary::Mul), (2, Binary::Add)] {
+        if x.has(i) {
+            let operand = x.broadcast(i, p)?;
+            let b = x.b();
+            let operand = b.cast(ty, operand);
+            y = b.binary(f, y, operand);
+        }
+    }
+    Ok(y)
+}

@@ -1,0 +1,838 @@
+//! The host program: values, symbols, weights, and the steps of every region.
+
+use super::emit::KernelArg;
+use super::expand::{Expand, Facts};
+use super::index::{Pos, is_size};
+use super::schedule::{Scheduled, Spec, schedule};
+use super::{
+    ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Options, Report, WeightPiece,
+    WeightSource, library, memory, rule,
+};
+use lapidary_abi::Size;
+use lapidary_abi::program::{
+    Arg, Block, CallAttr, KernelDecl, Place, Port, Program, Step, ValueDecl, ValueIndex, ValueType,
+};
+use lapidary_ir::dim::Atom;
+use lapidary_ir::graph::Def;
+use lapidary_ir::kernel::Kernel;
+use lapidary_ir::ops::OpError;
+use lapidary_ir::target::Target;
+use lapidary_ir::tensor::{Data, Tensor};
+use lapidary_ir::{Attr, Constant, Dim, ElemType, Module, NodeId, RegionId, Type, ValueId};
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+
+/// Expressions grow at most this large before a value is stored after all.
+const MAX_INLINE: usize = 48;
+
+/// Writes the program of one module.
+#[derive(Debug)]
+pub struct Lowerer {
+    /// The module and what is known of it.
+    pub facts: Facts,
+    /// What code is for.
+    pub target: Target,
+    options: Options,
+    program: Program,
+    kernels: Vec<Kernel>,
+    known_kernels: HashMap<String, u32>,
+    weights: Vec<WeightPiece>,
+    indices: HashMap<ValueId, ValueIndex>,
+    symbols: HashMap<String, u32>,
+    /// Symbols whose value earlier steps have set.
+    bound: HashSet<String>,
+    steps: Vec<Step>,
+    depth: usize,
+    /// Values made while the current block is written that other blocks cannot see.
+    local: Vec<ValueId>,
+    scratch: RegionId,
+    calls: Vec<String>,
+    errors: Vec<LowerError>,
+}
+
+impl Lowerer {
+    /// Looks at a decomposed module.
+    pub fn new(mut module: Module, target: Target, options: Options) -> Lowerer {
+        let scratch = module.add_region();
+        let name = module.name.clone();
+        Lowerer {
+            facts: Facts {
+                module,
+                inlined: HashSet::new(),
+                contents: HashMap::new(),
+            },
+            target,
+            options,
+            program: Program {
+                name,
+                ..Program::default()
+            },
+            kernels: vec![],
+            known_kernels: HashMap::new(),
+            weights: vec![],
+            indices: HashMap::new(),
+            symbols: HashMap::new(),
+            bound: HashSet::new(),
+            steps: vec![],
+            depth: 0,
+            local: vec![],
+            scratch,
+            calls: vec![],
+            errors: vec![],
+        }
+    }
+
+    /// Lowers the top region.
+    pub fn run(mut self) -> Result<Lowered, LowerErrors> {
+        for (n, &v) in self.facts.module.top().inputs.clone().iter().enumerate() {
+            let ty = self.facts.module.value(v).ty.clone();
+            visit_symbols(&ty, &mut |s| {
+                self.bound.insert(s.to_owned());
+            });
+            let place = match &ty {
+                Type::Tensor(t) if t.elem != ElemType::String => Place::Input(n as u32),
+                _ => Place::Heap,
+            };
+            let value = self.declare(v, place);
+            let name = self.facts.module.value(v).name.clone();
+            let ty = self.program.values[value as usize].ty.clone();
+            self.program.inputs.push(Port { name, ty, value });
+        }
+        self.find_contents();
+        self.find_inlined();
+        let outputs = self.facts.module.top().outputs.clone();
+        self.region(Module::TOP);
+        let mut placed = HashSet::new();
+        for (n, &v) in outputs.iter().enumerate() {
+            let Some(value) = self.attempt(None, |s| s.stored(v)) else {
+                continue;
+            };
+            let decl = &mut self.program.values[value as usize];
+            let plain = matches!(decl.ty, ValueType::Tensor { elem, dims: Some(_) } if elem != ElemType::String);
+            if plain && matches!(decl.place, Place::Arena { .. } | Place::Heap) && placed.insert(value)
+            {
+                decl.place = Place::Output(n as u32);
+            }
+            let ty = decl.ty.clone();
+            let name = self.facts.module.output_names.get(n).cloned();
+            let name = name.unwrap_or_else(|| self.facts.module.value(v).name.clone());
+            self.program.outputs.push(Port { name, ty, value });
+        }
+        if !self.errors.is_empty() {
+            return Err(LowerErrors(self.errors));
+        }
+        self.program.body.steps = std::mem::take(&mut self.steps);
+        let unshared_bytes = memory::plan(&mut self.program);
+        self.program.weights_bytes = self
+            .weights
+            .last()
+            .map_or(0, |w| (w.offset + w.bytes).next_multiple_of(64));
+        let report = Report {
+            launches: count_launches(&self.program.body),
+            kernels: self.kernels.len(),
+            calls: self.calls,
+            arena_bytes: self.program.arena_bytes,
+            unshared_bytes,
+        };
+        Ok(Lowered {
+            program: self.program,
+            kernels: self.kernels,
+            weights: self.weights,
+            report,
+        })
+    }
+
+    /// Runs `f`; an error is noted against the node.
+    pub(super) fn attempt<T>(
+        &mut self,
+        node: Option<NodeId>,
+        f: impl FnOnce(&mut Self) -> Result<T, OpError>,
+    ) -> Option<T> {
+        match f(self) {
+            Ok(v) => Some(v),
+            Err(e) => {
+                let module = &self.facts.module;
+                let (node, op) = match node {
+                    Some(n) => (module.node(n).name.clone(), module.node(n).op.name.to_owned()),
+                    None => (module.name.clone(), String::new()),
+                };
+                self.errors.push(LowerError {
+                    node,
+                    op,
+                    reason: e.0,
+                });
+                None
+            }
+        }
+    }
+
+    /// Integer values whose contents are sizes known at the start, of a few elements.
+    fn find_contents(&mut self) {
+        let module = &self.facts.module;
+        let fresh = Cell::new(lapidary_ir::infer::first_fresh(module));
+        for i in 0..module.value_count() {
+            let v = ValueId(i as u32);
+            let ty = &module.value(v).ty;
+            let integer = ty.elem().is_some_and(|e| e.int_range().is_some());
+            let small = ty.shape().is_some_and(|s| {
+                s.iter()
+                    .try_fold(1i64, |n, d| n.checked_mul(d.as_const()?))
+                    .is_some_and(|n| n <= 64)
+            });
+            if !integer || !small || matches!(module.value(v).def, Def::Input(..)) {
+                continue;
+            }
+            if let Some(c) = lapidary_ir::builder::contents(module, v, &fresh, 64)
+                && c.iter().all(|d| self.size_is_bound(d))
+            {
+                self.facts.contents.insert(v, c);
+            }
+        }
+    }
+
+    fn size_is_bound(&self, d: &Dim) -> bool {
+        let mut yes = is_size(d);
+        d.visit_symbols(&mut |s| yes &= self.bound.contains(s));
+        yes
+    }
+
+    /// Decides which values their consumers compute themselves.
+    fn find_inlined(&mut self) {
+        if !self.options.fuse {
+            return;
+        }
+        let module = &self.facts.module;
+        let mut users: HashMap<ValueId, HashSet<NodeId>> = HashMap::new();
+        let mut home: HashMap<NodeId, RegionId> = HashMap::new();
+        let mut kept: HashSet<ValueId> = HashSet::new();
+        let regions = module.reachable_regions();
+        for &r in &regions {
+            kept.extend(&module.region(r).outputs);
+            for &n in &module.region(r).nodes {
+                home.insert(n, r);
+                for &o in module.node(n).operands.iter().flatten() {
+                    users.entry(o).or_default().insert(n);
+                }
+            }
+        }
+        let mut weight: HashMap<ValueId, usize> = HashMap::new();
+        let mut inlined = HashSet::new();
+        for &r in &regions {
+            for &n in &module.region(r).nodes {
+                let node = module.node(n);
+                let own: usize = node
+                    .operands
+                    .iter()
+                    .flatten()
+                    .map(|o| weight.get(o).copied().unwrap_or(1))
+                    .sum::<usize>()
+                    + 1;
+                let Some(from) = rule(node.op.name) else { continue };
+                let element = matches!(from.form, Form::Elements(_));
+                if !element || from.fuse == Fuse::Never || self.is_called(n) {
+                    continue;
+                }
+                for &v in &node.results {
+                    let used = users.get(&v);
+                    let all_fit = used.is_some_and(|u| {
+                        u.len() == 1
+                            && u.iter().all(|&c| {
+                                home.get(&c) == Some(&r)
+                                    && !self.is_called(c)
+                                    && self.fits(from.fuse, v, c)
+                            })
+                    });
+                    if !kept.contains(&v) && all_fit && own <= MAX_INLINE {
+                        inlined.insert(v);
+                        weight.insert(v, own);
+                    }
+                }
+            }
+        }
+        self.facts.inlined = inlined;
+    }
+
+    /// True if consumer `c` may compute `v`, which such a producer makes, element by element.
+    fn fits(&self, from: Fuse, v: ValueId, c: NodeId) -> bool {
+        let module = &self.facts.module;
+        let node = module.node(c);
+        let Some(to) = rule(node.op.name) else {
+            return false;
+        };
+        if !matches!(to.form, Form::Elements(_)) {
+            return false;
+        }
+        let count = |v: ValueId| {
+            let shape = module.value(v).ty.shape()?;
+            Some(
+                shape
+                    .iter()
+                    .fold(Dim::from(1i64), |n, d| n * d.clone()),
+            )
+        };
+        let same = |a: ValueId, b: ValueId| count(a).is_some() && count(a) == count(b);
+        let first_only = node
+            .operands
+            .iter()
+            .enumerate()
+            .all(|(i, &o)| i == 0 || o != Some(v));
+        let cheap = matches!(from, Fuse::View | Fuse::Reshape);
+        match to.fuse {
+            Fuse::Pointwise => cheap || same(v, node.results[0]),
+            Fuse::View | Fuse::Reshape => first_only && (cheap || same(v, node.results[0])),
+            Fuse::Reduce => first_only && from != Fuse::Reduce,
+            Fuse::Never => false,
+        }
+    }
+
+    /// True if a node becomes a library call.
+    fn is_called(&self, n: NodeId) -> bool {
+        let node = self.facts.module.node(n);
+        let op = node.op.name;
+        library::reason(op).is_some() || (library::DYNAMIC.contains(&op) && self.is_dynamic(n))
+    }
+
+    /// True if a result's shape (or an operand's rank) is known no earlier than at run time, or a tensor is of
+    /// a type that kernels do not know.
+    fn is_dynamic(&self, n: NodeId) -> bool {
+        let module = &self.facts.module;
+        let node = module.node(n);
+        let unknown = |v: &ValueId| {
+            let ty = &module.value(*v).ty;
+            ty.shape().is_none() || self.facts.elem(*v).is_err()
+        };
+        let fresh = |v: &ValueId| {
+            let shape = module.value(*v).ty.shape().unwrap_or_default();
+            !shape.iter().all(|d| self.size_is_bound(d))
+        };
+        node.results.iter().any(|v| unknown(v) || fresh(v))
+            || node.operands.iter().flatten().any(unknown)
+    }
+
+    /// Writes the steps of a region's nodes.
+    pub(super) fn region(&mut self, r: RegionId) {
+        let nodes = self.facts.module.region(r).nodes.clone();
+        let needed = self.needed(r);
+        for n in nodes {
+            let node = self.facts.module.node(n);
+            if !node.results.iter().any(|v| needed.contains(v)) {
+                continue;
+            }
+            self.attempt(Some(n), |s| s.node(n, &needed));
+        }
+    }
+
+    /// Values that some step of the region reads.
+    fn needed(&self, r: RegionId) -> HashSet<ValueId> {
+        let module = &self.facts.module;
+        let mut needed: HashSet<ValueId> = HashSet::new();
+        let mut visit = vec![r];
+        // Values of this region that inner regions use count as used here.
+        while let Some(inner) = visit.pop() {
+            needed.extend(&module.region(inner).outputs);
+            for &n in &module.region(inner).nodes {
+                visit.extend(&module.node(n).regions);
+                if inner != r {
+                    needed.extend(module.node(n).operands.iter().flatten());
+                }
+            }
+        }
+        needed.retain(|v| !self.facts.contents.contains_key(v));
+        for &n in module.region(r).nodes.iter().rev() {
+            let node = module.node(n);
+            let live = node.results.iter().any(|v| needed.contains(v));
+            if live || !node.regions.is_empty() {
+                let operands = node.operands.iter().flatten();
+                needed.extend(operands.filter(|v| !self.facts.contents.contains_key(v)));
+            }
+        }
+        needed
+    }
+
+    fn node(&mut self, n: NodeId, needed: &HashSet<ValueId>) -> Result<(), OpError> {
+        let node = self.facts.module.node(n).clone();
+        if !node.regions.is_empty() {
+            return self.control(n);
+        }
+        if self.is_called(n) {
+            return self.call(n);
+        }
+        let rule = rule(node.op.name).ok_or_else(|| {
+            OpError::new("has no lowering, no decomposition, and is no library operation")
+        })?;
+        if let Some(v) = node
+            .results
+            .iter()
+            .find(|v| self.facts.module.value(**v).ty.shape().is_none())
+        {
+            let name = &self.facts.module.value(*v).name;
+            return Err(OpError::new(format!(
+                "the rank of its result `{name}` is not known"
+            )));
+        }
+        match rule.form {
+            Form::Steps(f) => f(self, n),
+            Form::Elements(f) => {
+                for &v in &node.results {
+                    let wanted = needed.contains(&v) && !self.facts.inlined.contains(&v);
+                    if wanted && !self.facts.contents.contains_key(&v) {
+                        if rule.fuse == Fuse::Reshape && self.alias(n, v)? {
+                            continue;
+                        }
+                        self.elements(n, v, f)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a reshaped value another name of its operand, if that one is stored.
+    fn alias(&mut self, n: NodeId, v: ValueId) -> Result<bool, OpError> {
+        let Some(from) = self.facts.module.node(n).operand(0) else {
+            return Ok(false);
+        };
+        let same = self.facts.elem(v)? == self.facts.elem(from)?;
+        if !same || self.facts.inlined.contains(&from) || self.facts.contents.contains_key(&from) {
+            return Ok(false);
+        }
+        let of = self.stored(from)?;
+        self.declare(v, Place::Alias(of));
+        Ok(true)
+    }
+
+    /// One kernel that computes every element of a node's result by `f`.
+    pub fn elements(&mut self, n: NodeId, v: ValueId, f: ElementFn) -> Result<(), OpError> {
+        let name = self.kernel_name(n);
+        self.kernel(&name, v, |x| {
+            let shape = x.facts.shape(v)?;
+            let vars = x.body.loop_vars(&shape);
+            let pos = Pos::At(vars.iter().map(|v| v.dim()).collect());
+            let value = x.result_by(f, n, v, &pos)?;
+            Ok(Spec {
+                vars,
+                offset: pos.linear(&shape),
+                mask: None,
+                value,
+                serial: vec![],
+            })
+        })
+    }
+
+    /// Name of a kernel for a node: its op after the ops computed in place.
+    fn kernel_name(&self, n: NodeId) -> String {
+        let module = &self.facts.module;
+        let mut names = vec![module.node(n).op.name];
+        let mut at = n;
+        while let Some(&v) = module
+            .node(at)
+            .operands
+            .iter()
+            .flatten()
+            .find(|v| self.facts.inlined.contains(v))
+            && let Some(p) = module.producer(v)
+            && names.len() < 4
+        {
+            names.push(module.node(p).op.name);
+            at = p;
+        }
+        names.reverse();
+        names.join("_")
+    }
+
+    /// One kernel that writes (part of) a stored value.
+    pub fn kernel(
+        &mut self,
+        name: &str,
+        out: ValueId,
+        build: impl FnOnce(&mut Expand) -> Result<Spec, OpError>,
+    ) -> Result<(), OpError> {
+        let elem = self.facts.elem(out)?;
+        let mut x = Expand::new(&self.facts);
+        let spec = build(&mut x)?;
+        let body = x.body;
+        let Scheduled {
+            kernel,
+            args,
+            grid,
+            grain,
+            flops,
+        } = schedule(name, body, spec, out, elem);
+        self.launch(kernel, &args, &grid, grain, &flops)
+    }
+
+    /// Launches a kernel; values that it names are stored first.
+    pub fn launch(
+        &mut self,
+        kernel: Kernel,
+        args: &[KernelArg],
+        grid: &Dim,
+        grain: u32,
+        flops: &Dim,
+    ) -> Result<(), OpError> {
+        let args = args
+            .iter()
+            .map(|a| {
+                Ok(match a {
+                    KernelArg::Value(v) => Arg::Buffer(self.stored(*v)?),
+                    KernelArg::Size(d) => Arg::Size(self.size(d)?),
+                })
+            })
+            .collect::<Result<_, OpError>>()?;
+        let (grid, flops) = (self.size(grid)?, self.size(flops)?);
+        let kernel = self.add_kernel(kernel);
+        self.steps.push(Step::Launch {
+            kernel,
+            grid,
+            grain,
+            args,
+            flops,
+        });
+        Ok(())
+    }
+
+    fn add_kernel(&mut self, kernel: Kernel) -> u32 {
+        let key = format!("{:?}", Kernel { name: String::new(), ..kernel.clone() });
+        if let Some(&k) = self.known_kernels.get(&key) {
+            return k;
+        }
+        let k = self.kernels.len() as u32;
+        self.program.kernels.push(KernelDecl {
+            name: kernel.name.clone(),
+            code_offset: u64::from(k),
+            scratch_bytes: kernel.scratch_bytes(),
+        });
+        self.kernels.push(kernel);
+        self.known_kernels.insert(key, k);
+        k
+    }
+
+    /// A value that exists only in the program: packed weights, intermediate results.
+    pub fn temporary(&mut self, elem: ElemType, shape: Vec<Dim>) -> ValueId {
+        self.facts
+            .module
+            .add_input(self.scratch, "", Type::tensor(elem, shape))
+    }
+
+    /// A weight whose bytes are made when the blob is written.
+    pub fn made_weight(
+        &mut self,
+        elem: ElemType,
+        shape: Vec<usize>,
+        source: WeightSource,
+    ) -> ValueId {
+        let bytes = shape.iter().product::<usize>() as u64 * elem.size_bytes() as u64;
+        let v = self.temporary(elem, shape.into_iter().map(Dim::from).collect());
+        let place = self.add_weight(bytes, source);
+        self.declare(v, place);
+        v
+    }
+
+    fn add_weight(&mut self, bytes: u64, source: WeightSource) -> Place {
+        let offset = self
+            .weights
+            .last()
+            .map_or(0, |w| (w.offset + w.bytes).next_multiple_of(64));
+        self.weights.push(WeightPiece {
+            offset,
+            bytes,
+            source,
+        });
+        Place::Weights { offset, bytes }
+    }
+
+    /// The program's value for a graph value; declares it (or computes its contents) on first use.
+    pub fn stored(&mut self, v: ValueId) -> Result<ValueIndex, OpError> {
+        if let Some(&i) = self.indices.get(&v) {
+            return Ok(i);
+        }
+        if let Some(c) = self.facts.module.as_constant(v).cloned() {
+            let place = self.constant(&c)?;
+            return Ok(self.declare(v, place));
+        }
+        if let Some(contents) = self.facts.contents.get(&v).cloned() {
+            return self.contents(v, &contents);
+        }
+        let ty = self.facts.module.value(v).ty.clone();
+        let place = match &ty {
+            Type::Tensor(t) if t.const_shape().is_some() && t.elem != ElemType::String => {
+                Place::Arena { offset: u64::MAX }
+            }
+            _ => Place::Heap,
+        };
+        Ok(self.declare(v, place))
+    }
+
+    fn constant(&mut self, c: &Constant) -> Result<Place, OpError> {
+        if c.elem() == ElemType::String {
+            let t = c.decode().map_err(|e| OpError::new(e.to_string()))?;
+            return Ok(Place::Strings(t.strings().unwrap_or_default().to_vec()));
+        }
+        let bytes = lapidary_ir::tensor::count(c.shape()) as u64 * c.elem().size_bytes() as u64;
+        let source = match c.dense_bytes() {
+            Some(b) => WeightSource::Bytes(b.clone()),
+            None => {
+                let c = c.clone();
+                WeightSource::Made(std::sync::Arc::new(move || {
+                    let t = c.decode().map_err(|e| e.to_string())?;
+                    t.to_bytes().ok_or_else(|| "a weight of strings".to_owned())
+                }))
+            }
+        };
+        Ok(self.add_weight(bytes, source))
+    }
+
+    /// Stores sizes: a weight if they are numbers, else a small kernel.
+    fn contents(&mut self, v: ValueId, contents: &[Dim]) -> Result<ValueIndex, OpError> {
+        let elem = self.facts.elem(v)?;
+        let shape = self.facts.shape(v)?;
+        let numbers: Option<Vec<i128>> =
+            contents.iter().map(|d| d.as_const().map(i128::from)).collect();
+        if let Some(numbers) = numbers {
+            let t = Tensor::new(elem, [numbers.len()], Data::Int(numbers));
+            let bytes = t.to_bytes().unwrap_or_default();
+            let place = self.add_weight(bytes.len() as u64, WeightSource::Bytes(bytes.into()));
+            return Ok(self.declare(v, place));
+        }
+        let index = self.declare(v, Place::Arena { offset: u64::MAX });
+        self.local.push(v);
+        let contents = contents.to_vec();
+        self.kernel("sizes", v, |x| {
+            let vars = x.body.loop_vars(&shape);
+            let pos = Pos::At(vars.iter().map(|v| v.dim()).collect());
+            let offset = pos.linear(&shape);
+            let value = x.sizes(elem, &contents, &offset);
+            Ok(Spec {
+                vars,
+                offset,
+                mask: None,
+                value,
+                serial: vec![],
+            })
+        })?;
+        Ok(index)
+    }
+
+    /// Declares a value at a place.
+    pub(super) fn declare(&mut self, v: ValueId, place: Place) -> ValueIndex {
+        let ty = self.facts.module.value(v).ty.clone();
+        let ty = self.value_type(&ty);
+        self.program.values.push(ValueDecl { ty, place });
+        let i = self.program.values.len() as u32 - 1;
+        self.indices.insert(v, i);
+        i
+    }
+
+    pub(super) fn value_type(&mut self, ty: &Type) -> ValueType {
+        match ty {
+            Type::Tensor(t) => ValueType::Tensor {
+                elem: t.elem,
+                dims: t
+                    .shape
+                    .as_ref()
+                    .map(|s| s.iter().map(|d| self.size_expr(d)).collect()),
+            },
+            Type::Sequence(t) => ValueType::Sequence(Box::new(self.value_type(t))),
+            Type::Optional(t) => ValueType::Optional(Box::new(self.value_type(t))),
+        }
+    }
+
+    /// A size whose symbols all have values by now.
+    pub fn size(&mut self, d: &Dim) -> Result<Size, OpError> {
+        if !self.size_is_bound(d) {
+            return Err(OpError::new(format!(
+                "the size `{d}` is known only at run time"
+            )));
+        }
+        Ok(self.size_expr(d))
+    }
+
+    fn symbol(&mut self, name: &str) -> u32 {
+        if let Some(&s) = self.symbols.get(name) {
+            return s;
+        }
+        self.program.symbols.push(name.to_owned());
+        let s = self.program.symbols.len() as u32 - 1;
+        self.symbols.insert(name.to_owned(), s);
+        s
+    }
+
+    fn size_expr(&mut self, d: &Dim) -> Size {
+        let mut sum: Option<Size> = None;
+        for (atoms, c) in d.terms() {
+            let mut product = (c != 1 || atoms.is_empty()).then_some(Size::Const(c));
+            for a in atoms {
+                let factor = match a {
+                    Atom::Sym(s) => Size::Sym(self.symbol(s)),
+                    Atom::FloorDiv(a, b) => Size::FloorDiv(
+                        Box::new(self.size_expr(a)),
+                        Box::new(self.size_expr(b)),
+                    ),
+                    Atom::Mod(a, b) => {
+                        Size::Mod(Box::new(self.size_expr(a)), Box::new(self.size_expr(b)))
+                    }
+                    Atom::Min(a, b) => {
+                        Size::Min(Box::new(self.size_expr(a)), Box::new(self.size_expr(b)))
+                    }
+                    Atom::Max(a, b) => {
+                        Size::Max(Box::new(self.size_expr(a)), Box::new(self.size_expr(b)))
+                    }
+                };
+                product = Some(match product {
+                    Some(p) => Size::Mul(Box::new(p), Box::new(factor)),
+                    None => factor,
+                });
+            }
+            let term = product.unwrap_or(Size::Const(1));
+            sum = Some(match sum {
+                Some(s) => Size::Add(Box::new(s), Box::new(term)),
+                None => term,
+            });
+        }
+        sum.unwrap_or(Size::Const(0))
+    }
+
+    /// A library call, and what its results' shapes tell.
+    fn call(&mut self, n: NodeId) -> Result<(), OpError> {
+        let node = self.facts.module.node(n).clone();
+        let operands = node
+            .operands
+            .iter()
+            .map(|o| o.map(|v| self.stored(v)).transpose())
+            .collect::<Result<_, _>>()?;
+        let mut attrs = vec![];
+        for def in node.op.attrs {
+            let Some(value) = node.attr(def.name) else {
+                continue;
+            };
+            attrs.push((def.name.to_owned(), self.call_attr(value)?));
+        }
+        let results: Vec<ValueIndex> = node
+            .results
+            .iter()
+            .map(|&v| self.declare(v, Place::Heap))
+            .collect();
+        self.calls.push(node.op.name.to_owned());
+        self.steps.push(Step::Call {
+            op: node.op.name.to_owned(),
+            attrs,
+            operands,
+            results: results.clone(),
+        });
+        self.bind_results(&node.results, &results);
+        Ok(())
+    }
+
+    fn call_attr(&mut self, a: Attr) -> Result<CallAttr, OpError> {
+        Ok(match a {
+            Attr::Int(v) => CallAttr::Int(v),
+            Attr::Ints(v) => CallAttr::Ints(v),
+            Attr::Float(v) => CallAttr::Float(v),
+            Attr::Floats(v) => CallAttr::Floats(v),
+            Attr::Str(v) => CallAttr::Str(v),
+            Attr::Strs(v) => CallAttr::Strs(v),
+            Attr::Elem(v) => CallAttr::Elem(v),
+            Attr::Tensor(t) => {
+                let v = self
+                    .facts
+                    .module
+                    .add_constant("", Constant::from_tensor(&t));
+                CallAttr::Value(self.stored(v)?)
+            }
+            Attr::Type(t) => match t.elem() {
+                Some(e) => CallAttr::Elem(e),
+                None => {
+                    return Err(OpError::new(
+                        "an attribute of a nested type cannot be given to a library call",
+                    ));
+                }
+            },
+        })
+    }
+
+    /// Binds the symbols that appear for the first time as dimensions of these values.
+    pub(super) fn bind_results(&mut self, values: &[ValueId], indices: &[ValueIndex]) {
+        for (&v, &value) in values.iter().zip(indices) {
+            let shape = self.facts.module.value(v).ty.shape().map(<[Dim]>::to_vec);
+            for (axis, d) in shape.unwrap_or_default().iter().enumerate() {
+                let mut names = vec![];
+                d.visit_symbols(&mut |s| names.push(s.to_owned()));
+                if let [name] = names.as_slice()
+                    && *d == Dim::sym(name)
+                    && self.bound.insert(name.clone())
+                {
+                    let symbol = self.symbol(name);
+                    self.steps.push(Step::BindDim {
+                        symbol,
+                        value,
+                        axis: axis as u32,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Writes a region as a block.
+    pub(super) fn block(&mut self, r: RegionId) -> Result<Block, OpError> {
+        let outer = std::mem::take(&mut self.steps);
+        let outer_local = std::mem::take(&mut self.local);
+        let bound = self.bound.clone();
+        self.depth += 1;
+        let region = self.facts.module.region(r).clone();
+        let params: Vec<ValueIndex> = region
+            .inputs
+            .iter()
+            .map(|&v| self.declare(v, Place::Heap))
+            .collect();
+        self.bind_results(&region.inputs, &params);
+        self.region(r);
+        let results = region
+            .outputs
+            .iter()
+            .map(|&v| self.stored(v))
+            .collect::<Result<Vec<_>, _>>();
+        self.depth -= 1;
+        self.bound = bound;
+        for v in std::mem::replace(&mut self.local, outer_local) {
+            self.indices.remove(&v);
+        }
+        let steps = std::mem::replace(&mut self.steps, outer);
+        Ok(Block {
+            params,
+            steps,
+            results: results?,
+        })
+    }
+
+    pub(super) fn step(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+}
+
+fn visit_symbols(ty: &Type, f: &mut dyn FnMut(&str)) {
+    match ty {
+        Type::Tensor(t) => t
+            .shape
+            .iter()
+            .flatten()
+            .for_each(|d| d.visit_symbols(f)),
+        Type::Sequence(t) | Type::Optional(t) => visit_symbols(t, f),
+    }
+}
+
+fn count_launches(block: &Block) -> usize {
+    block
+        .steps
+        .iter()
+        .map(|s| match s {
+            Step::Launch { .. } => 1,
+            Step::If {
+                then_block,
+                else_block,
+                ..
+            } => count_launches(then_block) + count_launches(else_block),
+            Step::Loop { body, .. } => count_launches(body),
+            _ => 0,
+        })
+        .sum()
+}
