@@ -71,7 +71,7 @@ impl Dim {
     pub fn floor_div(&self, by: &Dim) -> Dim {
         match (self.as_const(), by.as_const()) {
             (_, Some(1)) => return self.clone(),
-            (Some(a), Some(b)) if b != 0 => {
+            (Some(a), Some(b)) if b != 0 && (a, b) != (i64::MIN, -1) => {
                 return Dim::from(a.div_euclid(b) - i64::from(b < 0 && a.rem_euclid(b) != 0));
             }
             (None, Some(b)) if b != 0 && self.terms.values().all(|c| c % b == 0) => {
@@ -113,7 +113,12 @@ impl Dim {
         if let (Some(a), Some(b)) = (self.as_const(), by.as_const())
             && b != 0
         {
-            return Dim::from(((a % b) + b) % b);
+            let r = a.wrapping_rem(b);
+            return Dim::from(if r != 0 && (r < 0) != (b < 0) {
+                r + b
+            } else {
+                r
+            });
         }
         if by.as_const() == Some(1) || self.div_by_monomial(by).is_some() {
             return Dim::from(0i64);

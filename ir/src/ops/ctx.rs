@@ -279,11 +279,13 @@ pub fn broadcast_shapes(a: &[usize], b: &[usize]) -> Result<Vec<usize>, OpError>
 /// Most elements that an evaluated result may have.
 pub const MAX_ELEMENTS: usize = 1 << 31;
 
-/// Number of elements of a shape that an op is about to allocate; an error if that is absurd.
+/// Number of elements of a shape that an op is about to allocate; an error if that is absurd. A dimension 0
+/// counts as 1 there, since strides are products of the others.
 pub fn checked_count(shape: &[usize]) -> Result<usize, OpError> {
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= MAX_ELEMENTS)
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| OpError::new(format!("a result of shape {shape:?} is too large")))
 }

@@ -380,6 +380,10 @@ fn reshape_target(from: &[usize], to: &[i64], allowzero: bool) -> Result<Vec<usi
     if rest != total {
         return Err(OpError::new(format!("{from:?} has {total} elements, {to:?} asks for {rest}")));
     }
+    // Among the dimensions of an empty tensor an absurd one could hide.
+    if total == 0 {
+        checked_count(&shape)?;
+    }
     Ok(shape)
 }
 
@@ -592,6 +596,7 @@ mod tests {
             (&[2, 3], &[4, -1], false, None),
             (&[2, 3], &[-2], false, None),
             (&[2], &[2, 0], false, None),
+            (&[0], &[i64::MAX, i64::MAX, 0], true, None),
         ] {
             assert_eq!(reshape_target(from, to, zero).ok(), want, "{from:?} -> {to:?}");
         }
