@@ -203,16 +203,29 @@ impl Fun<'_, '_> {
     }
 
     /// A function of two parts of this element type, as reductions need it.
-    pub fn binary_parts(&mut self, elem: TileElem, f: Binary, x: Value, y: Value, vector: bool) -> Result<Value, Error> {
+    pub fn binary_parts(
+        &mut self,
+        elem: TileElem,
+        f: Binary,
+        x: Value,
+        y: Value,
+        vector: bool,
+    ) -> Result<Value, Error> {
         Ok(match (class(elem), f) {
             (Class::F32 | Class::F64, _) => self.float_parts(f, x, y, vector),
-            (Class::Bool, Binary::And | Binary::Min | Binary::Mul) | (_, Binary::And) => self.b.ins().band(x, y),
+            (Class::Bool, Binary::And | Binary::Min | Binary::Mul) | (_, Binary::And) => {
+                self.b.ins().band(x, y)
+            }
             (Class::Bool, _) | (_, Binary::Or) => self.b.ins().bor(x, y),
             (Class::Int { signed, .. }, Binary::Min | Binary::Max) => {
                 self.int_min_max(f == Binary::Max, signed, x, y, vector)
             }
             (Class::Int { .. }, Binary::Add | Binary::Mul) => {
-                let z = if f == Binary::Add { self.b.ins().iadd(x, y) } else { self.b.ins().imul(x, y) };
+                let z = if f == Binary::Add {
+                    self.b.ins().iadd(x, y)
+                } else {
+                    self.b.ins().imul(x, y)
+                };
                 self.normalize(elem, z)
             }
             _ => return Err(self.unsupported(format!("a reduction by {f:?} of {elem:?}"))),
@@ -232,29 +245,67 @@ impl Fun<'_, '_> {
     fn binary_bool(&mut self, ty: &TileType, f: Binary, x: &Tile, y: &Tile) -> Result<Tile, Error> {
         let known = matches!(
             f,
-            Binary::And | Binary::Or | Binary::Xor | Binary::Eq | Binary::Ne | Binary::Min | Binary::Max
-                | Binary::Mul | Binary::Add | Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge
+            Binary::And
+                | Binary::Or
+                | Binary::Xor
+                | Binary::Eq
+                | Binary::Ne
+                | Binary::Min
+                | Binary::Max
+                | Binary::Mul
+                | Binary::Add
+                | Binary::Lt
+                | Binary::Le
+                | Binary::Gt
+                | Binary::Ge
         );
         if !known {
             return Err(self.unsupported(format!("{f:?} of bool")));
         }
         Ok(self.elementwise(ty, &[x, y], true, |s, v, vector| {
             let (x, y) = (v[0], v[1]);
-            let not = |s: &mut Self, x| if vector { s.b.ins().bnot(x) } else { s.b.ins().bxor_imm_u(x, 1) };
+            let not = |s: &mut Self, x| {
+                if vector {
+                    s.b.ins().bnot(x)
+                } else {
+                    s.b.ins().bxor_imm_u(x, 1)
+                }
+            };
             match f {
                 Binary::And | Binary::Min | Binary::Mul => s.b.ins().band(x, y),
                 Binary::Or | Binary::Max | Binary::Add => s.b.ins().bor(x, y),
                 Binary::Xor | Binary::Ne => s.b.ins().bxor(x, y),
-                Binary::Lt => { let n = not(s, x); s.b.ins().band(n, y) }
-                Binary::Gt => { let n = not(s, y); s.b.ins().band(x, n) }
-                Binary::Le => { let n = not(s, x); s.b.ins().bor(n, y) }
-                Binary::Ge => { let n = not(s, y); s.b.ins().bor(x, n) }
-                _ => { let z = s.b.ins().bxor(x, y); not(s, z) }
+                Binary::Lt => {
+                    let n = not(s, x);
+                    s.b.ins().band(n, y)
+                }
+                Binary::Gt => {
+                    let n = not(s, y);
+                    s.b.ins().band(x, n)
+                }
+                Binary::Le => {
+                    let n = not(s, x);
+                    s.b.ins().bor(n, y)
+                }
+                Binary::Ge => {
+                    let n = not(s, y);
+                    s.b.ins().bor(x, n)
+                }
+                _ => {
+                    let z = s.b.ins().bxor(x, y);
+                    not(s, z)
+                }
             }
         }))
     }
 
-    fn binary_int(&mut self, ty: &TileType, f: Binary, x: &Tile, (b, y): (Var, &Tile)) -> Result<Tile, Error> {
+    fn binary_int(
+        &mut self,
+        ty: &TileType,
+        f: Binary,
+        x: &Tile,
+        (b, y): (Var, &Tile),
+    ) -> Result<Tile, Error> {
         let elem = x.ty.elem;
         let Class::Int { bits, signed } = class(elem) else {
             return Err(self.unsupported(format!("{f:?} of {elem:?}")));
@@ -280,7 +331,9 @@ impl Fun<'_, '_> {
                 (Binary::And, _) => return s.b.ins().band(x, y),
                 (Binary::Or, _) => return s.b.ins().bor(x, y),
                 (Binary::Xor, _) => return s.b.ins().bxor(x, y),
-                (Binary::Min | Binary::Max, _) => return s.int_min_max(f == Binary::Max, signed, x, y, vector),
+                (Binary::Min | Binary::Max, _) => {
+                    return s.int_min_max(f == Binary::Max, signed, x, y, vector);
+                }
                 (Binary::Shl | Binary::Shr, _) => s.shift(f, bits, signed, x, y, constant, vector),
                 _ => s.quotient(f, bits, signed, x, y, constant),
             };
@@ -308,8 +361,20 @@ impl Fun<'_, '_> {
     }
 
     /// Shifts by the type's width or more give zero, or the sign.
-    #[allow(clippy::too_many_arguments, reason = "one operand of an instruction each")]
-    fn shift(&mut self, f: Binary, bits: u32, signed: bool, x: Value, y: Value, constant: Option<i64>, vector: bool) -> Value {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one operand of an instruction each"
+    )]
+    fn shift(
+        &mut self,
+        f: Binary,
+        bits: u32,
+        signed: bool,
+        x: Value,
+        y: Value,
+        constant: Option<i64>,
+        vector: bool,
+    ) -> Value {
         let arithmetic = signed && f == Binary::Shr;
         let lanes = if bits == 64 { 64 } else { 32 };
         let by = |s: &mut Self, amount: Value| match (f, arithmetic) {
@@ -323,25 +388,46 @@ impl Fun<'_, '_> {
             let amount = self.b.ins().iconst(I32, amount);
             let z = by(self, amount);
             return if out && !arithmetic {
-                let ty = if bits == 64 { TileElem::Index } else { I32_ELEM };
+                let ty = if bits == 64 {
+                    TileElem::Index
+                } else {
+                    I32_ELEM
+                };
                 self.beside(ty, Literal::Int(0), vector)
             } else {
                 z
             };
         }
-        let out = self.b.ins().icmp_imm_s(IntCC::UnsignedGreaterThanOrEqual, y, i64::from(bits));
+        let out = self
+            .b
+            .ins()
+            .icmp_imm_s(IntCC::UnsignedGreaterThanOrEqual, y, i64::from(bits));
         let ty = self.b.func.dfg.value_type(x);
         let last = self.b.ins().iconst(ty, lanes - 1);
         let zero = self.b.ins().iconst(ty, 0);
         let amount = self.b.ins().select(out, last, y);
         let z = by(self, amount);
-        if arithmetic { z } else { self.b.ins().select(out, zero, z) }
+        if arithmetic {
+            z
+        } else {
+            self.b.ins().select(out, zero, z)
+        }
     }
 
     /// Division and remainders of scalars; never traps.
-    fn quotient(&mut self, f: Binary, bits: u32, signed: bool, x: Value, y: Value, constant: Option<i64>) -> Value {
+    fn quotient(
+        &mut self,
+        f: Binary,
+        bits: u32,
+        signed: bool,
+        x: Value,
+        y: Value,
+        constant: Option<i64>,
+    ) -> Value {
         let ty = self.b.func.dfg.value_type(x);
-        if let (Some(d), 64, true, Binary::FloorDiv | Binary::Mod) = (constant.filter(|&d| d > 0), bits, signed, f) {
+        if let (Some(d), 64, true, Binary::FloorDiv | Binary::Mod) =
+            (constant.filter(|&d| d > 0), bits, signed, f)
+        {
             return self.floor_by_constant(f, x, d);
         }
         let zero = self.b.ins().iconst(ty, 0);
@@ -412,11 +498,15 @@ impl Fun<'_, '_> {
     }
 
     pub fn select(&mut self, ty: &TileType, c: &Tile, a: &Tile, b: &Tile) -> Tile {
-        self.elementwise(ty, &[c, a, b], true, |s, v, vector| s.choose(v[0], v[1], v[2], vector))
+        self.elementwise(ty, &[c, a, b], true, |s, v, vector| {
+            s.choose(v[0], v[1], v[2], vector)
+        })
     }
 
     pub fn mul_add(&mut self, ty: &TileType, a: &Tile, b: &Tile, c: &Tile) -> Tile {
-        self.elementwise(ty, &[a, b, c], true, |s, v, _| s.multiply_add(ty.elem, v[0], v[1], v[2]))
+        self.elementwise(ty, &[a, b, c], true, |s, v, _| {
+            s.multiply_add(ty.elem, v[0], v[1], v[2])
+        })
     }
 
     /// `a * b + c` on parts.
@@ -438,7 +528,9 @@ impl Fun<'_, '_> {
     pub fn cast(&mut self, ty: &TileType, x: &Tile) -> Result<Tile, Error> {
         let (from, to) = (class(x.ty.elem), class(ty.elem));
         if matches!(from, Class::Bits(_)) || matches!(to, Class::Bits(_)) {
-            return Err(self.unsupported(format!("a conversion of {:?} to {:?}", x.ty.elem, ty.elem)));
+            return Err(
+                self.unsupported(format!("a conversion of {:?} to {:?}", x.ty.elem, ty.elem))
+            );
         }
         let (from_elem, to_elem) = (x.ty.elem, ty.elem);
         Ok(self.elementwise(ty, &[x], true, |s, v, vector| match from {
@@ -470,7 +562,11 @@ impl Fun<'_, '_> {
                 if bits >= 32 {
                     return y;
                 }
-                let (lo, hi) = if signed { (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) };
+                let (lo, hi) = if signed {
+                    (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+                } else {
+                    (0, (1 << bits) - 1)
+                };
                 let lo = self.beside(I32_ELEM, Literal::Int(lo), vector);
                 let hi = self.beside(I32_ELEM, Literal::Int(hi), vector);
                 let y = self.int_min_max(true, true, y, lo, vector);
@@ -486,7 +582,11 @@ impl Fun<'_, '_> {
             Class::Bool => x,
             // A mask selects the bits of one.
             _ if vector => {
-                let literal = if class(to) == Class::F32 { Literal::Float(1.0) } else { Literal::Int(1) };
+                let literal = if class(to) == Class::F32 {
+                    Literal::Float(1.0)
+                } else {
+                    Literal::Int(1)
+                };
                 let one = self.vector_const(elem, literal);
                 let one = self.bits(I32X4, one);
                 let y = self.b.ins().band(x, one);
@@ -530,7 +630,11 @@ impl Fun<'_, '_> {
                 (_, false) => self.b.ins().uextend(I64, x),
             },
             _ => {
-                let x = if bits == 64 { self.b.ins().ireduce(I32, x) } else { x };
+                let x = if bits == 64 {
+                    self.b.ins().ireduce(I32, x)
+                } else {
+                    x
+                };
                 self.normalize(to, x)
             }
         }
@@ -551,7 +655,11 @@ impl Fun<'_, '_> {
             return self.cast(ty, x);
         }
         Ok(self.elementwise(ty, &[x], true, |s, v, vector| {
-            let to = if vector { crate::tile::vector_type(ty.elem) } else { crate::tile::scalar_type(ty.elem) };
+            let to = if vector {
+                crate::tile::vector_type(ty.elem)
+            } else {
+                crate::tile::scalar_type(ty.elem)
+            };
             let y = s.bits(to, v[0]);
             s.normalize(ty.elem, y)
         }))

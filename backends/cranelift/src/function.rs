@@ -170,10 +170,7 @@ impl<'k> Fun<'k, '_> {
         self.jump(header, &start);
         self.b.switch_to_block(header);
         let state = self.b.block_params(header).to_vec();
-        let more = self
-            .b
-            .ins()
-            .icmp(IntCC::UnsignedLessThan, state[0], end);
+        let more = self.b.ins().icmp(IntCC::UnsignedLessThan, state[0], end);
         self.b.ins().brif(more, body, &[], exit, &[]);
         self.b.switch_to_block(body);
         self.grid = state[1..].to_vec();
@@ -226,7 +223,8 @@ impl<'k> Fun<'k, '_> {
 
     /// Address of a buffer's or scratch's first element, and its element type.
     pub fn buffer(&self, buf: Buf) -> Result<(Value, lapidary_ir::ElemType), Error> {
-        let unknown = || self.unsupported(format!("an access to buffer {}, which there is not", buf.0));
+        let unknown =
+            || self.unsupported(format!("an access to buffer {}, which there is not", buf.0));
         let i = buf.0 as usize;
         if i >= self.params.len() + self.scratch.len() {
             return Err(unknown());
@@ -334,7 +332,9 @@ impl<'k> Fun<'k, '_> {
                 );
                 self.b.ins().brif(condition, yes, &[], no, &[]);
                 let tiles = self.block_tiles(after, &stmt.results);
-                for (block, body, yields) in [(yes, then_body, then_yields), (no, else_body, else_yields)] {
+                for (block, body, yields) in
+                    [(yes, then_body, then_yields), (no, else_body, else_yields)]
+                {
                     self.b.switch_to_block(block);
                     self.statements(body)?;
                     let parts = self.parts_of(yields)?;

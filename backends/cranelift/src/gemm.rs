@@ -6,7 +6,7 @@
 use crate::Error;
 use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{I64, I32};
+use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
 use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, ZEROS_BYTES};
 use lapidary_ir::kernel::contraction::{
@@ -57,7 +57,12 @@ impl<'k> Fun<'k, '_> {
         }
     }
 
-    fn call(&mut self, g: &Contraction<'k>, tail: Option<&EpilogueMatch<'k>>, to_zeros: bool) -> Result<(), Error> {
+    fn call(
+        &mut self,
+        g: &Contraction<'k>,
+        tail: Option<&EpilogueMatch<'k>>,
+        to_zeros: bool,
+    ) -> Result<(), Error> {
         let rows = self.clamped(tail.and_then(|t| t.c_rows.valid), g.rows)?;
         let cols = self.clamped(tail.and_then(|t| t.cols), PANEL)?;
         let k = self.scalar(g.k)?;
@@ -66,7 +71,18 @@ impl<'k> Fun<'k, '_> {
             let c = self.slot_addr(slot);
             let stride = self.index(i64::from(PANEL));
             let pointers = self.row_pointers(g, rows, to_zeros)?;
-            self.fill_and_call(g, Call { pointers, rows, cols, k, c, c_stride: stride, tail: None })?;
+            self.fill_and_call(
+                g,
+                Call {
+                    pointers,
+                    rows,
+                    cols,
+                    k,
+                    c,
+                    c_stride: stride,
+                    tail: None,
+                },
+            )?;
             let ty = self.kernel.ty(g.acc).clone();
             let tile = self.reload(&ty, c);
             self.set(g.acc, tile);
@@ -82,12 +98,27 @@ impl<'k> Fun<'k, '_> {
             let base = s.scalar(tail.c_base)?;
             let c = s.element(c, base, 4);
             let c_stride = s.stride(tail.c_rows)?;
-            s.fill_and_call(g, Call { pointers, rows, cols, k, c, c_stride, tail: Some(tail) })
+            s.fill_and_call(
+                g,
+                Call {
+                    pointers,
+                    rows,
+                    cols,
+                    k,
+                    c,
+                    c_stride,
+                    tail: Some(tail),
+                },
+            )
         })
     }
 
     /// `min(valid, all)`, or `all`.
-    fn clamped(&mut self, valid: Option<lapidary_ir::kernel::Var>, all: u32) -> Result<Value, Error> {
+    fn clamped(
+        &mut self,
+        valid: Option<lapidary_ir::kernel::Var>,
+        all: u32,
+    ) -> Result<Value, Error> {
         let all = self.index(i64::from(all));
         let Some(valid) = valid else {
             return Ok(all);
@@ -106,7 +137,12 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// Fills the array of row addresses, tap by tap; each tap has `rows` of them.
-    fn row_pointers(&mut self, g: &Contraction<'k>, rows: Value, to_zeros: bool) -> Result<StackSlot, Error> {
+    fn row_pointers(
+        &mut self,
+        g: &Contraction<'k>,
+        rows: Value,
+        to_zeros: bool,
+    ) -> Result<StackSlot, Error> {
         let slot = self.slot((g.taps * g.rows * 8) as usize);
         let Some((index, prefix)) = g.tap else {
             let to = self.slot_addr(slot);
@@ -126,14 +162,23 @@ impl<'k> Fun<'k, '_> {
         Ok(slot)
     }
 
-    fn pointers_of_tap(&mut self, g: &Contraction<'k>, to: Value, to_zeros: bool) -> Result<(), Error> {
+    fn pointers_of_tap(
+        &mut self,
+        g: &Contraction<'k>,
+        to: Value,
+        to_zeros: bool,
+    ) -> Result<(), Error> {
         let (a, elem) = self.buffer(g.a)?;
         let base = self.scalar(g.a_base)?;
         let mut axis = g.a_rows.clone();
         if !to_zeros {
             axis.valid = None;
         }
-        for (i, address) in self.row_addresses(a, elem, base, &axis, g.rows)?.into_iter().enumerate() {
+        for (i, address) in self
+            .row_addresses(a, elem, base, &axis, g.rows)?
+            .into_iter()
+            .enumerate()
+        {
             self.b.ins().store(flags(), address, to, i as i32 * 8);
         }
         Ok(())
@@ -161,22 +206,45 @@ impl<'k> Fun<'k, '_> {
         }
         let fields: Vec<(Value, usize)> = match g.kind {
             Kind::I8 => fields!(GemmI8 {
-                a: a, b: b, c: call.c, c_stride: call.c_stride, k: call.k, taps: taps,
-                rows: rows, cols: cols, accumulate: no,
+                a: a,
+                b: b,
+                c: call.c,
+                c_stride: call.c_stride,
+                k: call.k,
+                taps: taps,
+                rows: rows,
+                cols: cols,
+                accumulate: no,
             }),
             Kind::F32 => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 fields!(GemmF32 {
-                    a: a, b: b, c: call.c, bias: bias, residual: residual, c_stride: call.c_stride,
-                    residual_stride: residual_stride, k: call.k, taps: taps, rows: rows, cols: cols,
-                    lo: lo, hi: hi, accumulate: no,
+                    a: a,
+                    b: b,
+                    c: call.c,
+                    bias: bias,
+                    residual: residual,
+                    c_stride: call.c_stride,
+                    residual_stride: residual_stride,
+                    k: call.k,
+                    taps: taps,
+                    rows: rows,
+                    cols: cols,
+                    lo: lo,
+                    hi: hi,
+                    accumulate: no,
                 })
             }
         };
         for (value, offset) in fields {
             self.b.ins().store(flags(), value, at, offset as i32);
         }
-        let table = self.b.ins().load(I64, flags(), self.ctx, offset_of!(KernelContext, imports) as i32);
+        let table = self.b.ins().load(
+            I64,
+            flags(),
+            self.ctx,
+            offset_of!(KernelContext, imports) as i32,
+        );
         let callee = self.b.ins().load(I64, flags(), table, import as i32 * 8);
         let mut signature = Signature::new(self.call_conv);
         signature.params.push(AbiParam::new(I64));
@@ -186,7 +254,10 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// Bias, residual, its stride, lower and upper bound.
-    fn epilogue_fields(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<(Value, Value, Value, Value, Value), Error> {
+    fn epilogue_fields(
+        &mut self,
+        tail: Option<&EpilogueMatch<'k>>,
+    ) -> Result<(Value, Value, Value, Value, Value), Error> {
         let null = self.index(0);
         let (mut bias, mut residual, mut stride) = (null, null, null);
         if let Some((buf, base)) = tail.and_then(|t| t.bias) {

@@ -15,12 +15,27 @@ pub(crate) struct Isas {
 }
 
 /// Feature settings of each architecture: always, and where the target fuses multiply-add.
-fn features(arch: target_lexicon::Architecture) -> (&'static [&'static str], &'static [&'static str]) {
+fn features(
+    arch: target_lexicon::Architecture,
+) -> (&'static [&'static str], &'static [&'static str]) {
     use target_lexicon::Architecture;
     match arch {
         Architecture::X86_64 => (
-            &["has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"],
-            &["has_avx", "has_avx2", "has_fma", "has_bmi1", "has_bmi2", "has_lzcnt"],
+            &[
+                "has_sse3",
+                "has_ssse3",
+                "has_sse41",
+                "has_sse42",
+                "has_popcnt",
+            ],
+            &[
+                "has_avx",
+                "has_avx2",
+                "has_fma",
+                "has_bmi1",
+                "has_bmi2",
+                "has_lzcnt",
+            ],
         ),
         // Vectors of 128 bits need the V extension with at least that length.
         Architecture::Riscv64(_) => (&["has_v", "has_zvl128b"], &[]),
@@ -45,10 +60,16 @@ fn one(target: &Target, opt_level: &str) -> Result<OwnedTargetIsa, Error> {
     if triple.pointer_width() != Ok(target_lexicon::PointerWidth::U64)
         || triple.endianness() != Ok(target_lexicon::Endianness::Little)
     {
-        return Err(bad("only 64-bit little-endian machines are supported".to_owned()));
+        return Err(bad(
+            "only 64-bit little-endian machines are supported".to_owned()
+        ));
     }
     let mut shared = settings::builder();
-    let verifier = if cfg!(debug_assertions) { "true" } else { "false" };
+    let verifier = if cfg!(debug_assertions) {
+        "true"
+    } else {
+        "false"
+    };
     for (name, value) in [
         ("opt_level", opt_level),
         ("is_pic", "true"),

@@ -23,8 +23,6 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-
-
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 
@@ -75,7 +73,9 @@ const ALIGN: usize = 64;
 /// Translates kernels to one blob of machine code.
 pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Code, Error> {
     let isas = isa::isas(target)?;
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(4);
+    let threads = std::thread::available_parallelism()
+        .map_or(1, |n| n.get())
+        .min(4);
     let functions = if kernels.len() < 8 || threads == 1 {
         kernels
             .iter()
@@ -89,7 +89,8 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Code, Error> {
         entries: vec![],
     };
     for function in functions {
-        code.bytes.resize(code.bytes.len().next_multiple_of(ALIGN), 0);
+        code.bytes
+            .resize(code.bytes.len().next_multiple_of(ALIGN), 0);
         code.entries.push(code.bytes.len() as u64);
         code.bytes.extend(function);
     }

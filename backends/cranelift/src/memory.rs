@@ -63,7 +63,9 @@ impl Place {
     /// Bytes from the first to past the last element of a row that is not gathered.
     fn row_span(&self) -> Option<i64> {
         match self.cols.at {
-            Offsets::Stride(s) if s >= 0 => Some((self.cols.len as i64 - 1) * s * self.size + self.size),
+            Offsets::Stride(s) if s >= 0 => {
+                Some((self.cols.len as i64 - 1) * s * self.size + self.size)
+            }
             _ => None,
         }
     }
@@ -93,7 +95,10 @@ impl<'k> Fun<'k, '_> {
             mask: axis.mask.map(|v| self.get(v)).transpose()?,
         };
         let fits = |n: usize| n == len as usize;
-        let ok = values.mask.as_ref().is_none_or(|m| fits(m.ty.len() as usize))
+        let ok = values
+            .mask
+            .as_ref()
+            .is_none_or(|m| fits(m.ty.len() as usize))
             && match &values.at {
                 Offsets::Each(o) => fits(o.len()),
                 _ => true,
@@ -106,7 +111,11 @@ impl<'k> Fun<'k, '_> {
     }
 
     fn place(&mut self, op: &Op, ty: &TileType) -> Result<Place, Error> {
-        let (Op::Load { buf, base, axes } | Op::Store { buf, base, axes, .. }) = op else {
+        let (Op::Load { buf, base, axes }
+        | Op::Store {
+            buf, base, axes, ..
+        }) = op
+        else {
             return Err(self.unsupported("an access that is neither load nor store"));
         };
         let (buffer, elem) = self.buffer(*buf)?;
@@ -139,13 +148,22 @@ impl<'k> Fun<'k, '_> {
         let bytes = if size == 1 {
             index
         } else {
-            self.b.ins().ishl_imm_u(index, i64::from(size.trailing_zeros()))
+            self.b
+                .ins()
+                .ishl_imm_u(index, i64::from(size.trailing_zeros()))
         };
         self.b.ins().iadd(address, bytes)
     }
 
     /// Address of element `i` along an axis; strides become a constant where that is possible.
-    fn along(&mut self, address: Value, offset: i64, at: &Offsets, i: usize, size: i64) -> (Value, i64) {
+    fn along(
+        &mut self,
+        address: Value,
+        offset: i64,
+        at: &Offsets,
+        i: usize,
+        size: i64,
+    ) -> (Value, i64) {
         match at {
             Offsets::Stride(s) => {
                 let offset = offset.wrapping_add((i as i64).wrapping_mul(*s).wrapping_mul(size));
@@ -169,9 +187,11 @@ impl<'k> Fun<'k, '_> {
 
     /// Whether element `i` of an axis exists; `None` if it always does.
     fn exists(&mut self, axis: &AxisValues, masks: Option<&[Value]>, i: usize) -> Option<Value> {
-        let counted = axis
-            .valid
-            .map(|v| self.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, v, i as i64));
+        let counted = axis.valid.map(|v| {
+            self.b
+                .ins()
+                .icmp_imm_s(IntCC::SignedGreaterThan, v, i as i64)
+        });
         let masked = masks.map(|m| m[i]);
         match (counted, masked) {
             (Some(a), Some(b)) => Some(self.b.ins().band(a, b)),
@@ -193,9 +213,16 @@ impl<'k> Fun<'k, '_> {
             return self.load_elements(ty, &place);
         }
         let all = self.all_columns(&place.cols);
-        let (fast, slow, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        let (fast, slow, after) = (
+            self.b.create_block(),
+            self.b.create_block(),
+            self.b.create_block(),
+        );
         let types = self.part_types(ty);
-        let parts: Vec<Value> = types.iter().map(|&t| self.b.append_block_param(after, t)).collect();
+        let parts: Vec<Value> = types
+            .iter()
+            .map(|&t| self.b.append_block_param(after, t))
+            .collect();
         self.b.set_cold_block(slow);
         self.b.ins().brif(all, fast, &[], slow, &[]);
         self.b.switch_to_block(fast);
@@ -213,9 +240,11 @@ impl<'k> Fun<'k, '_> {
 
     /// All elements of an axis exist: an `i8`.
     fn all_columns(&mut self, axis: &AxisValues) -> Value {
-        let counted = axis
-            .valid
-            .map(|v| self.b.ins().icmp_imm_s(IntCC::SignedGreaterThanOrEqual, v, axis.len as i64));
+        let counted = axis.valid.map(|v| {
+            self.b
+                .ins()
+                .icmp_imm_s(IntCC::SignedGreaterThanOrEqual, v, axis.len as i64)
+        });
         let masked = axis.mask.clone().map(|m| self.all_true(&m));
         match (counted, masked) {
             (Some(a), Some(b)) => self.b.ins().band(a, b),
@@ -228,16 +257,21 @@ impl<'k> Fun<'k, '_> {
     fn load_rows(&mut self, ty: &TileType, place: &Place) -> Result<Tile, Error> {
         let redirect = place.row_span().is_some_and(|s| s <= ZEROS_BYTES as i64);
         if place.rows.conditional() && !redirect {
-            return self.load_elements_of(ty, place, &AxisValues {
-                valid: None,
-                mask: None,
-                ..place.cols.clone()
-            });
+            return self.load_elements_of(
+                ty,
+                place,
+                &AxisValues {
+                    valid: None,
+                    mask: None,
+                    ..place.cols.clone()
+                },
+            );
         }
         let masks = self.mask_scalars(&place.rows);
         let mut parts = vec![];
         for i in 0..place.rows.len {
-            let (mut address, mut offset) = self.along(place.address, 0, &place.rows.at, i, place.size);
+            let (mut address, mut offset) =
+                self.along(place.address, 0, &place.rows.at, i, place.size);
             if let Some(exists) = self.exists(&place.rows, masks.as_deref(), i) {
                 if offset != 0 {
                     address = self.b.ins().iadd_imm_s(address, offset);
@@ -254,7 +288,14 @@ impl<'k> Fun<'k, '_> {
         })
     }
 
-    fn load_row(&mut self, ty: &TileType, place: &Place, address: Value, offset: i64, parts: &mut Vec<Value>) {
+    fn load_row(
+        &mut self,
+        ty: &TileType,
+        place: &Place,
+        address: Value,
+        offset: i64,
+        parts: &mut Vec<Value>,
+    ) {
         let layout = Layout::of(ty);
         match place.cols.at {
             Offsets::Stride(1) => {
@@ -279,12 +320,16 @@ impl<'k> Fun<'k, '_> {
             Offsets::Stride(0) => {
                 let x = self.load_scalar(place.elem, address, offset);
                 let vector = (layout.vectors > 0).then(|| self.splat(place.elem, x));
-                parts.extend((0..layout.per_row()).map(|p| vector.filter(|_| p < layout.vectors).unwrap_or(x)));
+                parts.extend(
+                    (0..layout.per_row())
+                        .map(|p| vector.filter(|_| p < layout.vectors).unwrap_or(x)),
+                );
             }
             _ => {
                 let mut scalars = vec![];
                 for j in 0..place.cols.len {
-                    let (address, offset) = self.along(address, offset, &place.cols.at, j, place.size);
+                    let (address, offset) =
+                        self.along(address, offset, &place.cols.at, j, place.size);
                     let x = self.load_scalar(place.elem, address, offset);
                     scalars.push(x);
                 }
@@ -302,7 +347,12 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// Loads element by element; one that is missing is read from the zeros.
-    fn load_elements_of(&mut self, ty: &TileType, place: &Place, cols: &AxisValues) -> Result<Tile, Error> {
+    fn load_elements_of(
+        &mut self,
+        ty: &TileType,
+        place: &Place,
+        cols: &AxisValues,
+    ) -> Result<Tile, Error> {
         let (row_masks, col_masks) = (self.mask_scalars(&place.rows), self.mask_scalars(cols));
         let columns: Vec<Option<Value>> = (0..cols.len)
             .map(|j| self.exists(cols, col_masks.as_deref(), j))
@@ -378,7 +428,10 @@ impl<'k> Fun<'k, '_> {
                         let lane = self.b.ins().load(I32, flags(), from, at);
                         self.b.ins().icmp_imm_s(IntCC::NotEqual, lane, 0)
                     }
-                    _ => self.b.ins().load(crate::tile::scalar_type(ty.elem), flags(), from, at),
+                    _ => self
+                        .b
+                        .ins()
+                        .load(crate::tile::scalar_type(ty.elem), flags(), from, at),
                 };
                 parts.push(x);
             }
@@ -397,7 +450,11 @@ impl<'k> Fun<'k, '_> {
         for (i, &part) in tile.parts.iter().enumerate() {
             let (row, in_row) = (i / layout.per_row(), i % layout.per_row());
             let at = ((row * cols + layout.column(in_row)) as i64 * size) as i32;
-            let x = if layout.is_vector(i) { part } else { self.slot_form(tile.ty.elem, part) };
+            let x = if layout.is_vector(i) {
+                part
+            } else {
+                self.slot_form(tile.ty.elem, part)
+            };
             self.b.ins().store(flags(), x, to, at);
         }
     }
@@ -498,7 +555,11 @@ impl<'k> Fun<'k, '_> {
             return self.store_rows(&tile, &place);
         }
         let all = self.all_columns(&place.cols);
-        let (fast, slow, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        let (fast, slow, after) = (
+            self.b.create_block(),
+            self.b.create_block(),
+            self.b.create_block(),
+        );
         self.b.set_cold_block(slow);
         self.b.ins().brif(all, fast, &[] as &[BlockArg], slow, &[]);
         self.b.switch_to_block(fast);
@@ -515,7 +576,10 @@ impl<'k> Fun<'k, '_> {
                     let lane = s.b.ins().load(I32, flags(), at, 0);
                     s.b.ins().icmp_imm_s(IntCC::NotEqual, lane, 0)
                 }
-                _ => s.b.ins().load(crate::tile::scalar_type(tile.ty.elem), flags(), at, 0),
+                _ => {
+                    s.b.ins()
+                        .load(crate::tile::scalar_type(tile.ty.elem), flags(), at, 0)
+                }
             };
             s.store_scalar(tile.ty.elem, x, address, 0);
             Ok(())
@@ -586,7 +650,9 @@ impl<'k> Fun<'k, '_> {
             (Class::Int { bits: 64, .. }, _) => self.b.ins().load(I64, flags(), address, at),
             (Class::Int { bits: 32, .. }, _) => self.b.ins().load(I32, flags(), address, at),
             (Class::Int { bits: 16, .. }, true) => self.b.ins().sload16(I32, flags(), address, at),
-            (Class::Int { bits: 16, .. } | Class::Bits(16), _) => self.b.ins().uload16(I32, flags(), address, at),
+            (Class::Int { bits: 16, .. } | Class::Bits(16), _) => {
+                self.b.ins().uload16(I32, flags(), address, at)
+            }
             (_, true) => self.b.ins().sload8(I32, flags(), address, at),
             (_, false) => self.b.ins().uload8(I32, flags(), address, at),
         }
@@ -685,7 +751,10 @@ impl<'k> Fun<'k, '_> {
     /// Sixteen consecutive bytes as four vectors.
     fn load_16_bytes(&mut self, elem: TileElem, address: Value, offset: i64) -> [Value; 4] {
         let bytes = self.b.ins().load(I8X16, flags(), address, offset as i32);
-        let halves = [self.widen(elem, bytes, false), self.widen(elem, bytes, true)];
+        let halves = [
+            self.widen(elem, bytes, false),
+            self.widen(elem, bytes, true),
+        ];
         [(0, false), (0, true), (1, false), (1, true)].map(|(half, high)| {
             let words = self.widen(elem, halves[half], high);
             self.truth(elem, words)
@@ -696,7 +765,11 @@ impl<'k> Fun<'k, '_> {
     fn halves(&mut self, elem: TileElem, a: Value, b: Value) -> Value {
         // 16-bit unsigned values need the unsigned narrowing; all others fit a signed half.
         match class(elem) {
-            Class::Int { bits: 16, signed: false } | Class::Bits(16) => self.b.ins().unarrow(a, b),
+            Class::Int {
+                bits: 16,
+                signed: false,
+            }
+            | Class::Bits(16) => self.b.ins().unarrow(a, b),
             _ => self.b.ins().snarrow(a, b),
         }
     }

@@ -76,9 +76,12 @@ impl Fun<'_, '_> {
                 let x = self.get(*x)?;
                 self.unpack(ty, &x, *bits, *signed)
             }
-            Op::Grid(_) | Op::Size(_) | Op::Load { .. } | Op::Store { .. } | Op::For { .. } | Op::If { .. } => {
-                Err(self.unsupported("a statement in an operand's place"))
-            }
+            Op::Grid(_)
+            | Op::Size(_)
+            | Op::Load { .. }
+            | Op::Store { .. }
+            | Op::For { .. }
+            | Op::If { .. } => Err(self.unsupported("a statement in an operand's place")),
         }
     }
 
@@ -114,10 +117,20 @@ impl Fun<'_, '_> {
         }
     }
 
-    fn reduce(&mut self, ty: &TileType, kind: ReduceKind, x: &Tile, axis: u32) -> Result<Tile, Error> {
+    fn reduce(
+        &mut self,
+        ty: &TileType,
+        kind: ReduceKind,
+        x: &Tile,
+        axis: u32,
+    ) -> Result<Tile, Error> {
         let layout = Layout::of(&x.ty);
         if x.ty.shape.len() == 2 && axis == 0 {
-            let rows: Vec<Vec<Value>> = x.parts.chunks(layout.per_row().max(1)).map(<[_]>::to_vec).collect();
+            let rows: Vec<Vec<Value>> = x
+                .parts
+                .chunks(layout.per_row().max(1))
+                .map(<[_]>::to_vec)
+                .collect();
             let mut parts = vec![];
             for part in 0..layout.per_row() {
                 let column: Vec<Value> = rows.iter().map(|r| r[part]).collect();
@@ -151,7 +164,13 @@ impl Fun<'_, '_> {
     }
 
     /// Combines values pairwise.
-    fn tree(&mut self, kind: ReduceKind, elem: TileElem, values: &[Value], vector: bool) -> Result<Value, Error> {
+    fn tree(
+        &mut self,
+        kind: ReduceKind,
+        elem: TileElem,
+        values: &[Value],
+        vector: bool,
+    ) -> Result<Value, Error> {
         let mut values = values.to_vec();
         while values.len() > 1 {
             let mut next = vec![];
@@ -166,7 +185,14 @@ impl Fun<'_, '_> {
         Ok(values[0])
     }
 
-    fn combine(&mut self, kind: ReduceKind, elem: TileElem, a: Value, b: Value, vector: bool) -> Result<Value, Error> {
+    fn combine(
+        &mut self,
+        kind: ReduceKind,
+        elem: TileElem,
+        a: Value,
+        b: Value,
+        vector: bool,
+    ) -> Result<Value, Error> {
         let float = matches!(class(elem), Class::F32 | Class::F64);
         let f = match kind {
             ReduceKind::Sum => Binary::Add,
@@ -208,7 +234,12 @@ impl Fun<'_, '_> {
                 for part in 0..per_row {
                     let factor = vector.filter(|_| layout.is_vector(part)).unwrap_or(scalar);
                     let at = i * per_row + part;
-                    acc.parts[at] = self.multiply_add(lane_elem, factor, b.parts[kk * per_row + part], acc.parts[at]);
+                    acc.parts[at] = self.multiply_add(
+                        lane_elem,
+                        factor,
+                        b.parts[kk * per_row + part],
+                        acc.parts[at],
+                    );
                 }
             }
         }
@@ -217,7 +248,8 @@ impl Fun<'_, '_> {
 
     /// Codes of one byte are side by side in the result.
     fn unpack(&mut self, ty: &TileType, x: &Tile, bits: u32, signed: bool) -> Result<Tile, Error> {
-        if !matches!(bits, 1 | 2 | 4) || x.ty.shape.len() != 1 || ty.len() != x.ty.len() * 8 / bits {
+        if !matches!(bits, 1 | 2 | 4) || x.ty.shape.len() != 1 || ty.len() != x.ty.len() * 8 / bits
+        {
             return Err(self.unsupported(format!("unpacking {bits}-bit codes from {:?}", x.ty)));
         }
         let per_byte = (8 / bits) as usize;
@@ -263,7 +295,11 @@ impl Fun<'_, '_> {
         let shifted = self.b.ins().ushr_imm_u(bytes, i64::from(shift));
         let i32s = TileElem::Elem(ElemType::I32);
         let mask = Literal::Int((1 << bits) - 1);
-        let mask = if vector { self.vector_const(i32s, mask) } else { self.scalar_const(i32s, mask) };
+        let mask = if vector {
+            self.vector_const(i32s, mask)
+        } else {
+            self.scalar_const(i32s, mask)
+        };
         self.b.ins().band(shifted, mask)
     }
 
@@ -272,7 +308,14 @@ impl Fun<'_, '_> {
         if vectors.len() == 1 {
             return vectors;
         }
-        let side = |odd| vectors.iter().copied().skip(odd).step_by(2).collect::<Vec<_>>();
+        let side = |odd| {
+            vectors
+                .iter()
+                .copied()
+                .skip(odd)
+                .step_by(2)
+                .collect::<Vec<_>>()
+        };
         let (even, odd) = (self.interleave(side(0)), self.interleave(side(1)));
         let mut out = vec![];
         for (a, b) in even.into_iter().zip(odd) {
@@ -285,7 +328,10 @@ impl Fun<'_, '_> {
     /// Lanes of two vectors; 0 to 3 are `a`'s, 4 to 7 are `b`'s.
     fn shuffle32(&mut self, a: Value, b: Value, lanes: [u8; LANES]) -> Value {
         let ty = self.b.func.dfg.value_type(a);
-        let mask: Vec<u8> = lanes.iter().flat_map(|&l| (0..4).map(move |i| 4 * l + i)).collect();
+        let mask: Vec<u8> = lanes
+            .iter()
+            .flat_map(|&l| (0..4).map(move |i| 4 * l + i))
+            .collect();
         let mask = self.b.func.dfg.immediates.push(mask.into());
         let (a, b) = (self.bits(I8X16, a), self.bits(I8X16, b));
         let bytes = self.b.ins().shuffle(a, b, mask);

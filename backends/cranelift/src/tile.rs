@@ -30,7 +30,10 @@ pub(crate) enum Class {
     F64,
     Bool,
     /// Significant bits and signedness; an index is a signed 64-bit integer.
-    Int { bits: u32, signed: bool },
+    Int {
+        bits: u32,
+        signed: bool,
+    },
     /// Bits of a float that is only loaded, stored and converted.
     Bits(u32),
 }
@@ -293,9 +296,8 @@ impl Fun<'_, '_> {
         vectors: bool,
         mut f: impl FnMut(&mut Self, &[Value], bool) -> Value,
     ) -> Tile {
-        let together = vectors
-            && in_vectors(ty.elem)
-            && operands.iter().all(|o| in_vectors(o.ty.elem));
+        let together =
+            vectors && in_vectors(ty.elem) && operands.iter().all(|o| in_vectors(o.ty.elem));
         let layout = Layout::of(ty);
         let lists: Vec<Vec<Value>> = if together {
             operands.iter().map(|o| o.parts.clone()).collect()

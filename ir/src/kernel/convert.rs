@@ -108,10 +108,7 @@ fn to_odd(b: &mut KernelBuilder, x: Var) -> Var {
 }
 
 fn bitcast(b: &mut KernelBuilder, x: Var, elem: TileElem) -> Var {
-    let ty = TileType {
-        elem,
-        ..b.ty(x)
-    };
+    let ty = TileType { elem, ..b.ty(x) };
     b.emit(ty, Op::Bitcast(x))
 }
 

@@ -22,10 +22,9 @@ fn contains(kernel: &Kernel, body: &[Stmt]) -> bool {
         let small = |v: &Var| is_small(kernel.ty(*v).elem);
         let here = match &s.op {
             Op::Unary(f, _) => super::math::is_elementary(*f),
-            Op::Binary(f, ..) => matches!(
-                f,
-                Binary::Pow | Binary::Atan2 | Binary::Mod | Binary::Rem
-            ),
+            Op::Binary(f, ..) => {
+                matches!(f, Binary::Pow | Binary::Atan2 | Binary::Mod | Binary::Rem)
+            }
             Op::Cast(x) => small(x) || s.results.iter().any(small),
             _ => false,
         };

@@ -132,10 +132,7 @@ fn pow(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     }
     if !tb.is_float() && !te.is_float() {
         // Signs survive in 64 bits; an unsigned 64-bit exponent above 2^63 is beyond every range anyway.
-        let (wide, e) = (
-            b.cast(ElemType::I64, base),
-            b.cast(ElemType::I64, exponent),
-        );
+        let (wide, e) = (b.cast(ElemType::I64, base), b.cast(ElemType::I64, exponent));
         let y = b.binary(Binary::Pow, wide, e);
         return Ok(b.cast(tb, y));
     }

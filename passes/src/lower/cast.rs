@@ -1,9 +1,9 @@
 //! Conversions.
 
+use super::Element;
 use super::Rule;
 use super::expr::E;
 use super::index::Pos;
-use super::{Element};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::Binary;
 use lapidary_ir::ops::OpError;

@@ -26,7 +26,10 @@ pub static RULES: &[Rule] = &[Rule::general("conv", |x, p| {
     let from = [&[at[0].clone(), first + channel.dim()][..], &spatial].concat();
     let value = x.at(0, &Pos::At(from))?;
     let taps: Vec<Dim> = window.vars.iter().map(|v| v.dim()).collect();
-    let weight = x.at(1, &Pos::At([&[at[1].clone(), channel.dim()][..], &taps].concat()))?;
+    let weight = x.at(
+        1,
+        &Pos::At([&[at[1].clone(), channel.dim()][..], &taps].concat()),
+    )?;
     let b = x.b();
     let zero = b.int(b.ty(value), 0);
     let value = b.where_inside(inside, value, zero);

@@ -6,7 +6,9 @@
 //! consecutive values at once (lanes); what depends on it becomes a tile.
 
 use super::expr::{Body, E, Node, Number, compute_type, neutral};
-use super::index::{Along, LoopVar, SymbolKind, along, atom_is_size, is_size, symbol_kind, term_dim};
+use super::index::{
+    Along, LoopVar, SymbolKind, along, atom_is_size, is_size, symbol_kind, term_dim,
+};
 use lapidary_ir::dim::Atom;
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Param, ReduceKind, Stmt, TileElem, TileType, Var,
@@ -132,7 +134,10 @@ impl<'b> Emit<'b> {
     }
 
     /// The variable among these that is bound to lanes, if one is.
-    fn lanes<'v>(&self, vars: impl IntoIterator<Item = &'v LoopVar>) -> Option<(LoopVar, Var, u32)> {
+    fn lanes<'v>(
+        &self,
+        vars: impl IntoIterator<Item = &'v LoopVar>,
+    ) -> Option<(LoopVar, Var, u32)> {
         vars.into_iter().find_map(|&v| match self.bound.get(&v) {
             Some((_, Bound::Lanes(base, n))) => Some((v, *base, *n)),
             _ => None,
@@ -142,7 +147,9 @@ impl<'b> Emit<'b> {
     /// Adds a grid axis.
     pub fn grid_axis(&mut self, extent: &Dim, divisor: u32) -> Var {
         let extent = match extent.as_const() {
-            Some(n) => lapidary_ir::kernel::Extent::Const((n.max(0) as u64).div_ceil(u64::from(divisor))),
+            Some(n) => {
+                lapidary_ir::kernel::Extent::Const((n.max(0) as u64).div_ceil(u64::from(divisor)))
+            }
             None => lapidary_ir::kernel::Extent::Param {
                 param: self.size_param(extent),
                 divisor,
@@ -175,11 +182,7 @@ impl<'b> Emit<'b> {
 
     /// The buffer of a value.
     pub fn buffer(&mut self, value: ValueId, elem: ElemType) -> Buf {
-        if let Some(i) = self
-            .args
-            .iter()
-            .position(|a| *a == KernelArg::Value(value))
-        {
+        if let Some(i) = self.args.iter().position(|a| *a == KernelArg::Value(value)) {
             return Buf(i as u32);
         }
         self.args.push(KernelArg::Value(value));

@@ -321,11 +321,7 @@ impl Body {
             (And, _, Some(false)) | (Or, _, Some(true)) => return b,
             _ => {}
         }
-        let ty = if compares {
-            ElemType::Bool
-        } else {
-            self.ty(a)
-        };
+        let ty = if compares { ElemType::Bool } else { self.ty(a) };
         self.add(Node::Binary(f, a, b), ty)
     }
 

@@ -316,7 +316,10 @@ mod tests {
         let back = Pos::Flat(flat).indices(&body, &[n.clone(), Dim::from(12i64)]);
         assert_eq!(back, vec![i.dim(), j.dim()]);
         assert_eq!(
-            body.div(&(Dim::from(4i64) * j.dim() + Dim::from(5i64)), &Dim::from(4i64)),
+            body.div(
+                &(Dim::from(4i64) * j.dim() + Dim::from(5i64)),
+                &Dim::from(4i64)
+            ),
             j.dim() + Dim::from(1i64)
         );
         assert_eq!(body.less(&j.dim(), &Dim::from(12i64)), Some(true));

@@ -115,8 +115,13 @@ fn max_pool(x: &mut Element, p: &Pos) -> Result<E, OpError> {
         Pos::At(from).linear(&shape)
     };
     // The first in the order in which the window is walked, which is row-major.
-    let order = Pos::At(window.vars.iter().map(|v| v.dim()).collect::<Vec<_>>())
-        .linear(&window.kernel.iter().map(|&k| Dim::from(k)).collect::<Vec<_>>());
+    let order = Pos::At(window.vars.iter().map(|v| v.dim()).collect::<Vec<_>>()).linear(
+        &window
+            .kernel
+            .iter()
+            .map(|&k| Dim::from(k))
+            .collect::<Vec<_>>(),
+    );
     let taps: i64 = window.kernel.iter().product();
     let b = x.b();
     let mut hit = b.binary(Binary::Eq, v, most);

@@ -109,7 +109,9 @@ impl Lowerer {
             };
             let decl = &mut self.program.values[value as usize];
             let plain = matches!(decl.ty, ValueType::Tensor { elem, dims: Some(_) } if elem != ElemType::String);
-            if plain && matches!(decl.place, Place::Arena { .. } | Place::Heap) && placed.insert(value)
+            if plain
+                && matches!(decl.place, Place::Arena { .. } | Place::Heap)
+                && placed.insert(value)
             {
                 decl.place = Place::Output(n as u32);
             }
@@ -153,7 +155,10 @@ impl Lowerer {
             Err(e) => {
                 let module = &self.facts.module;
                 let (node, op) = match node {
-                    Some(n) => (module.node(n).name.clone(), module.node(n).op.name.to_owned()),
+                    Some(n) => (
+                        module.node(n).name.clone(),
+                        module.node(n).op.name.to_owned(),
+                    ),
                     None => (module.name.clone(), String::new()),
                 };
                 self.errors.push(LowerError {
@@ -227,7 +232,9 @@ impl Lowerer {
                     .map(|o| weight.get(o).copied().unwrap_or(1))
                     .sum::<usize>()
                     + 1;
-                let Some(from) = rule(node.op.name) else { continue };
+                let Some(from) = rule(node.op.name) else {
+                    continue;
+                };
                 let element = matches!(from.form, Form::Elements(_));
                 if !element || from.fuse == Fuse::Never || self.is_called(n) {
                     continue;
@@ -264,11 +271,7 @@ impl Lowerer {
         }
         let count = |v: ValueId| {
             let shape = module.value(v).ty.shape()?;
-            Some(
-                shape
-                    .iter()
-                    .fold(Dim::from(1i64), |n, d| n * d.clone()),
-            )
+            Some(shape.iter().fold(Dim::from(1i64), |n, d| n * d.clone()))
         };
         let same = |a: ValueId, b: ValueId| count(a).is_some() && count(a) == count(b);
         let first_only = node
@@ -492,7 +495,13 @@ impl Lowerer {
     }
 
     fn add_kernel(&mut self, kernel: Kernel) -> u32 {
-        let key = format!("{:?}", Kernel { name: String::new(), ..kernel.clone() });
+        let key = format!(
+            "{:?}",
+            Kernel {
+                name: String::new(),
+                ..kernel.clone()
+            }
+        );
         if let Some(&k) = self.known_kernels.get(&key) {
             return k;
         }
@@ -586,8 +595,10 @@ impl Lowerer {
     fn contents(&mut self, v: ValueId, contents: &[Dim]) -> Result<ValueIndex, OpError> {
         let elem = self.facts.elem(v)?;
         let shape = self.facts.shape(v)?;
-        let numbers: Option<Vec<i128>> =
-            contents.iter().map(|d| d.as_const().map(i128::from)).collect();
+        let numbers: Option<Vec<i128>> = contents
+            .iter()
+            .map(|d| d.as_const().map(i128::from))
+            .collect();
         if let Some(numbers) = numbers {
             let t = Tensor::new(elem, [numbers.len()], Data::Int(numbers));
             let bytes = t.to_bytes().unwrap_or_default();
@@ -664,10 +675,9 @@ impl Lowerer {
             for a in atoms {
                 let factor = match a {
                     Atom::Sym(s) => Size::Sym(self.symbol(s)),
-                    Atom::FloorDiv(a, b) => Size::FloorDiv(
-                        Box::new(self.size_expr(a)),
-                        Box::new(self.size_expr(b)),
-                    ),
+                    Atom::FloorDiv(a, b) => {
+                        Size::FloorDiv(Box::new(self.size_expr(a)), Box::new(self.size_expr(b)))
+                    }
                     Atom::Mod(a, b) => {
                         Size::Mod(Box::new(self.size_expr(a)), Box::new(self.size_expr(b)))
                     }
@@ -811,11 +821,7 @@ impl Lowerer {
 
 fn visit_symbols(ty: &Type, f: &mut dyn FnMut(&str)) {
     match ty {
-        Type::Tensor(t) => t
-            .shape
-            .iter()
-            .flatten()
-            .for_each(|d| d.visit_symbols(f)),
+        Type::Tensor(t) => t.shape.iter().flatten().for_each(|d| d.visit_symbols(f)),
         Type::Sequence(t) | Type::Optional(t) => visit_symbols(t, f),
     }
 }

@@ -224,9 +224,7 @@ fn running(low: &mut Lowerer, n: NodeId, f: Binary) -> Result<(), OpError> {
         let here = Pos::At(at);
         let offset = here.linear(&shape);
         let so_far = x.body.load(out, elem, before.linear(&shape), Some(started));
-        let neutral = x
-            .body
-            .int(elem, i64::from(f == Binary::Mul));
+        let neutral = x.body.int(elem, i64::from(f == Binary::Mul));
         let so_far = x.body.select(started, so_far, neutral);
         let addend = if exclusive {
             let v = x.value(data, &before)?;

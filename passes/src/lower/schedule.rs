@@ -3,7 +3,7 @@
 
 use super::emit::{Emit, KernelArg, lane_count, lane_score};
 use super::expr::{Body, E, Node};
-use super::index::{LoopVar, atom_dim, symbol_kind, SymbolKind};
+use super::index::{LoopVar, SymbolKind, atom_dim, symbol_kind};
 use lapidary_ir::dim::Atom;
 use lapidary_ir::kernel::{Binary, Kernel};
 use lapidary_ir::{Dim, ElemType, ValueId};
@@ -77,9 +77,7 @@ pub fn schedule(
         let size = emit.int(i64::from(chunk));
         let begin = emit.binary(Binary::Mul, block, size);
         let mut end = emit.binary(Binary::Add, begin, size);
-        let divides = extent
-            .as_const()
-            .is_some_and(|n| n % i64::from(chunk) == 0);
+        let divides = extent.as_const().is_some_and(|n| n % i64::from(chunk) == 0);
         if !divides {
             let all = emit.index(&extent);
             end = emit.binary(Binary::Min, end, all);
@@ -105,7 +103,11 @@ fn nest(
     spec: &Spec,
     loops: &Order,
     at: usize,
-    range: Option<(lapidary_ir::kernel::Var, lapidary_ir::kernel::Var, Option<i64>)>,
+    range: Option<(
+        lapidary_ir::kernel::Var,
+        lapidary_ir::kernel::Var,
+        Option<i64>,
+    )>,
     out: (ValueId, ElemType),
 ) {
     let Some(&v) = loops.order.get(at) else {
@@ -312,7 +314,10 @@ fn order(body: &Body, spec: &Spec) -> Order {
     let mut on = BTreeSet::new();
     let mut reductions = vec![];
     for e in body.reachable(spec.value) {
-        if let Node::Reduce { vars, body: inner, .. } = body.node(e) {
+        if let Node::Reduce {
+            vars, body: inner, ..
+        } = body.node(e)
+        {
             on.extend(body.free(e).iter().copied());
             reductions.extend(vars.last().map(|&v| (v, *inner)));
         }
@@ -433,9 +438,9 @@ fn cost(body: &Body, root: E) -> Dim {
             .fold(Dim::default(), |s, c| s + go(body, c, seen));
         match body.node(e) {
             Node::Const(..) | Node::Index(_) => below,
-            Node::Reduce { vars, .. } => vars.iter().fold(below + Dim::from(1i64), |n, &v| {
-                n * body.extent(v).clone()
-            }),
+            Node::Reduce { vars, .. } => vars
+                .iter()
+                .fold(below + Dim::from(1i64), |n, &v| n * body.extent(v).clone()),
             _ => below + Dim::from(1i64),
         }
     }

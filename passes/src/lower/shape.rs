@@ -152,8 +152,7 @@ fn slice(x: &mut Element, p: &Pos) -> Result<E, OpError> {
         v.map(Some)
             .ok_or_else(|| OpError::new(format!("`{name}` must be constant")))
     };
-    let axes =
-        numbers(x, 3, "axes")?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let axes = numbers(x, 3, "axes")?.unwrap_or_else(|| (0..starts.len() as i64).collect());
     let steps = numbers(x, 4, "steps")?.unwrap_or_else(|| vec![1; starts.len()]);
     let mut at = p.indices(&x.x.body, &out);
     for ((start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
@@ -170,7 +169,11 @@ fn slice(x: &mut Element, p: &Pos) -> Result<E, OpError> {
                 )));
             }
         };
-        let last = if step < 0 { n - &Dim::from(1i64) } else { n.clone() };
+        let last = if step < 0 {
+            n - &Dim::from(1i64)
+        } else {
+            n.clone()
+        };
         let start = start.max_dim(&zero).min_dim(&last);
         at[axis] = start + &at[axis] * &Dim::from(step);
     }
@@ -344,10 +347,10 @@ impl super::expr::Body {
     pub fn where_inside(&mut self, inside: E, v: E, fill: E) -> E {
         let v = self.guard(v, inside);
         let zero = self.int(self.ty(v), 0);
-        if fill == zero && matches!(self.node(v), Node::Load { mask: Some(m), .. } if *m == inside) {
+        if fill == zero && matches!(self.node(v), Node::Load { mask: Some(m), .. } if *m == inside)
+        {
             return v;
         }
         self.select(inside, v, fill)
     }
 }
-

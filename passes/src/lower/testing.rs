@@ -123,9 +123,7 @@ impl Host<'_> {
     fn set_alias(&mut self, of: ValueIndex, value: Value) -> Result<(), String> {
         let (_, shape) = self.shape(of)?;
         match value {
-            Value::Tensor(t) => {
-                self.set(of, Tensor::new(t.elem(), shape, t.data().clone()).into())
-            }
+            Value::Tensor(t) => self.set(of, Tensor::new(t.elem(), shape, t.data().clone()).into()),
             other => self.set(of, other),
         }
     }

@@ -12,7 +12,10 @@ fn scale(elem: ElemType, tile: u32) -> Kernel {
     let (x, y) = (b.buffer("x", elem, false), b.buffer("y", elem, true));
     let n = b.size_param("n");
     let row = b.grid(Extent::Const(3));
-    let block = b.grid(Extent::Param { param: n, divisor: tile });
+    let block = b.grid(Extent::Param {
+        param: n,
+        divisor: tile,
+    });
     let n = b.size(n);
     let len = b.index(i64::from(tile));
     let at = b.binary(Binary::Mul, block, len);
@@ -20,7 +23,11 @@ fn scale(elem: ElemType, tile: u32) -> Kernel {
     let first = b.binary(Binary::Mul, row, n);
     let base = b.binary(Binary::Add, first, at);
     let v = b.load(x, base, &[tile], vec![Axis::stride(1).valid(left)]);
-    let v = if elem == ElemType::Bool { b.unary(Unary::Not, v) } else { b.binary(Binary::Add, v, v) };
+    let v = if elem == ElemType::Bool {
+        b.unary(Unary::Not, v)
+    } else {
+        b.binary(Binary::Add, v, v)
+    };
     b.store(y, base, vec![Axis::stride(1).valid(left)], v);
     b.finish()
 }
@@ -29,8 +36,17 @@ fn scale(elem: ElemType, tile: u32) -> Kernel {
 fn tiles_with_remainders_of_every_type() {
     let mut rng = Rng(1);
     for elem in [
-        ElemType::F32, ElemType::F64, ElemType::Bool, ElemType::I8, ElemType::U8, ElemType::I16,
-        ElemType::U16, ElemType::I32, ElemType::U32, ElemType::I64, ElemType::U64,
+        ElemType::F32,
+        ElemType::F64,
+        ElemType::Bool,
+        ElemType::I8,
+        ElemType::U8,
+        ElemType::I16,
+        ElemType::U16,
+        ElemType::I32,
+        ElemType::U32,
+        ElemType::I64,
+        ElemType::U64,
     ] {
         for (n, tile) in [(16, 16), (7, 4), (37, 18), (33, 16), (5, 5), (3, 8)] {
             let len = 3 * n as usize;
@@ -38,7 +54,9 @@ fn tiles_with_remainders_of_every_type() {
                 ElemType::F32 => rng.f32s(len),
                 ElemType::F64 => (0..len).flat_map(|_| rng.unit().to_le_bytes()).collect(),
                 ElemType::Bool => (0..len).map(|_| rng.below(2) as u8).collect(),
-                _ => (0..len * elem.size_bytes()).map(|_| rng.next() as u8).collect(),
+                _ => (0..len * elem.size_bytes())
+                    .map(|_| rng.next() as u8)
+                    .collect(),
             };
             let y = vec![0u8; x.len()];
             check(&scale(elem, tile), &[x, y], &[n], 0.0);
@@ -50,7 +68,10 @@ fn tiles_with_remainders_of_every_type() {
 #[test]
 fn gathers_masks_and_transpositions() {
     let mut b = KernelBuilder::new("gather");
-    let (x, y) = (b.buffer("x", ElemType::F32, false), b.buffer("y", ElemType::F32, true));
+    let (x, y) = (
+        b.buffer("x", ElemType::F32, false),
+        b.buffer("y", ElemType::F32, true),
+    );
     let block = b.grid(Extent::Const(3));
     let rows = b.iota(6);
     let seven = b.index(7);
@@ -73,7 +94,12 @@ fn gathers_masks_and_transpositions() {
     let size = b.index(48);
     let base = b.binary(Binary::Mul, block, size);
     let valid = b.binary(Binary::Add, block, five);
-    b.store(y, base, vec![Axis::stride(6).valid(valid), Axis::stride(1)], t);
+    b.store(
+        y,
+        base,
+        vec![Axis::stride(6).valid(valid), Axis::stride(1)],
+        t,
+    );
     let kernel = b.finish();
     let mut rng = Rng(2);
     check(&kernel, &[rng.f32s(40), rng.f32s(3 * 48)], &[], 0.0);
@@ -84,7 +110,10 @@ fn gathers_masks_and_transpositions() {
 fn loops_branches_reductions_scratch() {
     let n = 40;
     let mut b = KernelBuilder::new("softmax");
-    let (x, y) = (b.buffer("x", ElemType::F32, false), b.buffer("y", ElemType::F32, true));
+    let (x, y) = (
+        b.buffer("x", ElemType::F32, false),
+        b.buffer("y", ElemType::F32, true),
+    );
     let tmp = b.scratch(ElemType::F32, n as u32);
     let row = b.grid(Extent::Const(5));
     let (zero, len) = (b.index(0), b.index(n));
@@ -109,7 +138,11 @@ fn loops_branches_reductions_scratch() {
     let sum = b.reduce(ReduceKind::Sum, sum, 0);
     let one = b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(1.0));
     let large = b.binary(Binary::Gt, sum, one);
-    let factor = b.if_else(large, |b| vec![b.unary(Unary::Reciprocal, sum)], |_| vec![one])[0];
+    let factor = b.if_else(
+        large,
+        |b| vec![b.unary(Unary::Reciprocal, sum)],
+        |_| vec![one],
+    )[0];
     b.for_loop(zero, len, 8, &[], |b, i, _| {
         let e = b.load(tmp, i, &[8], vec![Axis::stride(1)]);
         let e = b.binary(Binary::Mul, e, factor);
@@ -119,29 +152,67 @@ fn loops_branches_reductions_scratch() {
     });
     let kernel = b.finish();
     let mut rng = Rng(3);
-    check(&kernel, &[rng.f32s(5 * n as usize), vec![0; 20 * n as usize]], &[], 1e-6);
+    check(
+        &kernel,
+        &[rng.f32s(5 * n as usize), vec![0; 20 * n as usize]],
+        &[],
+        1e-6,
+    );
 }
 
 #[test]
 fn integer_division_never_traps() {
-    for elem in [ElemType::I32, ElemType::I64, ElemType::U32, ElemType::I8, ElemType::U8] {
+    for elem in [
+        ElemType::I32,
+        ElemType::I64,
+        ElemType::U32,
+        ElemType::I8,
+        ElemType::U8,
+    ] {
         let (lo, hi) = elem.int_range().unwrap();
         let edges: Vec<i128> = vec![0, 1, 7, 100, hi, hi - 1, lo, -1, -7, lo + 1];
-        let edges: Vec<i128> = edges.into_iter().filter(|v| (lo..=hi).contains(v)).collect();
+        let edges: Vec<i128> = edges
+            .into_iter()
+            .filter(|v| (lo..=hi).contains(v))
+            .collect();
         let size = elem.size_bytes();
-        let pairs: Vec<(i128, i128)> = edges.iter().flat_map(|&a| edges.iter().map(move |&b| (a, b))).collect();
+        let pairs: Vec<(i128, i128)> = edges
+            .iter()
+            .flat_map(|&a| edges.iter().map(move |&b| (a, b)))
+            .collect();
         let pack = |f: fn(&(i128, i128)) -> i128| -> Vec<u8> {
-            pairs.iter().flat_map(|p| f(p).to_le_bytes()[..size].to_vec()).collect()
+            pairs
+                .iter()
+                .flat_map(|p| f(p).to_le_bytes()[..size].to_vec())
+                .collect()
         };
-        for f in [Binary::Div, Binary::Mod, Binary::Rem, Binary::FloorDiv, Binary::Shl, Binary::Shr, Binary::Min, Binary::Max, Binary::Pow] {
+        for f in [
+            Binary::Div,
+            Binary::Mod,
+            Binary::Rem,
+            Binary::FloorDiv,
+            Binary::Shl,
+            Binary::Shr,
+            Binary::Min,
+            Binary::Max,
+            Binary::Pow,
+        ] {
             let mut b = KernelBuilder::new("divide");
-            let (x, y, z) = (b.buffer("x", elem, false), b.buffer("y", elem, false), b.buffer("z", elem, true));
+            let (x, y, z) = (
+                b.buffer("x", elem, false),
+                b.buffer("y", elem, false),
+                b.buffer("z", elem, true),
+            );
             let i = b.grid(Extent::Const(pairs.len() as u64));
             let (u, v) = (b.load(x, i, &[], vec![]), b.load(y, i, &[], vec![]));
             let w = b.binary(f, u, v);
             b.store(z, i, vec![], w);
             let kernel = b.finish();
-            let buffers = [pack(|p| p.0), pack(|p| if p.1 < 0 { p.1 } else { p.1.min(127) }), vec![0; pairs.len() * size]];
+            let buffers = [
+                pack(|p| p.0),
+                pack(|p| if p.1 < 0 { p.1 } else { p.1.min(127) }),
+                vec![0; pairs.len() * size],
+            ];
             if matches!(f, Binary::Shl | Binary::Shr) && lo < 0 {
                 continue; // negative shift counts mean nothing
             }
@@ -152,11 +223,28 @@ fn integer_division_never_traps() {
 
 #[test]
 fn index_division_by_constants() {
-    let values: Vec<i64> = vec![0, 1, -1, 6, 7, 8, -7, -8, 1 << 40, i64::MAX, i64::MIN, i64::MIN + 1, 123_456_789_012_345];
+    let values: Vec<i64> = vec![
+        0,
+        1,
+        -1,
+        6,
+        7,
+        8,
+        -7,
+        -8,
+        1 << 40,
+        i64::MAX,
+        i64::MIN,
+        i64::MIN + 1,
+        123_456_789_012_345,
+    ];
     for d in [1i64, 2, 3, 5, 7, 10, 64, 641, 1_000_003, i64::MAX] {
         for f in [Binary::FloorDiv, Binary::Mod] {
             let mut b = KernelBuilder::new("by_constant");
-            let (x, y) = (b.buffer("x", ElemType::I64, false), b.buffer("y", ElemType::I64, true));
+            let (x, y) = (
+                b.buffer("x", ElemType::I64, false),
+                b.buffer("y", ElemType::I64, true),
+            );
             let i = b.grid(Extent::Const(values.len() as u64));
             let v = b.load(x, i, &[], vec![]);
             let v = b.cast(v, TileElem::Index);
@@ -176,13 +264,19 @@ fn packed_codes_are_unpacked() {
         for n in [8u32, 4, 3, 5] {
             let elem = if signed { ElemType::I8 } else { ElemType::U8 };
             let mut b = KernelBuilder::new("unpack");
-            let (x, y) = (b.buffer("x", ElemType::U8, false), b.buffer("y", elem, true));
+            let (x, y) = (
+                b.buffer("x", ElemType::U8, false),
+                b.buffer("y", elem, true),
+            );
             let i = b.grid(Extent::Const(4));
             let len = b.index(i64::from(n));
             let at = b.binary(Binary::Mul, i, len);
             let v = b.load(x, at, &[n], vec![Axis::stride(1)]);
             let codes = n * 8 / bits;
-            let v = b.emit(TileType::of(elem, &[codes]), Op::Unpack { x: v, bits, signed });
+            let v = b.emit(
+                TileType::of(elem, &[codes]),
+                Op::Unpack { x: v, bits, signed },
+            );
             let per_byte = b.index(i64::from(8 / bits));
             let at = b.binary(Binary::Mul, at, per_byte);
             b.store(y, at, vec![Axis::stride(1)], v);
@@ -210,8 +304,16 @@ struct Gemm {
 fn gemm_kernel(g: &Gemm) -> Kernel {
     let mut b = KernelBuilder::new("gemm");
     let f32s = g.kind == Kind::F32;
-    let (ea, eb, ec) = if f32s { (ElemType::F32, ElemType::F32, ElemType::F32) } else { (ElemType::U8, ElemType::I8, ElemType::I32) };
-    let (a, w, c) = (b.buffer("a", ea, false), b.buffer("b", eb, false), b.buffer("c", ec, true));
+    let (ea, eb, ec) = if f32s {
+        (ElemType::F32, ElemType::F32, ElemType::F32)
+    } else {
+        (ElemType::U8, ElemType::I8, ElemType::I32)
+    };
+    let (a, w, c) = (
+        b.buffer("a", ea, false),
+        b.buffer("b", eb, false),
+        b.buffer("c", ec, true),
+    );
     let bias = b.buffer("bias", ElemType::F32, false);
     let residual = b.buffer("residual", ElemType::F32, false);
     let i = b.grid(Extent::Const(g.m as u64).div(g.rows));
@@ -225,7 +327,15 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
     let panel_len = b.index(k_padded * i64::from(PANEL) * i64::from(g.taps));
     let b_base = b.binary(Binary::Mul, j, panel_len);
-    let tile = GemmTile { kind: g.kind, rows: g.rows, a, b: w, b_base, k, taps: g.taps };
+    let tile = GemmTile {
+        kind: g.kind,
+        rows: g.rows,
+        a,
+        b: w,
+        b_base,
+        k,
+        taps: g.taps,
+    };
     let row_len = g.k * i64::from(g.taps);
     let acc = gemm(&mut b, tile, |b, tap| {
         let len = b.index(row_len);
@@ -250,16 +360,23 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     let acc = (g.tail)(&mut b, acc);
     let c_row = b.binary(Binary::Mul, row, n);
     let c_base = b.binary(Binary::Add, c_row, col);
-    let at = RowsAt { base: c_base, rows: Axis::stride(g.n).valid(rows_left) };
-    epilogue(&mut b, acc, Epilogue {
-        bias: f32s.then_some((bias, col)),
-        residual: f32s.then(|| (residual, at.clone())),
-        lo: f32s.then_some(-1.0),
-        hi: f32s.then_some(3.0),
-        c,
-        c_at: at,
-        cols: Some(cols_left),
-    });
+    let at = RowsAt {
+        base: c_base,
+        rows: Axis::stride(g.n).valid(rows_left),
+    };
+    epilogue(
+        &mut b,
+        acc,
+        Epilogue {
+            bias: f32s.then_some((bias, col)),
+            residual: f32s.then(|| (residual, at.clone())),
+            lo: f32s.then_some(-1.0),
+            hi: f32s.then_some(3.0),
+            c,
+            c_at: at,
+            cols: Some(cols_left),
+        },
+    );
     b.finish()
 }
 
@@ -283,15 +400,50 @@ fn contractions_with_and_without_micro_kernels() {
         let half = b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(0.5));
         b.binary(Binary::Mul, acc, half)
     };
-    let base = Gemm { kind: Kind::F32, rows: 6, m: 13, k: 9, n: 40, taps: 1, masked: false, tail: same };
+    let base = Gemm {
+        kind: Kind::F32,
+        rows: 6,
+        m: 13,
+        k: 9,
+        n: 40,
+        taps: 1,
+        masked: false,
+        tail: same,
+    };
     let cases = [
         Gemm { ..base },
-        Gemm { tail: halved, ..base },
-        Gemm { taps: 3, masked: true, ..base },
-        Gemm { taps: 3, masked: true, tail: halved, ..base },
-        Gemm { rows: 14, m: 14, n: 32, ..base },
-        Gemm { kind: Kind::I8, k: 10, ..base },
-        Gemm { kind: Kind::I8, k: 8, taps: 2, ..base },
+        Gemm {
+            tail: halved,
+            ..base
+        },
+        Gemm {
+            taps: 3,
+            masked: true,
+            ..base
+        },
+        Gemm {
+            taps: 3,
+            masked: true,
+            tail: halved,
+            ..base
+        },
+        Gemm {
+            rows: 14,
+            m: 14,
+            n: 32,
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            k: 10,
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            k: 8,
+            taps: 2,
+            ..base
+        },
     ];
     let mut rng = Rng(5);
     for g in &cases {
@@ -301,11 +453,22 @@ fn contractions_with_and_without_micro_kernels() {
         let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
         let a_len = (g.m * g.k * i64::from(g.taps)) as usize;
         let b_len = ((g.n + 31) / 32 * 32 * k_padded * i64::from(g.taps)) as usize;
-        let mut fill = |n: usize| if f32s { rng.f32s(n) } else { (0..n * size).map(|_| rng.next() as u8).collect() };
+        let mut fill = |n: usize| {
+            if f32s {
+                rng.f32s(n)
+            } else {
+                (0..n * size).map(|_| rng.next() as u8).collect()
+            }
+        };
         let (a, w) = (fill(a_len), fill(b_len));
         let c_len = (g.m * g.n) as usize;
         let (bias, residual) = (rng.f32s(g.n as usize), rng.f32s(c_len));
-        check(&kernel, &[a, w, vec![0; 4 * c_len], bias, residual], &[], 1e-4);
+        check(
+            &kernel,
+            &[a, w, vec![0; 4 * c_len], bias, residual],
+            &[],
+            1e-4,
+        );
     }
 }
 
@@ -313,14 +476,33 @@ fn contractions_with_and_without_micro_kernels() {
 #[test]
 fn other_machines_get_code() {
     let kernel = scale(ElemType::F32, 16);
-    let g = gemm_kernel(&Gemm { kind: Kind::F32, rows: 4, m: 8, k: 9, n: 40, taps: 2, masked: true, tail: |_, acc| acc });
+    let g = gemm_kernel(&Gemm {
+        kind: Kind::F32,
+        rows: 4,
+        m: 8,
+        k: 9,
+        n: 40,
+        taps: 2,
+        masked: true,
+        tail: |_, acc| acc,
+    });
     for target in [Target::aarch64(), Target::riscv64()] {
         for micro_kernels in [false, true] {
-            let target = Target { micro_kernels, ..target.clone() };
-            let code = compile(&[kernel.clone(), g.clone()], &target).unwrap_or_else(|e| panic!("{}: {e}", target.triple));
+            let target = Target {
+                micro_kernels,
+                ..target.clone()
+            };
+            let code = compile(&[kernel.clone(), g.clone()], &target)
+                .unwrap_or_else(|e| panic!("{}: {e}", target.triple));
             assert!(code.bytes.len() > 64 && code.entries.len() == 2);
         }
     }
-    let unknown = Target { triple: "powerpc-unknown-none".to_owned(), ..Target::x86_64() };
-    assert!(matches!(compile(&[kernel], &unknown), Err(crate::Error::Target { .. })));
+    let unknown = Target {
+        triple: "powerpc-unknown-none".to_owned(),
+        ..Target::x86_64()
+    };
+    assert!(matches!(
+        compile(&[kernel], &unknown),
+        Err(crate::Error::Target { .. })
+    ));
 }

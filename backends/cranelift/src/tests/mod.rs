@@ -53,7 +53,10 @@ impl Loaded {
             );
             assert_ne!(at, libc::MAP_FAILED);
             std::ptr::copy_nonoverlapping(code.bytes.as_ptr(), at.cast(), code.bytes.len());
-            assert_eq!(libc::mprotect(at, len, libc::PROT_READ | libc::PROT_EXEC), 0);
+            assert_eq!(
+                libc::mprotect(at, len, libc::PROT_READ | libc::PROT_EXEC),
+                0
+            );
             at.cast()
         };
         Loaded {
@@ -69,7 +72,9 @@ impl Loaded {
         let zeros = vec![0u8; ZEROS_BYTES];
         let ctx = KernelContext {
             imports: lapidary_runtime::micro::table().as_ptr(),
-            scratch: scratch.as_mut_ptr().wrapping_add(scratch.as_ptr().align_offset(64)),
+            scratch: scratch
+                .as_mut_ptr()
+                .wrapping_add(scratch.as_ptr().align_offset(64)),
             zeros: zeros.as_ptr(),
         };
         // SAFETY: the mapping holds a function of this type there; the caller's arguments are buffers that
@@ -89,7 +94,12 @@ impl Drop for Loaded {
 }
 
 /// Runs a kernel natively over its whole grid on copies of these buffers, with a guard after each.
-pub fn run_native(kernel: &Kernel, target: &Target, buffers: &[Vec<u8>], sizes: &[i64]) -> Vec<Vec<u8>> {
+pub fn run_native(
+    kernel: &Kernel,
+    target: &Target,
+    buffers: &[Vec<u8>],
+    sizes: &[i64],
+) -> Vec<Vec<u8>> {
     const GUARD: usize = 64;
     let mut copies: Vec<Vec<u64>> = buffers
         .iter()
@@ -152,23 +162,43 @@ pub fn check(kernel: &Kernel, buffers: &[Vec<u8>], sizes: &[i64], tolerance: f32
             if got == want {
                 continue;
             }
-            let elem = kernel.buf_elem(lapidary_ir::kernel::Buf(buffer_position(kernel, i))).unwrap();
-            assert_eq!(elem, lapidary_ir::ElemType::F32, "`{}`: buffer {i} differs: {got:?} {want:?}", kernel.name);
+            let elem = kernel
+                .buf_elem(lapidary_ir::kernel::Buf(buffer_position(kernel, i)))
+                .unwrap();
+            assert_eq!(
+                elem,
+                lapidary_ir::ElemType::F32,
+                "`{}`: buffer {i} differs: {got:?} {want:?}",
+                kernel.name
+            );
             for (j, (g, w)) in floats(got).iter().zip(floats(want)).enumerate() {
-                let same = g == &w || (g.is_nan() && w.is_nan()) || (g - w).abs() <= tolerance * w.abs().max(1.0);
-                assert!(same, "`{}`: buffer {i} element {j} is {g}, should be {w} (fma {})", kernel.name, target.fused_multiply_add);
+                let same = g == &w
+                    || (g.is_nan() && w.is_nan())
+                    || (g - w).abs() <= tolerance * w.abs().max(1.0);
+                assert!(
+                    same,
+                    "`{}`: buffer {i} element {j} is {g}, should be {w} (fma {})",
+                    kernel.name, target.fused_multiply_add
+                );
             }
         }
     }
 }
 
 fn buffer_position(kernel: &Kernel, nth: usize) -> u32 {
-    let buffers = kernel.params.iter().enumerate().filter(|(_, p)| matches!(p, Param::Buffer { .. }));
+    let buffers = kernel
+        .params
+        .iter()
+        .enumerate()
+        .filter(|(_, p)| matches!(p, Param::Buffer { .. }));
     buffers.map(|(i, _)| i as u32).nth(nth).unwrap()
 }
 
 pub fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
+    bytes
+        .chunks(4)
+        .map(|c| f32::from_le_bytes(c.try_into().unwrap()))
+        .collect()
 }
 
 pub fn bytes<const N: usize, T>(values: &[T], to: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
@@ -196,6 +226,8 @@ impl Rng {
     }
 
     pub fn f32s(&mut self, n: usize) -> Vec<u8> {
-        (0..n).flat_map(|_| (self.unit() as f32 * 4.0 - 2.0).to_le_bytes()).collect()
+        (0..n)
+            .flat_map(|_| (self.unit() as f32 * 4.0 - 2.0).to_le_bytes())
+            .collect()
     }
 }
