@@ -101,10 +101,10 @@ pub fn run_native(
     sizes: &[i64],
 ) -> Vec<Vec<u8>> {
     const GUARD: usize = 64;
-    let mut copies: Vec<Vec<u64>> = buffers
+    let mut copies: Vec<Vec<Line>> = buffers
         .iter()
         .map(|b| {
-            let mut copy = vec![0xABAB_ABAB_ABAB_ABABu64; b.len().div_ceil(8) + GUARD / 8];
+            let mut copy = vec![Line([0xAB; 64]); b.len().div_ceil(64) + GUARD / 64];
             bytes_mut(&mut copy)[..b.len()].copy_from_slice(b);
             copy
         })
@@ -138,9 +138,14 @@ pub fn run_native(
         .collect()
 }
 
-fn bytes_mut(words: &mut [u64]) -> &mut [u8] {
+/// Buffers are aligned like the runtime's.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "read as bytes")] [u8; 64]);
+
+fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
     // SAFETY: any bytes are valid, the length is the same memory's.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len() * 8) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
 /// Interprets a kernel over its whole grid.
