@@ -10,7 +10,7 @@ use crate::{Dim, ElemType, Type};
 
 /// The family's ops.
 pub static OPS: &[&OpDef] = &[
-    &SLICE, &GATHER, &GATHER_ELEMENTS, &GATHER_ND, &COMPRESS, &NON_ZERO, &REVERSE_SEQUENCE,
+    &SLICE, &GATHER, &GATHER_ELEMENTS, &GATHER_ND, &COMPRESS, &NON_ZERO,
 ];
 
 /// A range of each axis.
@@ -213,44 +213,6 @@ pub static NON_ZERO: OpDef = OpDef {
     ..OpDef::BASE
 };
 
-/// Sequences back to front.
-pub static REVERSE_SEQUENCE: OpDef = OpDef {
-    name: "reverse_sequence",
-    summary: "the first sequence_lens[i] places of the time axis reversed, for each batch i",
-    source: "ONNX ReverseSequence-28",
-    operands: &[Operand::One("x"), Operand::One("sequence_lens")],
-    attrs: &[
-        AttrDef::new("batch_axis", AttrKind::Int, Default::Int(1), "0 or 1"),
-        AttrDef::new("time_axis", AttrKind::Int, Default::Int(0), "1 or 0: the other one"),
-    ],
-    infer: |ctx| {
-        ctx.elem(0)?;
-        sequence_axes(ctx.int("batch_axis")?, ctx.int("time_axis")?)?;
-        match ctx.shape(0)? {
-            Some(s) if s.len() < 2 => Err(OpError::new(format!("needs at least 2 axes, found {}", s.len()))),
-            _ => Ok(vec![ctx.ty(0)?.clone()]),
-        }
-    },
-    eval: Eval::Direct(|ctx| {
-        let (x, lens) = (ctx.tensor(0)?, super::shape::as_shape(&ctx.i64s(1)?)?);
-        let (batch, time) = sequence_axes(ctx.int("batch_axis")?, ctx.int("time_axis")?)?;
-        let &[first, second, ..] = x.shape() else {
-            return Err(OpError::new("needs at least 2 axes"));
-        };
-        let (n, t) = if batch == 0 { (first, second) } else { (second, first) };
-        if lens.len() != n || lens.iter().any(|&l| l > t) {
-            return Err(OpError::new(format!("lengths {lens:?} do not fit {n} sequences of {t}")));
-        }
-        let steps = strides(x.shape());
-        let source = |i: usize| {
-            let (b, k) = (i / steps[batch] % n, i / steps[time] % t);
-            if k < lens[b] { i - k * steps[time] + (lens[b] - 1 - k) * steps[time] } else { i }
-        };
-        Ok(vec![x.gather_linear(x.shape(), source).into()])
-    }),
-    ..OpDef::BASE
-};
-
 /// An index that may count from the end, as a place below `len`.
 pub fn wrap_index(index: i128, len: usize) -> Result<usize, OpError> {
     let at = if index < 0 { index.saturating_add(len as i128) } else { index };
@@ -317,14 +279,6 @@ pub(super) fn coordinates(indices: &Tensor, shape: &[usize], batch: usize) -> Re
         }
     }
     Ok(out)
-}
-
-fn sequence_axes(batch: i64, time: i64) -> Result<(usize, usize), OpError> {
-    match (batch, time) {
-        (0, 1) => Ok((0, 1)),
-        (1, 0) => Ok((1, 0)),
-        _ => Err(OpError::new("`batch_axis` and `time_axis` must be 0 and 1 or 1 and 0")),
-    }
 }
 
 /// First place and number of places that a slice of an axis of `len` reads.
