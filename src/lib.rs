@@ -1,1 +1,13 @@
-//! (being built)
+//! Lapidary: an ahead-of-time compiler for compressed neural networks.
+//!
+//! The library behind the `lapidary` command: [`driver`] takes a model from its file to machine code,
+//! [`specialize`] fits it to inputs at hand, [`values`] converts between the values of the reference evaluator
+//! and those of the runtime.
+
+pub mod driver;
+pub mod error;
+pub mod specialize;
+pub mod values;
+
+pub use driver::{CompileOptions, Compiled};
+pub use error::Error;

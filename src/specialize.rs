@@ -33,7 +33,10 @@ pub fn specialize(module: &mut Module, given: &Given) -> Vec<InferError> {
     fold_constants(module, Limits::default());
     // Each round may reveal more: a constant shape makes a rank known, which needs axes, and so on.
     for _ in 0..8 {
-        let wanted: BTreeSet<usize> = undetermined_nodes(module).into_iter().flat_map(|n| deciding_inputs(module, n)).collect();
+        let wanted: BTreeSet<usize> = undetermined_nodes(module)
+            .into_iter()
+            .flat_map(|n| deciding_inputs(module, n))
+            .collect();
         let mut bound = false;
         for index in wanted {
             bound |= bind_value(module, index, given);
@@ -52,11 +55,17 @@ pub fn specialize(module: &mut Module, given: &Given) -> Vec<InferError> {
 
 /// Makes one small input's value a constant; false if it is not small or not used any more.
 pub fn bind_value(module: &mut Module, index: usize, given: &Given) -> bool {
-    let Some(Some(Value::Tensor(tensor))) = given.small.get(index) else { return false };
+    let Some(Some(Value::Tensor(tensor))) = given.small.get(index) else {
+        return false;
+    };
     let input = module.top().inputs[index];
     let used = module.reachable_regions().iter().any(|&r| {
         let region = module.region(r);
-        region.outputs.contains(&input) || region.nodes.iter().any(|&n| module.node(n).operands.contains(&Some(input)))
+        region.outputs.contains(&input)
+            || region
+                .nodes
+                .iter()
+                .any(|&n| module.node(n).operands.contains(&Some(input)))
     });
     if used {
         let constant = module.add_constant("", Constant::from_tensor(tensor));
@@ -68,7 +77,11 @@ pub fn bind_value(module: &mut Module, index: usize, given: &Given) -> bool {
 fn bind_dimensions(module: &mut Module, given: &Given) -> Vec<InferError> {
     let mut symbols = BTreeMap::new();
     for (&input, ty) in module.top().inputs.clone().iter().zip(&given.types) {
-        let (Some(Type::Tensor(given)), Type::Tensor(declared)) = (ty, module.value(input).ty.clone()) else { continue };
+        let (Some(Type::Tensor(given)), Type::Tensor(declared)) =
+            (ty, module.value(input).ty.clone())
+        else {
+            continue;
+        };
         match (&declared.shape, given.const_shape()) {
             (Some(dims), Some(numbers)) if dims.len() == numbers.len() => {
                 for (dim, number) in dims.iter().zip(&numbers) {
@@ -97,7 +110,9 @@ fn symbol(dim: &Dim) -> Option<String> {
 /// Nodes with a result whose rank or dimensions are not numbers although they are not control flow.
 fn undetermined_nodes(module: &Module) -> Vec<NodeId> {
     let regions = module.reachable_regions();
-    let nodes = regions.iter().flat_map(|&r| module.region(r).nodes.iter().copied());
+    let nodes = regions
+        .iter()
+        .flat_map(|&r| module.region(r).nodes.iter().copied());
     nodes
         .filter(|&n| {
             let node = module.node(n);
@@ -114,7 +129,9 @@ fn deciding_inputs(module: &Module, node: NodeId) -> Vec<usize> {
     for (position, operand) in operands.iter().enumerate() {
         let Some(value) = *operand else { continue };
         // The first of several operands is the data, unless it is a scalar (as in `range`).
-        let is_data = position == 0 && operands.len() > 1 && module.value(value).ty.shape().is_none_or(|s| !s.is_empty());
+        let is_data = position == 0
+            && operands.len() > 1
+            && module.value(value).ty.shape().is_none_or(|s| !s.is_empty());
         if !is_data {
             trace(module, value, 16, &mut found);
         }
@@ -133,17 +150,41 @@ fn trace(module: &Module, value: ValueId, depth: usize, found: &mut Vec<usize>) 
     }
     match info.def {
         Def::Input(Module::TOP, index) => found.push(index as usize),
-        Def::Result(node, _) => module.node(node).operands.iter().flatten().for_each(|&v| trace(module, v, depth - 1, found)),
+        Def::Result(node, _) => module
+            .node(node)
+            .operands
+            .iter()
+            .flatten()
+            .for_each(|&v| trace(module, v, depth - 1, found)),
         _ => {}
     }
 }
 
 impl Given {
+    /// From the inputs as values of the runtime.
+    pub fn from_runtime(values: &[lapidary_runtime::Value]) -> Given {
+        let small = |v: &lapidary_runtime::Value| {
+            let tensor = v.as_tensor().filter(|t| count(t.dims()) <= SMALL)?;
+            crate::values::to_evaluator(&lapidary_runtime::Value::Tensor(tensor.clone()))
+        };
+        Given {
+            types: values.iter().map(crate::values::type_of).collect(),
+            small: values.iter().map(small).collect(),
+        }
+    }
+
     /// From the inputs as values of the reference evaluator.
     pub fn from_values(values: &[Value]) -> Given {
         Given {
             types: values.iter().map(lapidary_ir::eval::type_of).collect(),
-            small: values.iter().map(|v| v.as_tensor().filter(|t| t.len() <= SMALL).map(|t| Value::Tensor(t.clone()))).collect(),
+            small: values
+                .iter()
+                .map(|v| {
+                    v.as_tensor()
+                        .filter(|t| t.len() <= SMALL)
+                        .map(|t| Value::Tensor(t.clone()))
+                })
+                .collect(),
         }
     }
 }

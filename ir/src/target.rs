@@ -38,6 +38,20 @@ impl Target {
         }
     }
 
+    /// This machine.
+    pub fn host() -> Target {
+        #[cfg(target_arch = "x86_64")]
+        return Target {
+            fused_multiply_add: std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("fma"),
+            ..Target::x86_64()
+        };
+        #[cfg(target_arch = "riscv64")]
+        return Target::riscv64();
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "riscv64")))]
+        return Target::aarch64();
+    }
+
     /// 64-bit Arm.
     pub fn aarch64() -> Target {
         Target {

@@ -2,9 +2,12 @@
 
 use crate::cases::Case;
 use crate::compare::same;
+use lapidary::specialize::Given;
+use lapidary::{CompileOptions, driver, values};
 use lapidary_frontend::onnx::{ImportOptions, import_file, tensor_file::read_value};
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Module, Type};
+use lapidary_runtime::ModelOptions;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -23,6 +26,33 @@ pub struct Engine {
 pub static EVALUATOR: Engine = Engine {
     name: "evaluator",
     run: |module, inputs| lapidary_ir::eval::run(module, inputs).map_err(|e| e.to_string()),
+};
+
+/// Compiled code: specialised to the inputs, rewritten, lowered, and run by the runtime.
+pub static COMPILED: Engine = Engine {
+    name: "compiled",
+    run: |module, inputs| {
+        let given = Given::from_values(&inputs);
+        let options = CompileOptions::host(1);
+        let compiled = driver::compile(module.clone(), "model.onnx", &options, Some(&given))
+            .map_err(|e| e.to_string())?;
+        let options = ModelOptions {
+            threads: 1,
+            pin: false,
+            huge_pages: false,
+        };
+        let model = compiled.load(options).map_err(|e| e.to_string())?;
+        let inputs = inputs
+            .iter()
+            .map(values::to_runtime)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| e.to_string())?;
+        let outputs = model.run(&inputs).map_err(|e| e.to_string())?;
+        outputs
+            .iter()
+            .map(|v| values::to_evaluator(v).ok_or_else(|| "an output is damaged".to_owned()))
+            .collect()
+    },
 };
 
 /// A case and why it failed, if it did.

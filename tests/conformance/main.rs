@@ -29,3 +29,8 @@ fn conformance(engine: &Engine) {
 fn evaluator() {
     conformance(&engine::EVALUATOR);
 }
+
+#[test]
+fn compiled() {
+    conformance(&engine::COMPILED);
+}

@@ -302,7 +302,11 @@ impl<'b> Emit<'b> {
     fn index_here(&mut self, d: &Dim, level: usize) -> Var {
         let mut groups: BTreeMap<Vec<Atom>, Dim> = BTreeMap::new();
         let mut outer = Dim::default();
-        let on_lanes = self.lanes(&self.body.dim_free(d)).is_some();
+        // At least one term belongs here, so that every split makes the rest smaller.
+        let on_lanes = d.terms().any(|(atoms, c)| {
+            let free = self.body.dim_free(&term_dim(atoms, c));
+            self.level(&free) == level && self.lanes(&free).is_some()
+        });
         for (atoms, c) in d.terms() {
             let term = term_dim(atoms, c);
             let free = self.body.dim_free(&term);

@@ -1,0 +1,171 @@
+//! From a model's file to something that runs: import, rewrite, lower, generate code.
+//!
+//! Every command and the build-script interface go through here, so that they mean the same.
+
+use crate::error::Error;
+use crate::specialize::{Given, specialize};
+use lapidary_abi::program::Program;
+use lapidary_frontend::onnx::{ImportOptions, import_file};
+use lapidary_ir::Module;
+use lapidary_ir::target::Target;
+use lapidary_passes::egraph;
+use lapidary_passes::fold::{Limits, fold_constants};
+use lapidary_passes::lower::{self, Report, WeightPiece, lower};
+use lapidary_passes::rules::FAMILIES;
+use lapidary_runtime::bytes::Bytes;
+use lapidary_runtime::image::Image;
+use lapidary_runtime::memory::Weights;
+use lapidary_runtime::{Model, ModelOptions};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Numbers for symbolic dimensions.
+    pub dims: BTreeMap<String, i64>,
+    /// What code is for.
+    pub target: Target,
+    /// Rewrite the graph; without it, it is compiled as imported.
+    pub optimize: bool,
+}
+
+impl CompileOptions {
+    /// For this machine and this many threads.
+    pub fn host(threads: usize) -> CompileOptions {
+        CompileOptions {
+            dims: BTreeMap::new(),
+            target: Target {
+                threads: threads as u32,
+                ..Target::host()
+            },
+            optimize: true,
+        }
+    }
+}
+
+/// What each stage took.
+#[derive(Clone, Debug, Default)]
+pub struct Times(pub Vec<(&'static str, Duration)>);
+
+impl Times {
+    fn stage<T>(&mut self, name: &'static str, f: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let out = f();
+        self.0.push((name, start.elapsed()));
+        out
+    }
+}
+
+/// A compiled model: host program, machine code, and where its weights come from.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The model's file, for messages.
+    pub file: String,
+    /// The host program; kernels lie at their offsets in `code`.
+    pub program: Program,
+    /// Position-independent machine code.
+    pub code: Vec<u8>,
+    /// The weights blob, piece by piece.
+    pub weights: Vec<WeightPiece>,
+    /// What lowering did.
+    pub report: Report,
+    /// What each stage took.
+    pub times: Times,
+}
+
+/// Imports a model.
+pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
+    let options = ImportOptions {
+        dims: options.dims.clone(),
+        ..ImportOptions::default()
+    };
+    import_file(path, &options).map_err(Error::Import)
+}
+
+/// Rewrites a module.
+pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report {
+    fold_constants(module, Limits::default());
+    let rules: Vec<_> = FAMILIES
+        .iter()
+        .flat_map(|(_, rules)| rules.iter())
+        .collect();
+    let report = egraph::saturate(module, &options.target, &egraph::Options::default(), &rules);
+    fold_constants(module, Limits::default());
+    report
+}
+
+/// Compiles an imported module; `given` fits it to inputs at hand.
+pub fn compile(
+    mut module: Module,
+    file: &str,
+    options: &CompileOptions,
+    given: Option<&Given>,
+) -> Result<Compiled, Error> {
+    let mut times = Times::default();
+    if let Some(given) = given {
+        let problems = times.stage("specialize", || specialize(&mut module, given));
+        if !problems.is_empty() {
+            return Err(Error::Types {
+                file: file.to_owned(),
+                problems,
+            });
+        }
+    }
+    if options.optimize {
+        times.stage("optimize", || optimize(&mut module, options));
+    }
+    let lowered = times
+        .stage("lower", || {
+            lower(&module, &options.target, &lower::Options::default())
+        })
+        .map_err(|errors| Error::Lower {
+            file: file.to_owned(),
+            errors,
+        })?;
+    let code = times
+        .stage("code", || {
+            lapidary_cranelift::compile(&lowered.kernels, &options.target)
+        })
+        .map_err(|error| Error::Code {
+            file: file.to_owned(),
+            error,
+        })?;
+    let mut program = lowered.program;
+    for kernel in &mut program.kernels {
+        kernel.code_offset = code.entries[kernel.code_offset as usize];
+    }
+    Ok(Compiled {
+        file: file.to_owned(),
+        program,
+        code: code.bytes,
+        weights: lowered.weights,
+        report: lowered.report,
+        times,
+    })
+}
+
+impl Compiled {
+    /// Makes the model ready to run in this process.
+    pub fn load(self, options: ModelOptions) -> Result<Model, Error> {
+        let run = |error| Error::Run {
+            file: self.file.clone(),
+            error,
+        };
+        let mut blob = Bytes::zeroed(self.program.weights_bytes as usize).map_err(run)?;
+        for piece in &self.weights {
+            let bytes = piece.read().map_err(|reason| Error::Weights {
+                file: self.file.clone(),
+                reason,
+            })?;
+            let begin = piece.offset as usize;
+            blob.as_mut_slice()[begin..begin + bytes.len()].copy_from_slice(&bytes);
+        }
+        let weights = Weights::Owned(Arc::new(blob));
+        Image::from_parts(self.program, &self.code, weights)
+            .and_then(|image| image.load(options))
+            .map_err(run)
+    }
+}

@@ -1,0 +1,112 @@
+//! What can go wrong between a model's file and its results, with what the user can do about it.
+
+use lapidary_frontend::onnx::ImportError;
+use lapidary_ir::infer::InferError;
+use lapidary_passes::lower::LowerErrors;
+use lapidary_runtime::RunError;
+use miette::Diagnostic;
+use std::path::PathBuf;
+
+/// An error of the compiler; its help says what to do.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum Error {
+    /// The model's file cannot be read as a model.
+    #[error("{0}")]
+    #[diagnostic(code(lapidary::import))]
+    Import(ImportError),
+    /// Types do not fit the given dimensions or inputs.
+    #[error("{file}: {}", list(problems))]
+    #[diagnostic(
+        code(lapidary::types),
+        help("check the given dimensions and the shapes of the inputs against `lapidary inspect`")
+    )]
+    Types {
+        /// The model.
+        file: String,
+        /// Every problem found.
+        problems: Vec<InferError>,
+    },
+    /// Some nodes cannot be compiled.
+    #[error("{file}: cannot be compiled:\n{errors}")]
+    #[diagnostic(
+        code(lapidary::lower),
+        help(
+            "dimensions that are known help: `--dim NAME=N`; `run --reference` runs the model by the evaluator"
+        )
+    )]
+    Lower {
+        /// The model.
+        file: String,
+        /// Every node, with the reason.
+        errors: LowerErrors,
+    },
+    /// Code could not be generated.
+    #[error("{file}: {error}")]
+    #[diagnostic(code(lapidary::code))]
+    Code {
+        /// The model.
+        file: String,
+        /// What the code generator says.
+        error: lapidary_cranelift::Error,
+    },
+    /// A weight could not be made.
+    #[error("{file}: weights: {reason}")]
+    #[diagnostic(code(lapidary::weights))]
+    Weights {
+        /// The model.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// The compiled model could not be loaded or run.
+    #[error("{file}: {error}")]
+    #[diagnostic(code(lapidary::run))]
+    Run {
+        /// The model.
+        file: String,
+        /// What the runtime says.
+        error: RunError,
+    },
+    /// The reference evaluator failed.
+    #[error("{file}: {reason}")]
+    #[diagnostic(code(lapidary::evaluate))]
+    Evaluate {
+        /// The model.
+        file: String,
+        /// What it says.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {error}", path.display())]
+    #[diagnostic(code(lapidary::file))]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Wrong usage that only the model's content shows.
+    #[error("{message}")]
+    #[diagnostic(code(lapidary::usage))]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        #[help]
+        help: String,
+    },
+}
+
+/// Problems shown in full; beyond them only their number is given.
+const SHOWN: usize = 20;
+
+fn list(problems: &[InferError]) -> String {
+    let mut text = String::from("the types of the model do not fit");
+    for p in problems.iter().take(SHOWN) {
+        text += &format!("\n  `{}` ({}): {}", p.node, p.op, p.reason);
+    }
+    if problems.len() > SHOWN {
+        text += &format!("\n  and {} more", problems.len() - SHOWN);
+    }
+    text
+}
