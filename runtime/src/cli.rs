@@ -197,8 +197,8 @@ exit status: 0 done, 1 failed, 2 wrong usage
     )
 }
 
-/// Inputs of zeros; symbolic dimensions are 1.
-fn zeros(model: &Model) -> Result<Vec<Value>, RunError> {
+/// Inputs of zeros, for timing; symbolic dimensions are 1.
+pub fn zeros(model: &Model) -> Result<Vec<Value>, RunError> {
     let ones = vec![1; model.symbols().len()];
     let zero = |port: &Port| match &port.ty {
         ValueType::Tensor {
@@ -220,12 +220,54 @@ fn zeros(model: &Model) -> Result<Vec<Value>, RunError> {
     model.inputs().iter().map(zero).collect()
 }
 
-#[derive(Default)]
-struct Sum {
-    calls: u64,
-    nanoseconds: u64,
-    flops: u64,
-    bytes: u64,
+/// What one kernel, or one library operation, took in one run.
+#[derive(Clone, Debug, Default)]
+pub struct KernelTime {
+    /// Name of the kernel or operation.
+    pub name: String,
+    /// Launches.
+    pub calls: u64,
+    /// Time of all of them.
+    pub nanoseconds: u64,
+    /// Operations counted.
+    pub flops: u64,
+    /// Bytes of the arguments.
+    pub bytes: u64,
+}
+
+impl std::fmt::Display for KernelTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ns = self.nanoseconds.max(1) as f64;
+        write!(
+            f,
+            "{:>10.1} us {:>6} x {:>8.1} GFLOP/s {:>8.1} GB/s  {}",
+            ns / 1e3,
+            self.calls,
+            self.flops as f64 / ns,
+            self.bytes as f64 / ns,
+            self.name
+        )
+    }
+}
+
+/// Times the kernels of one run, the longest first.
+pub fn kernel_times(model: &Model, inputs: &[Value]) -> Result<Vec<KernelTime>, RunError> {
+    let mut kernels: BTreeMap<String, KernelTime> = BTreeMap::new();
+    let mut add = |t: KernelTiming| {
+        let sum = kernels.entry(t.name.to_owned()).or_default();
+        sum.calls += 1;
+        sum.nanoseconds += t.nanoseconds;
+        sum.flops += t.flops;
+        sum.bytes += t.bytes;
+    };
+    let operands: Vec<Operand> = inputs.iter().map(Value::operand).collect();
+    model.run_with(&operands, &mut [], Some(&mut add))?;
+    let mut times: Vec<KernelTime> = kernels
+        .into_iter()
+        .map(|(name, time)| KernelTime { name, ..time })
+        .collect();
+    times.sort_by_key(|t| std::cmp::Reverse(t.nanoseconds));
+    Ok(times)
 }
 
 /// Times whole runs, then the kernels of one run.
@@ -248,33 +290,14 @@ fn bench(model: &Model, inputs: &[Value], seconds: f64) -> Result<String, RunErr
         ms(times[times.len() / 2]),
         ms(times[times.len() - 1]),
     );
-    let mut kernels: BTreeMap<String, Sum> = BTreeMap::new();
-    let mut add = |t: KernelTiming| {
-        let sum = kernels.entry(t.name.to_owned()).or_default();
-        sum.calls += 1;
-        sum.nanoseconds += t.nanoseconds;
-        sum.flops += t.flops;
-        sum.bytes += t.bytes;
-    };
-    let operands: Vec<Operand> = inputs.iter().map(Value::operand).collect();
-    model.run_with(&operands, &mut [], Some(&mut add))?;
-    let mut kernels: Vec<(String, Sum)> = kernels.into_iter().collect();
-    kernels.sort_by_key(|(_, s)| std::cmp::Reverse(s.nanoseconds));
-    for (name, s) in kernels {
-        let ns = s.nanoseconds.max(1) as f64;
-        text += &format!(
-            "{:>10.1} us {:>6} x {:>8.1} GFLOP/s {:>8.1} GB/s  {name}\n",
-            ns / 1e3,
-            s.calls,
-            s.flops as f64 / ns,
-            s.bytes as f64 / ns
-        );
+    for time in kernel_times(model, inputs)? {
+        text += &format!("{time}\n");
     }
     Ok(text)
 }
 
 /// A value in short: rows of scores by their highest values, others by their first elements.
-fn show(port: &Port, value: &Value) -> String {
+pub fn show(port: &Port, value: &Value) -> String {
     let mut text = format!("{}: {}", port.name, value.describe());
     let Value::Tensor(tensor) = value else {
         return text + "\n";

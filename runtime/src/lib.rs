@@ -7,6 +7,7 @@
 
 pub mod bytes;
 
+pub mod ceiling;
 pub mod cli;
 pub mod error;
 pub mod exec;

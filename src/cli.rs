@@ -1,0 +1,166 @@
+//! The command line, as clap reads it. What each command does is in `commands/`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// An ahead-of-time compiler for compressed neural networks.
+#[derive(Debug, Parser)]
+#[command(name = "lapidary", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compile a model in memory and run it on given inputs.
+    Run(Run),
+    /// Compile a model into an executable, library, object or listing.
+    Build(Build),
+    /// Show a model at a stage of compilation.
+    Inspect(Inspect),
+    /// Measure how fast a model runs here, kernel by kernel, beside what the machine can do.
+    Bench(Bench),
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every command that compiles takes.
+#[derive(Debug, Args)]
+pub struct Model {
+    /// An ONNX file.
+    pub model: PathBuf,
+    /// Fix a symbolic dimension: `--dim batch=1` (repeatable).
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    pub dims: Vec<(String, i64)>,
+    /// Threads to plan for and to run with (default: all cores).
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Leave the graph as imported: no rewriting.
+    #[arg(long)]
+    pub no_optimize: bool,
+    /// Print a machine-readable report to standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lapidary run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: PathBuf,
+    /// Folder that gets the outputs, in the same kind of files. Without it they are summarised on standard output.
+    #[arg(long, value_name = "DIR")]
+    pub outputs: Option<PathBuf>,
+    /// Use the reference evaluator instead of compiled code (slow; the definition of right).
+    #[arg(long)]
+    pub reference: bool,
+}
+
+/// `lapidary build`.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Where the artefact goes.
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = Emit::Exe)]
+    pub emit: Emit,
+    /// Target triple (default: this machine).
+    #[arg(long)]
+    pub target: Option<String>,
+}
+
+/// Kinds of artefact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Emit {
+    /// An executable; needs no toolchain.
+    Exe,
+    /// A freestanding object file and a C header.
+    Obj,
+    /// A static library with the runtime, and a C header.
+    Staticlib,
+    /// A shared library with the runtime, and a C header.
+    Dylib,
+    /// The kernels as text.
+    Asm,
+    /// Program, code and weights in one file, for `include_model!`.
+    Image,
+}
+
+/// `lapidary inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Stage to show.
+    #[arg(long, value_enum, default_value_t = Stage::Imported)]
+    pub at: Stage,
+    /// How to show it.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Show which rewrites fired, and which could have but did not, and why.
+    #[arg(long)]
+    pub rules: bool,
+}
+
+/// Stages of compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// As read from the file.
+    Imported,
+    /// After rewriting.
+    Optimized,
+    /// The kernels and the host program.
+    Kernels,
+}
+
+/// Output formats of `inspect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The text form.
+    Text,
+    /// Graphviz.
+    Dot,
+    /// JSON.
+    Json,
+}
+
+/// `lapidary bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Seconds to measure for, after warming up.
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Print one JSON line with every latency, for benchmark harnesses.
+    #[arg(long)]
+    pub latencies_json: bool,
+}
+
+fn parse_dim(text: &str) -> Result<(String, i64), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("expected NAME=N, like `batch=1`")?;
+    let value = value
+        .parse()
+        .ok()
+        .filter(|&v: &i64| v >= 0)
+        .ok_or_else(|| format!("`{value}` is not a dimension"))?;
+    Ok((name.to_owned(), value))
+}

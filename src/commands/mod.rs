@@ -1,0 +1,54 @@
+//! What each command does.
+
+pub mod bench;
+pub mod build;
+pub mod inspect;
+pub mod run;
+
+use crate::cli;
+use clap::CommandFactory;
+use lapidary::{CompileOptions, Error};
+use std::io::Write;
+
+impl cli::Model {
+    /// Threads to plan for and to run with.
+    fn thread_count(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.unwrap_or_else(all).max(1)
+    }
+
+    fn options(&self) -> CompileOptions {
+        let mut options = CompileOptions::host(self.thread_count());
+        options.dims = self.dims.iter().cloned().collect();
+        options.optimize = !self.no_optimize;
+        options
+    }
+
+    fn file(&self) -> String {
+        self.model.display().to_string()
+    }
+}
+
+/// Writes a completion script to standard output.
+pub fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(
+        shell,
+        &mut cli::Cli::command(),
+        "lapidary",
+        &mut std::io::stdout(),
+    );
+}
+
+/// Prints; a reader that has gone away is no error of ours.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// An error about a model that is being run.
+fn run_error(file: &str) -> impl Fn(lapidary_runtime::RunError) -> Error + use<> {
+    let file = file.to_owned();
+    move |error| Error::Run {
+        file: file.clone(),
+        error,
+    }
+}

@@ -1,0 +1,31 @@
+//! The `lapidary` command.
+//!
+//! Exit status: 0 done; 1 the model or its data cannot be compiled or run; 2 wrong usage.
+
+mod cli;
+mod commands;
+
+use clap::Parser;
+use cli::Command;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let done = match cli.command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Build(args) => commands::build::build(&args),
+        Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::Bench(args) => commands::bench::bench(&args),
+        Command::Completions { shell } => {
+            commands::completions(shell);
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{:?}", miette::Report::new(error));
+            ExitCode::from(1)
+        }
+    }
+}
