@@ -1,9 +1,9 @@
 //! Files of inputs and outputs: ONNX protobuf (`.pb`) and numpy (`.npy`, `.npz`).
 //!
-//! Written by hand because the program that reads them is small and has no other use for the libraries.
+//! The few fields that are needed are read by hand: the runtime travels in every executable. Compression is
+//! left to a library.
 
 pub mod folder;
-mod inflate;
 pub mod npy;
 pub mod npz;
 pub mod pb;

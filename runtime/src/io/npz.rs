@@ -2,7 +2,7 @@
 //!
 //! Source: PKWARE, ".ZIP File Format Specification" (APPNOTE), sections 4.3 and 4.4.
 
-use super::{bad, inflate};
+use super::bad;
 use crate::error::RunError;
 use std::borrow::Cow;
 
@@ -66,8 +66,16 @@ fn member(file: &[u8], entry: usize) -> Result<Cow<'_, [u8]>, RunError> {
     };
     match le(file, entry + 10, 2)? {
         0 => Ok(Cow::Borrowed(data)),
-        8 if size <= MAX_MEMBER => Ok(Cow::Owned(inflate::inflate(data, size)?)),
+        8 if size <= MAX_MEMBER => Ok(Cow::Owned(inflate(data, size)?)),
         other => bad(format!("compression method {other} is not supported")),
+    }
+}
+
+/// The `size` bytes that a deflate stream holds; a stream of another length is an error.
+fn inflate(data: &[u8], size: usize) -> Result<Vec<u8>, RunError> {
+    match miniz_oxide::inflate::decompress_to_vec_with_limit(data, size) {
+        Ok(bytes) if bytes.len() == size => Ok(bytes),
+        _ => bad("the compressed data is damaged, or has another length than stated"),
     }
 }
 
@@ -135,6 +143,22 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_decompress() {
+        // Stored, and with fixed codes and matches, as zlib writes them.
+        let cases: &[(&[u8], &str)] = &[
+            (&[0x4b, 0x4c, 0x4a, 0x4e, 0x84, 0x21, 0x00], "abcabcabcabc"),
+            (&[0x4b, 0x4c, 0x44, 0x00, 0x00], "aaaaaaaaaaaa"),
+            (&[0x01, 0x02, 0x00, 0xfd, 0xff, 0x68, 0x69], "hi"),
+        ];
+        for (stream, text) in cases {
+            assert_eq!(inflate(stream, text.len()).expect("reads"), text.as_bytes());
+            assert!(inflate(stream, text.len() + 1).is_err());
+            assert!(inflate(stream, text.len() - 1).is_err());
+            assert!(inflate(&stream[..stream.len() - 1], text.len()).is_err());
+        }
+    }
 
     #[test]
     fn archives_read_back() {
