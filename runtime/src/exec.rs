@@ -80,7 +80,9 @@ impl Model {
     /// Checks an image's program and starts the threads.
     pub fn new(image: Image, options: ModelOptions) -> Result<Model, RunError> {
         let (code, weights) = (image.code, image.weights);
-        if weights.as_slice().as_ptr() as usize % ALIGN != 0 && !weights.as_slice().is_empty() {
+        if !(weights.as_slice().as_ptr() as usize).is_multiple_of(ALIGN)
+            && !weights.as_slice().is_empty()
+        {
             return Err(RunError::program("the weights are not aligned to 64 bytes"));
         }
         let plan = prepare(

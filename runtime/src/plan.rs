@@ -218,7 +218,7 @@ fn check_place(
         let fits = offset
             .checked_add(bytes.unwrap_or(0) as u64)
             .is_some_and(|e| e <= end);
-        if offset % 64 != 0 {
+        if !offset.is_multiple_of(64) {
             Err("is not aligned")
         } else if !fits {
             Err("lies outside its memory")

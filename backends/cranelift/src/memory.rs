@@ -337,7 +337,7 @@ impl<'k> Fun<'k, '_> {
                     elem: ty.elem,
                     shape: ty.shape.last().copied().into_iter().collect(),
                 };
-                parts.extend(self.from_scalars(&row, &scalars).parts);
+                parts.extend(self.tile_of_scalars(&row, &scalars).parts);
             }
         }
     }
@@ -377,7 +377,7 @@ impl<'k> Fun<'k, '_> {
                 scalars.push(x);
             }
         }
-        Ok(self.from_scalars(ty, &scalars))
+        Ok(self.tile_of_scalars(ty, &scalars))
     }
 
     /// Loads through a zeroed stack slot, by a loop over what exists.

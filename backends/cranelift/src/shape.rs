@@ -66,7 +66,7 @@ impl Fun<'_, '_> {
                 let moved: Vec<Value> = (0..rows * cols)
                     .map(|i| scalars[i % rows * cols + i / rows])
                     .collect();
-                Ok(self.from_scalars(ty, &moved))
+                Ok(self.tile_of_scalars(ty, &moved))
             }
             Op::Dot { acc, a, b } => {
                 let (acc, a, b) = (self.get(*acc)?, self.get(*a)?, self.get(*b)?);
@@ -160,7 +160,7 @@ impl Fun<'_, '_> {
             scalars.extend(tail);
             results.push(self.tree(kind, x.ty.elem, &scalars, false)?);
         }
-        Ok(self.from_scalars(ty, &results))
+        Ok(self.tile_of_scalars(ty, &results))
     }
 
     /// Combines values pairwise.
@@ -279,7 +279,7 @@ impl Fun<'_, '_> {
             };
             let at = parts.len() - tail_scalars;
             let scalars = parts.split_off(at);
-            parts.extend(self.from_scalars(&row, &scalars).parts);
+            parts.extend(self.tile_of_scalars(&row, &scalars).parts);
         }
         Ok(Tile {
             ty: ty.clone(),

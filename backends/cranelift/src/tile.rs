@@ -256,7 +256,7 @@ impl Fun<'_, '_> {
     }
 
     /// A tile from its elements as scalars, row by row.
-    pub fn from_scalars(&mut self, ty: &TileType, scalars: &[Value]) -> Tile {
+    pub fn tile_of_scalars(&mut self, ty: &TileType, scalars: &[Value]) -> Tile {
         let layout = Layout::of(ty);
         let cols = layout.vectors * LANES + layout.tail;
         let mut parts = Vec::with_capacity(layout.len());
@@ -329,7 +329,7 @@ impl Fun<'_, '_> {
                 parts,
             }
         } else {
-            self.from_scalars(ty, &parts)
+            self.tile_of_scalars(ty, &parts)
         }
     }
 

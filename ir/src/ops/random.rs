@@ -317,11 +317,11 @@ mod tests {
     #[test]
     fn draws_follow_their_probabilities() {
         let p = f32s(&[3], &[0.0, 1.0, 0.0]);
-        gives("bernoulli", &[p.clone()], &[], &[p]);
+        gives("bernoulli", std::slice::from_ref(&p), &[], std::slice::from_ref(&p));
         let logits = f32s(&[1, 3], &[-1e9, 0.0, -1e9]);
         let attrs = [("sample_size", Attr::Int(3)), ("dtype", Attr::Elem(crate::ElemType::I64))];
         gives("multinomial", &[logits], &attrs, &[i64s(&[1, 3], &[1, 1, 1])]);
         let x = f32s(&[2], &[1.0, 2.0]);
-        gives("dropout", &[x.clone()], &[], &[x]);
+        gives("dropout", std::slice::from_ref(&x), &[], std::slice::from_ref(&x));
     }
 }

@@ -99,7 +99,7 @@ pub static NON_MAX_SUPPRESSION: OpDef = OpDef {
     results: &[Operand::One("selected_indices")],
     attrs: &[AttrDef::new("center_point_box", AttrKind::Int, Default::Int(0), "1 for boxes as (x centre, y centre, width, height), 0 for two corners (y1, x1, y2, x2)")],
     infer: |ctx| {
-        (ctx.elem(0)?, ctx.elem(1)?);
+        ctx.elem(0)?; ctx.elem(1)?;
         Ok(vec![Type::tensor(ElemType::I64, [ctx.fresh_dim(), Dim::from(3i64)])])
     },
     eval: Eval::Direct(non_max_suppression),

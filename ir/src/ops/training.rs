@@ -181,7 +181,7 @@ fn infer_optimizer(ctx: &InferCtx, groups: usize, kept: &[usize]) -> Result<Vec<
 
 fn group_len(operands: usize, groups: usize) -> Result<usize, OpError> {
     let n = operands.saturating_sub(2);
-    if n == 0 || n % groups != 0 {
+    if n == 0 || !n.is_multiple_of(groups) {
         return Err(OpError::new(format!("takes {groups} operands per optimised tensor")));
     }
     Ok(n / groups)

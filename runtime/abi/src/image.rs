@@ -181,7 +181,9 @@ impl Trailer {
                 .checked_add(bytes)
                 .ok_or(ImageError::Damaged("a length overflows"))
         };
-        if self.code_offset % CODE_ALIGN != 0 || self.weights_offset % WEIGHTS_ALIGN != 0 {
+        if !self.code_offset.is_multiple_of(CODE_ALIGN)
+            || !self.weights_offset.is_multiple_of(WEIGHTS_ALIGN)
+        {
             return Err(ImageError::Damaged("a part is not aligned"));
         }
         if end(self.code_offset, self.code_bytes)? > self.weights_offset

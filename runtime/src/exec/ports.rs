@@ -57,7 +57,7 @@ pub fn bind_inputs<'a>(
         .iter()
         .map(|operand| {
             let copy = match operand {
-                Operand::Tensor(v) if v.bytes().as_ptr() as usize % ALIGN != 0 => {
+                Operand::Tensor(v) if !(v.bytes().as_ptr() as usize).is_multiple_of(ALIGN) => {
                     let mut copy = frame.allocate(v.bytes().len())?;
                     copy.as_mut_slice().copy_from_slice(v.bytes());
                     Some(copy)
@@ -165,8 +165,8 @@ pub fn bind_outputs(
             return None;
         };
         let expected = byte_len(*elem, &sizes::dims(dims, &frame.symbols)?).ok()?;
-        let fits = buffer.len() == expected && buffer.as_ptr() as usize % ALIGN == 0;
-        fits.then(|| OutputBuffer {
+        let fits = buffer.len() == expected && (buffer.as_ptr() as usize).is_multiple_of(ALIGN);
+        fits.then_some(OutputBuffer {
             address: buffer.as_mut_ptr(),
             bytes: buffer.len(),
         })

@@ -431,13 +431,12 @@ impl<'a> Run<'a, '_> {
     fn slot_operand(&self, value: ValueIndex) -> Result<Operand<'_>, RunError> {
         let decl = self.decl(value);
         match &self.frame.slots[decl.root] {
-            Some(v) => reshaped(v.operand(), decl, || self.dims(decl)).and_then(|o| {
-                // An alias sees its own shape; the root sees whatever shape the value came with.
-                Ok(if decl.root == value as usize {
+            Some(v) => reshaped(v.operand(), decl, || self.dims(decl)).map(|o| {
+                if decl.root == value as usize {
                     v.operand()
                 } else {
                     o
-                })
+                }
             }),
             None => Err(RunError::program(format!(
                 "value {value} is used before it is defined"

@@ -30,11 +30,10 @@ pub static BATCH_NORMALIZATION: OpDef = OpDef {
     ],
     infer: |ctx| {
         let same = same_type(ctx)?;
-        if let (Some(x), Some(s)) = (ctx.shape(0)?, ctx.shape(1)?) {
-            if x.len() < 2 && !(x.len() == 1 && s.len() == 1) {
+        if let (Some(x), Some(s)) = (ctx.shape(0)?, ctx.shape(1)?)
+            && x.len() < 2 && !(x.len() == 1 && s.len() == 1) {
                 return Err(OpError::new("an operand with channels is needed"));
             }
-        }
         Ok(vec![same, ctx.ty(3)?.clone(), ctx.ty(4)?.clone()])
     },
     decompose: Some(decompose_batch),

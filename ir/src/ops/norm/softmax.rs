@@ -64,8 +64,8 @@ fn eval(ctx: &EvalCtx, log: bool) -> Result<Vec<Value>, OpError> {
     };
     let (n, inner) = (x.shape()[axis], count(&x.shape()[axis + 1..]));
     let mut out = values.to_vec();
-    if n > 0 {
-        for start in (0..x.len() / n).map(|i| i / inner * inner * n + i % inner) {
+    if let Some(rows) = x.len().checked_div(n) {
+        for start in (0..rows).map(|i| i / inner * inner * n + i % inner) {
             let at = |i: usize| start + i * inner;
             let top = (0..n).map(|i| values[at(i)]).fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = (0..n).map(|i| (values[at(i)] - top).exp()).sum();

@@ -120,7 +120,7 @@ fn scale_fits(ctx: &InferCtx) -> Result<(), OpError> {
         [n] if n.as_const() == Some(1) => true,
         [n] if x.len() != 1 || ctx.int("block_size")? == 0 => {
             let axis = resolve_axis(ctx.int("axis")?, x.len())?;
-            !(n - &x[axis]).as_const().is_some_and(|d| d != 0)
+            (n - &x[axis]).as_const().is_none_or(|d| d == 0)
         }
         s => s.len() == x.len(),
     };
