@@ -17,6 +17,7 @@ use lapidary_runtime::image::Image;
 use lapidary_runtime::memory::Weights;
 use lapidary_runtime::{Model, ModelOptions};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,32 @@ pub struct CompileOptions {
     pub target: Target,
     /// Rewrite the graph; without it, it is compiled as imported.
     pub optimize: bool,
+    /// Told what begins, for people who wait.
+    pub progress: Progress,
+}
+
+/// Who is told what the compiler is doing; nobody by default.
+#[derive(Clone, Default)]
+pub struct Progress(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+
+impl Progress {
+    /// Tells `f` the name of each stage as it begins.
+    pub fn to(f: impl Fn(&str) + Send + Sync + 'static) -> Progress {
+        Progress(Some(Arc::new(f)))
+    }
+
+    /// A stage begins.
+    pub fn stage(&self, name: &str) {
+        if let Some(f) = &self.0 {
+            f(name);
+        }
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "told" } else { "silent" })
+    }
 }
 
 impl CompileOptions {
@@ -42,6 +69,7 @@ impl CompileOptions {
                 ..Target::host()
             },
             optimize: true,
+            progress: Progress::default(),
         }
     }
 }
@@ -50,11 +78,18 @@ impl CompileOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Times(pub Vec<(&'static str, Duration)>);
 
-impl Times {
+/// Announces and times the stages of one compilation.
+struct Stages<'p> {
+    progress: &'p Progress,
+    times: Times,
+}
+
+impl Stages<'_> {
     fn stage<T>(&mut self, name: &'static str, f: impl FnOnce() -> T) -> T {
+        self.progress.stage(name);
         let start = Instant::now();
         let out = f();
-        self.0.push((name, start.elapsed()));
+        self.times.0.push((name, start.elapsed()));
         out
     }
 }
@@ -78,6 +113,7 @@ pub struct Compiled {
 
 /// Imports a model.
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
+    options.progress.stage("import");
     let options = ImportOptions {
         dims: options.dims.clone(),
         ..ImportOptions::default()
@@ -104,9 +140,12 @@ pub fn compile(
     options: &CompileOptions,
     given: Option<&Given>,
 ) -> Result<Compiled, Error> {
-    let mut times = Times::default();
+    let mut stages = Stages {
+        progress: &options.progress,
+        times: Times::default(),
+    };
     if let Some(given) = given {
-        let problems = times.stage("specialize", || specialize(&mut module, given));
+        let problems = stages.stage("specialize", || specialize(&mut module, given));
         if !problems.is_empty() {
             return Err(Error::Types {
                 file: file.to_owned(),
@@ -115,9 +154,9 @@ pub fn compile(
         }
     }
     if options.optimize {
-        times.stage("optimize", || optimize(&mut module, options));
+        stages.stage("optimize", || optimize(&mut module, options));
     }
-    let lowered = times
+    let lowered = stages
         .stage("lower", || {
             lower(&module, &options.target, &lower::Options::default())
         })
@@ -125,7 +164,7 @@ pub fn compile(
             file: file.to_owned(),
             errors,
         })?;
-    let code = times
+    let code = stages
         .stage("code", || {
             lapidary_cranelift::compile(&lowered.kernels, &options.target)
         })
@@ -143,7 +182,7 @@ pub fn compile(
         code: code.bytes,
         weights: lowered.weights,
         report: lowered.report,
-        times,
+        times: stages.times,
     })
 }
 

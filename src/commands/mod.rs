@@ -7,8 +7,11 @@ pub mod run;
 
 use crate::cli;
 use clap::CommandFactory;
+use indicatif::{ProgressBar, ProgressStyle};
+use lapidary::driver::Progress;
 use lapidary::{CompileOptions, Error};
 use std::io::Write;
+use std::time::Duration;
 
 impl cli::Model {
     /// Threads to plan for and to run with.
@@ -21,12 +24,26 @@ impl cli::Model {
         let mut options = CompileOptions::host(self.thread_count());
         options.dims = self.dims.iter().cloned().collect();
         options.optimize = !self.no_optimize;
+        options.progress = progress();
         options
     }
 
     fn file(&self) -> String {
         self.model.display().to_string()
     }
+}
+
+/// A spinner with the stage and the time, on a terminal; nothing elsewhere. It is gone when the command ends.
+fn progress() -> Progress {
+    let bar = ProgressBar::new_spinner();
+    if bar.is_hidden() {
+        return Progress::default();
+    }
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    Progress::to(move |stage| bar.set_message(stage.to_owned()))
 }
 
 /// Writes a completion script to standard output.

@@ -1,0 +1,212 @@
+//! The `lapidary` command from outside: results, exit status, messages, and what is left behind on failure.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn mnist() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mnist")
+}
+
+fn lapidary(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.args(args).env("NO_COLOR", "1");
+    command.output().expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command that must fail as bad models and data do; gives its message.
+fn refused(args: &[&str]) -> String {
+    let out = lapidary(args);
+    let message = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {message}");
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+    message
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("the folder can be read");
+    let name = |e: std::io::Result<std::fs::DirEntry>| {
+        let name = e.expect("an entry").file_name();
+        name.to_string_lossy().into_owned()
+    };
+    let mut names: Vec<String> = entries.map(name).collect();
+    names.sort();
+    names
+}
+
+fn str(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+#[test]
+fn run_writes_what_the_model_gives() {
+    let model = mnist().join("mnist-8.onnx");
+    for digit in 0..3 {
+        let inputs = mnist().join(format!("digit_{digit}"));
+        let want = std::fs::read(inputs.join("output_0.pb")).expect("the stored output");
+        for extra in [
+            &[][..],
+            &["--reference"],
+            &["--no-optimize"],
+            &["--threads", "2"],
+        ] {
+            let outputs = tempfile::tempdir().expect("a folder");
+            let mut args = vec!["run", str(&model), "--inputs", str(&inputs)];
+            args.extend(["--outputs", str(outputs.path())]);
+            args.extend(extra);
+            let out = lapidary(&args);
+            assert!(out.status.success(), "{}", text(&out.stderr));
+            assert_eq!(files(outputs.path()), ["output_0.pb"]);
+            let got = std::fs::read(outputs.path().join("output_0.pb")).expect("the output");
+            // Both hold ten raw floats at the end or behind the name: compare the predictions.
+            assert_eq!(best(&got), best(&want), "digit {digit} {extra:?}");
+        }
+    }
+}
+
+/// Index of the largest of the ten scores in a tensor file.
+fn best(file: &[u8]) -> Option<usize> {
+    let ty = lapidary_ir::Type::tensor(lapidary_ir::ElemType::F32, [1i64, 10]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("t.pb");
+    std::fs::write(&path, file).expect("it is written");
+    let value = lapidary_frontend::onnx::tensor_file::read_value(&path, &ty).expect("a tensor");
+    let tensor = value.as_tensor()?.clone();
+    let scores = tensor.floats()?.to_vec();
+    (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    for args in [
+        &["run"][..],
+        &["walk"],
+        &["run", "m.onnx"],
+        &["build", "m.onnx", "--dim", "n=-1", "-o", "x"],
+    ] {
+        assert_eq!(lapidary(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn bad_models_are_refused_with_the_file_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = std::fs::read(mnist().join("mnist-8.onnx")).expect("the model");
+    let inputs = mnist().join("digit_0");
+    let cut = folder.path().join("cut.onnx");
+    std::fs::write(&cut, &model[..model.len() / 2]).expect("it is written");
+    let text_file = folder.path().join("text.onnx");
+    std::fs::write(&text_file, "this is no model").expect("it is written");
+    for path in [folder.path().join("absent.onnx"), cut, text_file] {
+        let message = refused(&["run", str(&path), "--inputs", str(&inputs)]);
+        let name = path.file_name().and_then(|n| n.to_str()).expect("a name");
+        assert!(message.contains(name), "{message}");
+        let out = folder.path().join("out");
+        refused(&["build", str(&path), "-o", str(&out)]);
+        assert!(!out.exists());
+        refused(&["inspect", str(&path)]);
+        refused(&["bench", str(&path)]);
+    }
+}
+
+#[test]
+fn bad_inputs_are_refused_and_nothing_is_written() {
+    let model = mnist().join("mnist-8.onnx");
+    let folder = tempfile::tempdir().expect("a folder");
+    let outputs = folder.path().join("outputs");
+    let case = |name: &str, bytes: &[u8]| {
+        let inputs = folder.path().join(name);
+        std::fs::create_dir(&inputs).expect("a folder");
+        std::fs::write(inputs.join("input_0.pb"), bytes).expect("it is written");
+        let mut args = vec!["run", str(&model), "--inputs", str(&inputs)];
+        args.extend(["--outputs", str(&outputs)]);
+        let message = refused(&args);
+        assert!(!outputs.exists() || files(&outputs).is_empty(), "{name}");
+        message
+    };
+    let right = std::fs::read(mnist().join("digit_0/input_0.pb")).expect("an input");
+    case("cut", &right[..100]);
+    case("empty", &[]);
+    // dims = [2, 2], data_type = 1 (f32), raw_data = 16 bytes
+    let shape = [&[0x08, 2, 0x08, 2, 0x10, 1, 0x4a, 16][..], &[0; 16]].concat();
+    let message = case("shape", &shape);
+    assert!(message.contains("Input3"), "the input is named: {message}");
+    // data_type = 7 (i64)
+    let ty = [&[0x08, 1, 0x10, 7, 0x4a, 8][..], &[0; 8]].concat();
+    let message = case("type", &ty);
+    assert!(message.contains("f32"), "what is expected: {message}");
+    let nothing = folder.path().join("nothing");
+    std::fs::create_dir(&nothing).expect("a folder");
+    let message = refused(&["run", str(&model), "--inputs", str(&nothing)]);
+    assert!(message.contains("input_0.pb"), "{message}");
+}
+
+/// A disk that takes no more bytes: a file size limit of zero, whose signal is ignored, so that writes fail.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, inputs) = (mnist().join("mnist-8.onnx"), mnist().join("digit_0"));
+    let run = format!(
+        "run {} --inputs {} --outputs {}",
+        str(&model),
+        str(&inputs),
+        str(folder.path())
+    );
+    for args in [run] {
+        let script = format!(
+            "trap '' XFSZ; ulimit -f 0; exec {} {args}",
+            env!("CARGO_BIN_EXE_lapidary")
+        );
+        let out = Command::new("sh")
+            .args(["-c", &script])
+            .output()
+            .expect("a shell");
+        let message = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{message}");
+        assert!(!message.contains("panicked"), "{message}");
+        assert!(
+            files(folder.path()).is_empty(),
+            "{:?}",
+            files(folder.path())
+        );
+    }
+}
+
+#[test]
+fn reports_can_be_read_by_programs() {
+    let model = mnist().join("mnist-8.onnx");
+    let inputs = mnist().join("digit_0");
+    let json = |args: &[&str]| -> serde_json::Value {
+        let out = lapidary(args);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("one JSON value")
+    };
+    let run = json(&["run", str(&model), "--inputs", str(&inputs), "--json"]);
+    assert_eq!(run["outputs"][0]["name"], "Plus214_Output_0");
+    let bench = json(&[
+        "bench",
+        str(&model),
+        "--seconds",
+        "0.05",
+        "--threads",
+        "1",
+        "--latencies-json",
+    ]);
+    assert!(bench["lat_ms"].as_array().is_some_and(|l| l.len() >= 3));
+    let graph = json(&["inspect", str(&model), "--format", "json"]);
+    assert!(
+        graph["regions"][0]["nodes"]
+            .as_array()
+            .is_some_and(|n| n.len() > 5)
+    );
+    json(&["inspect", str(&model), "--rules", "--format", "json"]);
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(lapidary(&["completions", shell]).status.success());
+    }
+    let dot = lapidary(&["inspect", str(&model), "--format", "dot"]);
+    assert!(text(&dot.stdout).starts_with("digraph"));
+}
