@@ -19,7 +19,6 @@ pub static LIBRARY: &[(&str, &str)] = &[
     ("regex_full_match", STRINGS),
     ("tf_idf_vectorizer", STRINGS),
     ("label_encoder", STRINGS),
-    ("image_decoder", CONTROL),
     ("sequence_at", VALUES),
     ("sequence_construct", VALUES),
     ("sequence_empty", VALUES),

@@ -16,7 +16,7 @@ mod emit;
 mod expand;
 pub mod expr;
 pub mod index;
-mod library;
+pub mod library;
 mod memory;
 mod program;
 pub mod schedule;

@@ -9,15 +9,22 @@ use crate::error::RunError;
 use crate::value::Value;
 
 pub mod call;
+mod cast;
+mod encode;
 mod fill;
+mod grams;
+mod matrix;
 pub mod moves;
 pub mod number;
+mod pad;
 mod parts;
 mod random;
+mod resize;
 mod search;
 mod sequence;
 mod shape;
 mod strings;
+mod trees;
 
 pub use call::Call;
 
@@ -42,7 +49,7 @@ pub const TABLE: &[(&str, Function)] = &[
     ("slice", parts::slice),
     ("concat", parts::concat),
     ("split", parts::split),
-    ("pad", parts::pad),
+    ("pad", pad::pad),
     ("compress", parts::compress),
     ("one_hot", parts::one_hot),
     ("where", parts::where_),
@@ -51,8 +58,12 @@ pub const TABLE: &[(&str, Function)] = &[
     ("non_zero", parts::non_zero),
     ("range", fill::range),
     ("constant_of_shape", fill::constant_of_shape),
-    ("cast", fill::cast),
-    ("cast_like", fill::cast_like),
+    ("cast", cast::cast),
+    ("cast_like", cast::cast_like),
+    ("resize", resize::resize),
+    ("det", matrix::det),
+    ("label_encoder", encode::label_encoder),
+    ("tree_ensemble", trees::tree_ensemble),
     ("top_k", search::top_k),
     ("unique", search::unique),
     ("non_max_suppression", search::non_max_suppression),
@@ -71,7 +82,7 @@ pub const TABLE: &[(&str, Function)] = &[
     ("string_split", strings::string_split),
     ("string_normalizer", strings::string_normalizer),
     ("regex_full_match", strings::regex_full_match),
-    ("tf_idf_vectorizer", strings::tf_idf_vectorizer),
+    ("tf_idf_vectorizer", grams::tf_idf_vectorizer),
     ("random_normal", random::normal),
     ("random_normal_like", random::normal),
     ("random_uniform", random::uniform),

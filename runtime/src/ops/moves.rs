@@ -81,6 +81,62 @@ pub fn take(
     out.finish()
 }
 
+/// A tensor whose element at `(i, j, …)` is `from`'s at `places[0][i] + places[1][j] + …`, and `fill`'s only
+/// element, or zero, where one of these is `None`.
+pub fn take_grid(
+    from: &View,
+    places: &[Vec<Option<usize>>],
+    fill: Option<&View>,
+) -> Result<Tensor, RunError> {
+    let dims: Vec<usize> = places.iter().map(Vec::len).collect();
+    let mut out = Builder::new(from.elem(), dims.clone())?;
+    let Some((last, outer)) = places.split_last() else {
+        out.push(from, 0, 1);
+        return out.finish();
+    };
+    // Neighbours that stay neighbours move together.
+    let mut runs: Vec<(Option<usize>, usize)> = Vec::new();
+    for &place in last {
+        match runs.last_mut() {
+            Some((None, n)) if place.is_none() => *n += 1,
+            Some((Some(start), n)) if place == Some(*start + *n) => *n += 1,
+            _ => runs.push((place, 1)),
+        }
+    }
+    let nothing = |out: &mut Builder, n: usize| match fill {
+        Some(fill) => (0..n).for_each(|_| out.push(fill, 0, 1)),
+        None => out.push_zeros(n),
+    };
+    let mut at = vec![0; outer.len()];
+    let rows = if dims.contains(&0) {
+        0
+    } else {
+        count(&dims[..outer.len()])?
+    };
+    for _ in 0..rows {
+        let base: Option<usize> = outer.iter().zip(&at).map(|(p, &i)| p[i]).sum();
+        for &(start, n) in &runs {
+            match base.zip(start) {
+                Some((base, start)) => out.push(from, base + start, n),
+                None => nothing(&mut out, n),
+            }
+        }
+        for axis in (0..at.len()).rev() {
+            at[axis] += 1;
+            if at[axis] < dims[axis] {
+                break;
+            }
+            at[axis] = 0;
+        }
+    }
+    out.finish()
+}
+
+/// Places of `len` neighbours that are `step` elements apart, for [`take_grid`].
+pub fn every(len: usize, step: usize) -> Vec<Option<usize>> {
+    (0..len).map(|i| Some(i * step)).collect()
+}
+
 /// Elements between neighbours along each axis, of a dense tensor.
 pub fn strides(dims: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; dims.len()];

@@ -47,6 +47,15 @@ pub fn float(view: &View, index: usize) -> f64 {
     }
 }
 
+/// Element `index` of a complex tensor: real and imaginary part.
+pub fn complex(view: &View, index: usize) -> [f64; 2] {
+    let b = view.bytes();
+    [2 * index, 2 * index + 1].map(|i| match view.elem() {
+        ElemType::C64 => f32::from_le_bytes(raw(b, i)).into(),
+        _ => f64::from_le_bytes(raw(b, i)),
+    })
+}
+
 /// All elements as floats.
 pub fn floats(view: &View) -> Vec<f64> {
     (0..view.len()).map(|i| float(view, i)).collect()

@@ -1,11 +1,13 @@
-//! Parts of tensors put together anew: gather, slice, concat, split, pad, compress, one_hot, where,
+//! Parts of tensors put together anew: gather, slice, concat, split, compress, one_hot, where,
 //! reverse_sequence, array_feature_extractor.
 
 use super::call::{Call, Results, axis, fail, length, one, same_elem};
-use super::moves::{Builder, Positions, broadcast, broadcast_strides, linear, strides, take};
+use super::moves::{
+    Builder, Positions, broadcast, broadcast_strides, linear, strides, take, take_grid,
+};
 use super::number;
 use crate::error::RunError;
-use crate::value::{Tensor, Value, View, count};
+use crate::value::{Tensor, Value, View};
 use lapidary_abi::ElemType;
 
 /// Lengths before, at and behind an axis.
@@ -35,9 +37,11 @@ pub fn gather(call: &Call) -> Results {
     dims.extend(indices.dims());
     dims.extend(&data.dims()[along + 1..]);
     let mut out = Builder::new(data.elem(), dims)?;
+    let places = (0..indices.len())
+        .map(|i| from_front(number::int(indices, i), len))
+        .collect::<Result<Vec<_>, _>>()?;
     for o in 0..outer {
-        for i in 0..indices.len() {
-            let at = from_front(number::int(indices, i), len)?;
+        for at in &places {
             out.push(data, (o * len + at) * inner, inner);
         }
     }
@@ -131,27 +135,11 @@ pub fn slice(call: &Call) -> Results {
         (first[a], by[a]) = (start, step);
     }
     let own = strides(data.dims());
-    let inner = if by.last() == Some(&1) {
-        dims.last().copied().unwrap_or(1)
-    } else {
-        1
-    };
-    let mut rows = dims.clone();
-    if inner != 1
-        && let Some(last) = rows.last_mut()
-    {
-        *last = 1;
-    }
-    let mut out = Builder::new(data.elem(), dims)?;
-    if inner > 0 {
-        for p in Positions::of(&rows) {
-            let at: i64 = (0..p.len())
-                .map(|a| (first[a] + p[a] as i64 * by[a]) * own[a] as i64)
-                .sum();
-            out.push(data, at as usize, inner);
-        }
-    }
-    one(out.finish()?)
+    let places = (0..dims.len()).map(|a| {
+        let at = |p: usize| (first[a] + p as i64 * by[a]) as usize * own[a];
+        (0..dims[a]).map(|p| Some(at(p))).collect()
+    });
+    one(take_grid(data, &places.collect::<Vec<_>>(), None)?)
 }
 
 /// Tensors joined along an existing axis.
@@ -245,77 +233,18 @@ pub fn split(call: &Call) -> Results {
         .collect())
 }
 
-pub fn pad(call: &Call) -> Results {
-    let data = call.tensor(0)?;
-    let pads = call.ints(1)?.unwrap_or_default();
-    let axes = match call.ints(3)? {
-        Some(axes) => axes
-            .iter()
-            .map(|&a| axis(a, data.rank()))
-            .collect::<Result<Vec<_>, _>>()?,
-        None => (0..data.rank()).collect(),
-    };
-    if pads.len() != 2 * axes.len() {
-        return fail(format!("{} pads for {} axes", pads.len(), axes.len()));
-    }
-    let mut before = vec![0i64; data.rank()];
-    let mut dims = data.dims().to_vec();
-    for (i, &a) in axes.iter().enumerate() {
-        before[a] = pads[i];
-        let new = (data.dims()[a] as i64)
-            .checked_add(pads[i])
-            .and_then(|n| n.checked_add(pads[i + axes.len()]));
-        dims[a] = length(new.unwrap_or(-1))?;
-    }
-    count(&dims)?;
-    let mode = call.attr_str("mode", "constant");
-    let fill = call.optional(2)?;
-    let own = strides(data.dims());
-    let mut source = Vec::new();
-    for p in Positions::of(&dims) {
-        let mut at = Some(0);
-        for a in 0..p.len() {
-            let inside = place(p[a] as i64 - before[a], data.dims()[a] as i64, mode)?;
-            at = at.and_then(|s| inside.map(|i| s + i * own[a]));
-        }
-        source.push(at);
-    }
-    one(take(data, dims, fill, source.into_iter())?)
-}
-
-/// Where a position outside `0..len` takes its element from; `None`: the fill value.
-fn place(at: i64, len: i64, mode: &str) -> Result<Option<usize>, RunError> {
-    if (0..len).contains(&at) {
-        return Ok(Some(at as usize));
-    }
-    if mode == "constant" {
-        return Ok(None);
-    }
-    if len == 0 {
-        return fail("cannot pad an empty axis by its own elements");
-    }
-    Ok(Some(match mode {
-        "edge" => at.clamp(0, len - 1),
-        "wrap" => at.rem_euclid(len),
-        "reflect" if len == 1 => 0,
-        "reflect" => {
-            let period = 2 * (len - 1);
-            let m = at.rem_euclid(period);
-            m.min(period - m)
-        }
-        other => return fail(format!("unknown mode `{other}`")),
-    } as usize))
-}
-
 pub fn compress(call: &Call) -> Results {
     let (data, condition) = (call.tensor(0)?, call.tensor(1)?);
     let chosen = |n: usize| {
-        (0..n.min(condition.len()))
-            .filter(|&i| number::int(condition, i) != 0)
-            .collect::<Vec<_>>()
+        let set = |&i: &usize| number::int(condition, i) != 0;
+        let chosen: Vec<usize> = (0..condition.len()).filter(set).collect();
+        match chosen.last() {
+            Some(&last) if last >= n => fail(format!("the condition is longer than {n} slices")),
+            _ => Ok(chosen),
+        }
     };
     let Some(along) = call.attr_int_opt("axis") else {
-        let chosen = chosen(data.len());
+        let chosen = chosen(data.len())?;
         return one(take(
             data,
             vec![chosen.len()],
@@ -325,7 +254,7 @@ pub fn compress(call: &Call) -> Results {
     };
     let along = axis(along, data.rank())?;
     let (outer, len, inner) = around(data.dims(), along);
-    let chosen = chosen(len);
+    let chosen = chosen(len)?;
     let mut dims = data.dims().to_vec();
     dims[along] = chosen.len();
     let mut out = Builder::new(data.elem(), dims)?;
@@ -339,7 +268,10 @@ pub fn compress(call: &Call) -> Results {
 
 pub fn one_hot(call: &Call) -> Results {
     let (indices, values) = (call.tensor(0)?, call.tensor(2)?);
-    let depth = length(call.float(1)?.unwrap_or(0.0) as i64)?;
+    let depth = match call.tensor(1)? {
+        d if d.len() == 1 => length(number::float(d, 0) as i64)?,
+        _ => return fail("the depth must be one number"),
+    };
     if values.len() != 2 {
         return fail("the values must be two: off and on");
     }
@@ -436,6 +368,7 @@ pub fn non_zero(call: &Call) -> Results {
     let data = call.tensor(0)?;
     let is_set = |i: usize| match data.elem() {
         ElemType::String => !data.strings()[i].is_empty(),
+        ElemType::C64 | ElemType::C128 => number::complex(data, i) != [0.0; 2],
         _ => number::float(data, i) != 0.0,
     };
     let found: Vec<Vec<usize>> = Positions::of(data.dims())

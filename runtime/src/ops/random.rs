@@ -63,8 +63,19 @@ fn result_type(call: &Call) -> Result<(ElemType, Vec<usize>), RunError> {
 fn fill(call: &Call, mut draw: impl FnMut(&mut Generator) -> f64) -> Results {
     let (elem, dims) = result_type(call)?;
     let mut generator = Generator::of(call);
-    let values: Vec<f64> = (0..count(&dims)?).map(|_| draw(&mut generator)).collect();
-    one(number::from_floats(elem, dims, &values)?)
+    let values = (0..count(&dims)?).map(|_| draw(&mut generator));
+    if elem.is_float() {
+        one(number::from_floats(
+            elem,
+            dims,
+            &values.collect::<Vec<_>>(),
+        )?)
+    } else if elem.int_range().is_some() {
+        let whole: Vec<i128> = values.map(|v| v as i128).collect();
+        one(number::from_ints(elem, dims, &whole)?)
+    } else {
+        fail(format!("cannot draw numbers of type {elem}"))
+    }
 }
 
 fn parameter(call: &Call, name: &str, default: f32) -> f64 {
@@ -96,6 +107,9 @@ pub fn multinomial(call: &Call) -> Results {
     };
     let n = length(call.attr_int("sample_size", 1))?;
     count(&[batch, n])?;
+    if classes == 0 {
+        return fail("there is no category to draw");
+    }
     let mut generator = Generator::of(call);
     let mut samples = Vec::with_capacity(batch * n);
     for row in 0..batch {
@@ -111,7 +125,7 @@ pub fn multinomial(call: &Call) -> Results {
                 left -= w;
                 left < 0.0
             });
-            samples.push(class.unwrap_or(classes.saturating_sub(1)) as i128);
+            samples.push(class.unwrap_or(classes - 1) as i128);
         }
     }
     one(number::from_ints(

@@ -2,7 +2,7 @@
 
 use super::call::{Call, Results, axis, fail, length};
 use super::moves::{Builder, take};
-use super::number;
+use super::number::{self, Number};
 use super::parts::around;
 use crate::error::RunError;
 use crate::value::{Tensor, View};
@@ -13,7 +13,10 @@ pub fn top_k(call: &Call) -> Results {
     let data = call.tensor(0)?;
     let along = axis(call.attr_int("axis", -1), data.rank())?;
     let (outer, len, inner) = around(data.dims(), along);
-    let k = length(call.int(1)?.or(call.attr_int_opt("k")).unwrap_or(1))?;
+    let k = match call.int(1)? {
+        Some(k) => length(k)?,
+        None => return fail("k is missing"),
+    };
     if k > len {
         return fail(format!("k is {k}, the axis has {len} elements"));
     }
@@ -63,6 +66,10 @@ pub fn top_k(call: &Call) -> Results {
 fn compare(data: &View, a: usize, b: usize) -> Ordering {
     if data.elem() == ElemType::String {
         return data.strings()[a].cmp(&data.strings()[b]);
+    }
+    if matches!(data.elem(), ElemType::C64 | ElemType::C128) {
+        let [a, b] = [a, b].map(|i| number::complex(data, i).map(Number::Float));
+        return a[0].order(&b[0]).then(a[1].order(&b[1]));
     }
     number::number(data, a).order(&number::number(data, b))
 }
@@ -131,13 +138,13 @@ pub fn unique(call: &Call) -> Results {
 
 /// A box by its lower and upper corner.
 struct Rect {
-    low: [f32; 2],
-    high: [f32; 2],
+    low: [f64; 2],
+    high: [f64; 2],
 }
 
 impl Rect {
     fn read(boxes: &View, at: usize, by_center: bool) -> Rect {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| number::float(boxes, at * 4 + i) as f32);
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| number::float(boxes, at * 4 + i));
         if by_center {
             // x, y, width, height
             Rect {
@@ -152,19 +159,18 @@ impl Rect {
         }
     }
 
-    fn area(&self) -> f32 {
+    fn area(&self) -> f64 {
         (self.high[0] - self.low[0]) * (self.high[1] - self.low[1])
     }
 
-    fn overlap(&self, other: &Rect) -> f32 {
-        let side =
-            |i: usize| (self.high[i].min(other.high[i]) - self.low[i].max(other.low[i])).max(0.0);
-        let common = side(0) * side(1);
-        if common <= 0.0 {
-            0.0
-        } else {
-            common / (self.area() + other.area() - common)
+    /// Intersection over union.
+    fn overlap(&self, other: &Rect) -> f64 {
+        let side = |i: usize| self.high[i].min(other.high[i]) - self.low[i].max(other.low[i]);
+        let (w, h) = (side(0), side(1));
+        if w <= 0.0 || h <= 0.0 || self.area() <= 0.0 || other.area() <= 0.0 {
+            return 0.0;
         }
+        w * h / (self.area() + other.area() - w * h)
     }
 }
 
@@ -182,8 +188,8 @@ pub fn non_max_suppression(call: &Call) -> Results {
         return fail("boxes and scores differ in number");
     }
     let most = call.int(2)?.unwrap_or(0).max(0) as usize;
-    let overlap = call.float(3)?.unwrap_or(0.0) as f32;
-    let threshold = call.float(4)?.map(|t| t as f32);
+    let overlap = call.float(3)?.unwrap_or(0.0);
+    let threshold = call.float(4)?;
     let by_center = call.attr_int("center_point_box", 0) != 0;
     let mut found = Vec::new();
     for batch in 0..batches {
@@ -191,7 +197,7 @@ pub fn non_max_suppression(call: &Call) -> Results {
             .map(|i| Rect::read(boxes, batch * n + i, by_center))
             .collect();
         for class in 0..classes {
-            let score = |i: usize| number::float(scores, (batch * classes + class) * n + i) as f32;
+            let score = |i: usize| number::float(scores, (batch * classes + class) * n + i);
             for i in keep(&rects, score, threshold, overlap, most)? {
                 found.extend([batch as i64, class as i64, i as i64]);
             }
@@ -204,20 +210,15 @@ pub fn non_max_suppression(call: &Call) -> Results {
 
 fn keep(
     rects: &[Rect],
-    score: impl Fn(usize) -> f32,
-    threshold: Option<f32>,
-    overlap: f32,
+    score: impl Fn(usize) -> f64,
+    threshold: Option<f64>,
+    overlap: f64,
     most: usize,
 ) -> Result<Vec<usize>, RunError> {
     let mut order: Vec<usize> = (0..rects.len())
         .filter(|&i| threshold.is_none_or(|t| score(i) > t))
         .collect();
-    order.sort_by(|&a, &b| {
-        score(b)
-            .partial_cmp(&score(a))
-            .unwrap_or(Ordering::Equal)
-            .then(a.cmp(&b))
-    });
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
     let mut kept: Vec<usize> = Vec::new();
     for i in order {
         if kept.len() >= most {

@@ -1,7 +1,7 @@
 //! Shapes that are data: identity, shape, size, reshape, squeeze, unsqueeze, flatten, transpose, expand, tile.
 
 use super::call::{Call, Results, axis, fail, length, one};
-use super::moves::{Positions, broadcast, broadcast_strides, linear, strides, take};
+use super::moves::{broadcast, broadcast_strides, every, strides, take_grid};
 use crate::error::RunError;
 use crate::value::{Tensor, View, count};
 
@@ -55,13 +55,11 @@ pub fn reshape(call: &Call) -> Results {
     }
     if let Some(i) = inferred {
         let rest = count(&dims)?;
-        if rest == 0 || data.len() % rest != 0 {
-            return fail(format!(
-                "{:?} cannot take the shape {target:?}",
-                data.dims()
-            ));
+        if rest == 0 && data.is_empty() && keep_zero {
+            return fail("-1 cannot be inferred beside a dimension 0");
         }
-        dims[i] = data.len() / rest;
+        // An axis of nothing beside an axis of length 0.
+        dims[i] = data.len().checked_div(rest).unwrap_or(0);
     }
     reshaped(data, dims)
 }
@@ -98,6 +96,9 @@ pub fn unsqueeze(call: &Call) -> Results {
         .iter()
         .map(|&a| axis(a, rank))
         .collect::<Result<Vec<_>, _>>()?;
+    if (1..new.len()).any(|i| new[..i].contains(&new[i])) {
+        return fail(format!("axes {axes:?} are not all different"));
+    }
     let mut rest = data.dims().iter();
     let dims: Vec<usize> = (0..rank)
         .map(|i| {
@@ -108,9 +109,6 @@ pub fn unsqueeze(call: &Call) -> Results {
             }
         })
         .collect();
-    if rest.next().is_some() {
-        return fail(format!("axes {axes:?} are not all different"));
-    }
     reshaped(data, dims)
 }
 
@@ -144,18 +142,16 @@ pub fn transpose(call: &Call) -> Results {
         return fail(format!("{order:?} is not an order of {} axes", data.rank()));
     }
     let own = strides(data.dims());
-    let dims: Vec<usize> = order.iter().map(|&a| data.dims()[a]).collect();
-    let steps: Vec<usize> = order.iter().map(|&a| own[a]).collect();
-    let indices = Positions::of(&dims).map(|p| Some(linear(&p, &steps)));
-    one(take(data, dims.clone(), None, indices)?)
+    let places = order.iter().map(|&a| every(data.dims()[a], own[a]));
+    one(take_grid(data, &places.collect::<Vec<_>>(), None)?)
 }
 
 /// `data` stretched to `dims`.
 pub fn stretch(data: &View, dims: Vec<usize>) -> Result<Tensor, RunError> {
     count(&dims)?;
     let steps = broadcast_strides(data.dims(), &dims);
-    let indices = Positions::of(&dims).map(|p| Some(linear(&p, &steps)));
-    take(data, dims.clone(), None, indices)
+    let places = dims.iter().zip(steps).map(|(&d, step)| every(d, step));
+    take_grid(data, &places.collect::<Vec<_>>(), None)
 }
 
 pub fn expand(call: &Call) -> Results {
@@ -185,14 +181,9 @@ pub fn tile(call: &Call) -> Results {
     }
     count(&dims)?;
     let own = strides(data.dims());
-    let indices = Positions::of(&dims).map(|p| {
-        let sum = p
-            .iter()
-            .zip(data.dims())
-            .zip(&own)
-            .map(|((p, d), s)| p % d * s)
-            .sum();
-        Some(sum)
+    let places = (0..dims.len()).map(|a| {
+        let len = data.dims()[a];
+        (0..dims[a]).map(|i| Some(i % len * own[a])).collect()
     });
-    one(take(data, dims.clone(), None, indices)?)
+    one(take_grid(data, &places.collect::<Vec<_>>(), None)?)
 }

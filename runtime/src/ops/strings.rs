@@ -1,13 +1,11 @@
-//! Text: string_concat, string_split, string_normalizer, regex_full_match, tf_idf_vectorizer.
+//! Text: string_concat, string_split, string_normalizer, regex_full_match.
 
-use super::call::{Call, Results, fail, length, one};
+use super::call::{Call, Results, fail, one};
 use super::moves::{Positions, broadcast, broadcast_strides, linear};
-use super::number;
 use crate::bytes::Bytes;
 use crate::error::RunError;
 use crate::value::{Tensor, View, count};
 use lapidary_abi::ElemType;
-use std::collections::HashMap;
 
 fn texts<'a>(view: &View<'a>) -> Result<&'a [String], RunError> {
     match view.elem() {
@@ -58,11 +56,8 @@ pub fn string_split(call: &Call) -> Results {
 
 fn split_one<'t>(text: &'t str, delimiter: &str, most: Option<usize>) -> Vec<&'t str> {
     if !delimiter.is_empty() {
-        return match (text.is_empty(), most) {
-            (true, _) => Vec::new(),
-            (false, Some(m)) => text.splitn(m.saturating_add(1), delimiter).collect(),
-            (false, None) => text.split(delimiter).collect(),
-        };
+        let pieces = most.map_or(usize::MAX, |m| m.saturating_add(1));
+        return text.splitn(pieces, delimiter).collect();
     }
     let mut pieces = Vec::new();
     let mut rest = text.trim_start();
@@ -87,6 +82,9 @@ fn split_one<'t>(text: &'t str, delimiter: &str, most: Option<usize>) -> Vec<&'t
 pub fn string_normalizer(call: &Call) -> Results {
     let data = call.tensor(0)?;
     let action = call.attr_str("case_change_action", "NONE");
+    if !["LOWER", "UPPER", "NONE"].contains(&action) {
+        return fail(format!("there is no `case_change_action` `{action}`"));
+    }
     let exact = call.attr_int("is_case_sensitive", 0) != 0;
     let fold = |t: &str| {
         if exact {
@@ -139,109 +137,4 @@ pub fn regex_full_match(call: &Call) -> Results {
         data.dims().to_vec(),
         Bytes::copy_of(&matches)?,
     )?)
-}
-
-/// An n-gram of the pool.
-#[derive(PartialEq, Eq, Hash, Clone, Copy)]
-enum Word<'a> {
-    Int(i128),
-    Text(&'a str),
-}
-
-pub fn tf_idf_vectorizer(call: &Call) -> Results {
-    let data = call.tensor(0)?;
-    let (batch, width) = match data.dims() {
-        [] => (None, 1),
-        [n] => (None, *n),
-        [b, n] => (Some(*b), *n),
-        other => return fail(format!("rank {} is neither 1 nor 2", other.len())),
-    };
-    let starts = call.attr_ints("ngram_counts").unwrap_or_default();
-    let columns = call.attr_ints("ngram_indexes").unwrap_or_default();
-    let pool: Vec<Word> = match (
-        call.attr_strs("pool_strings"),
-        call.attr_ints("pool_int64s"),
-    ) {
-        (Some(texts), _) if !texts.is_empty() => texts.iter().map(|t| Word::Text(t)).collect(),
-        (_, Some(ints)) => ints.iter().map(|&i| Word::Int(i.into())).collect(),
-        _ => return fail("the pool is missing"),
-    };
-    let grams = pool_grams(&pool, starts)?;
-    if grams.len() > columns.len() {
-        return fail("`ngram_indexes` has fewer entries than the pool");
-    }
-    let size = match columns.iter().max() {
-        Some(&most) => length(most)? + 1,
-        None => 0,
-    };
-    let (shortest, longest) = (
-        call.attr_int("min_gram_length", 1),
-        call.attr_int("max_gram_length", 1),
-    );
-    let (shortest, longest) = (length(shortest)?.max(1), length(longest)?);
-    let most_skips = length(call.attr_int("max_skip_count", 0))?;
-    let weights = call.attr_floats("weights");
-    let mode = call.attr_str("mode", "TF");
-    let rows = batch.unwrap_or(1);
-    count(&[rows, size])?;
-    let mut out = vec![0f64; rows * size];
-    for row in 0..rows {
-        let words: Vec<Word> = (0..width)
-            .map(|i| match data.elem() {
-                ElemType::String => Word::Text(&data.strings()[row * width + i]),
-                _ => Word::Int(number::int(data, row * width + i)),
-            })
-            .collect();
-        let mut counts = vec![0u32; grams.len()];
-        for len in shortest..=longest.min(width) {
-            // Skips make no difference to single words.
-            let skips = if len == 1 { 0 } else { most_skips.min(width) };
-            for start in 0..width {
-                for step in 1..=skips + 1 {
-                    if start + (len - 1) * step >= width {
-                        break;
-                    }
-                    let gram: Vec<Word> = (0..len).map(|k| words[start + k * step]).collect();
-                    if let Some(&id) = grams.get(&gram) {
-                        counts[id] += 1;
-                    }
-                }
-            }
-        }
-        for (id, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
-            let weight = weights
-                .and_then(|w| w.get(id))
-                .map_or(1.0, |&w| f64::from(w));
-            let column = row * size + length(columns[id])?;
-            out[column] = match mode {
-                "IDF" => weight,
-                "TFIDF" => f64::from(n) * weight,
-                _ => f64::from(n),
-            };
-        }
-    }
-    let dims = match batch {
-        Some(b) => vec![b, size],
-        None => vec![size],
-    };
-    one(number::from_floats(ElemType::F32, dims, &out)?)
-}
-
-fn pool_grams<'a>(
-    pool: &[Word<'a>],
-    starts: &[i64],
-) -> Result<HashMap<Vec<Word<'a>>, usize>, RunError> {
-    let mut grams = HashMap::new();
-    let mut id = 0;
-    for (i, &start) in starts.iter().enumerate() {
-        let end = starts.get(i + 1).map_or(Ok(pool.len()), |&e| length(e))?;
-        let Some(part) = pool.get(length(start)?..end) else {
-            return fail("`ngram_counts` does not fit the pool");
-        };
-        for gram in part.chunks_exact(i + 1) {
-            grams.insert(gram.to_vec(), id);
-            id += 1;
-        }
-    }
-    Ok(grams)
 }
