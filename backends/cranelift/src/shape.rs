@@ -6,6 +6,7 @@ use crate::tile::{Class, LANES, Layout, Tile, class, in_vectors};
 use cranelift_codegen::ir::types::{I8X16, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::ElemType;
+use lapidary_ir::Tensor;
 use lapidary_ir::kernel::{Binary, Literal, Op, ReduceKind, TileElem, TileType};
 
 impl Fun<'_, '_> {
@@ -13,10 +14,16 @@ impl Fun<'_, '_> {
     pub fn operation(&mut self, ty: &TileType, op: &Op) -> Result<Tile, Error> {
         match op {
             Op::Const(literal) => {
-                if matches!(class(ty.elem), Class::Bits(_)) {
-                    return Err(self.unsupported(format!("a constant of {:?}", ty.elem)));
-                }
-                Ok(self.const_tile(ty, *literal))
+                let literal = match (class(ty.elem), ty.elem, *literal) {
+                    // Held as their bits.
+                    (Class::Bits(_), TileElem::Elem(elem), Literal::Float(f)) => {
+                        let bytes = Tensor::from_f64(elem, [], vec![f]).to_bytes();
+                        let bytes = bytes.unwrap_or_default().into_iter().rev();
+                        Literal::Int(bytes.fold(0, |bits, b| bits << 8 | i64::from(b)))
+                    }
+                    (_, _, literal) => literal,
+                };
+                Ok(self.const_tile(ty, literal))
             }
             Op::Iota => {
                 let parts = (0..ty.len())

@@ -83,13 +83,22 @@ pub fn infer_float(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
 
 /// Contents rule of integer binary ops on equally long contents, or one of length 1.
 pub fn contents_binary(ctx: &InferCtx, f: impl Fn(&Dim, &Dim) -> Option<Dim>) -> Option<Vec<Dim>> {
-    contents_zip(ctx.dims(0)?, ctx.dims(1)?, f)
+    contents_zip(ctx.dims(0)?, flat(ctx, 1)?, f)
+}
+
+/// Contents of operand `i`, if they meet those of operand 0 in their order: both of one axis at most, of equal
+/// shape, or one of them of one element.
+fn flat<'c>(ctx: &'c InferCtx, i: usize) -> Option<&'c [Dim]> {
+    let (a, b) = (ctx.dims(0)?, ctx.dims(i)?);
+    let (x, y) = (ctx.shape(0).ok()??, ctx.shape(i).ok()??);
+    let fits = x.len().max(y.len()) <= 1 || x == y || a.len() == 1 || b.len() == 1;
+    fits.then_some(b)
 }
 
 /// Contents rule of associative integer ops on any number of operands.
 pub fn contents_fold(ctx: &InferCtx, f: impl Fn(&Dim, &Dim) -> Option<Dim>) -> Option<Vec<Dim>> {
     (1..ctx.types.len()).try_fold(ctx.dims(0)?.to_vec(), |a, i| {
-        contents_zip(&a, ctx.dims(i)?, &f)
+        contents_zip(&a, flat(ctx, i)?, &f)
     })
 }
 

@@ -47,5 +47,10 @@ fn cast(x: &mut Element, p: &Pos) -> Result<E, OpError> {
         let zero = b.int(b.ty(a), 0);
         return Ok(b.binary(Binary::Ne, a, zero));
     }
+    if b.ty(a).is_float() && to.is_int() && to.bits() < 32 {
+        // Saturated to 32 bits, then the low bits.
+        let wide = b.cast(ElemType::I32, a);
+        return Ok(b.cast(to, wide));
+    }
     Ok(b.cast(to, a))
 }

@@ -666,8 +666,9 @@ impl<'b> Emit<'b> {
                 !unit
             })
             .collect();
+        // A loop around this one may use the same variables (a row minus its own mean): theirs do not count.
         let free = self.body.free(body).clone();
-        let on_lanes = self.lanes(free.iter());
+        let on_lanes = self.lanes(free.iter().filter(|v| !vars.contains(v)));
         let start = self.literal(elem, neutral(kind, ty));
         if let Some((_, _, n)) = on_lanes {
             let start = self.repeat(start, n);

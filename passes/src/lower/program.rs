@@ -2,7 +2,7 @@
 
 use super::emit::KernelArg;
 use super::expand::{Expand, Facts};
-use super::index::{Pos, is_size};
+use super::index::{LoopVar, Pos, is_size};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Options, Report, WeightPiece,
@@ -454,6 +454,13 @@ impl Lowerer {
         let mut x = Expand::new(&self.facts);
         let spec = build(&mut x)?;
         let body = x.body;
+        let empty = |v: &LoopVar| body.extent(*v).as_const() == Some(0);
+        if spec.vars.iter().any(empty) {
+            // Nothing to compute: a constant without elements.
+            let (offset, bytes) = (0, 0);
+            self.declare(out, Place::Weights { offset, bytes });
+            return Ok(());
+        }
         let Scheduled {
             kernel,
             args,
