@@ -50,6 +50,17 @@ pub fn specialize(module: &mut Module, given: &Given) -> Vec<InferError> {
         }
         fold_constants(module, Limits::default());
     }
+    let mut bound = false;
+    for index in parameter_inputs(module) {
+        bound |= bind_value(module, index, given);
+    }
+    if bound {
+        let errors = infer_module(module);
+        if !errors.is_empty() {
+            return errors;
+        }
+        fold_constants(module, Limits::default());
+    }
     vec![]
 }
 
@@ -120,6 +131,43 @@ fn undetermined_nodes(module: &Module) -> Vec<NodeId> {
                 && node.results.iter().any(|&r| matches!(&module.value(r).ty, Type::Tensor(t) if t.const_shape().is_none()))
         })
         .collect()
+}
+
+/// Ops and the operand that lowering needs as a constant although it decides no shape.
+const PARAMETERS: &[(&str, usize)] = &[
+    ("trilu", 1),
+    ("cumsum", 1),
+    ("cumprod", 1),
+    ("reduce_l1", 1),
+    ("reduce_l2", 1),
+    ("reduce_log_sum", 1),
+    ("reduce_log_sum_exp", 1),
+    ("reduce_max", 1),
+    ("reduce_mean", 1),
+    ("reduce_min", 1),
+    ("reduce_prod", 1),
+    ("reduce_sum", 1),
+    ("reduce_sum_square", 1),
+    ("resize", 1),
+    ("resize", 2),
+    ("resize", 3),
+    ("affine_grid", 1),
+];
+
+/// Inputs that are parameters of some op.
+fn parameter_inputs(module: &Module) -> BTreeSet<usize> {
+    let mut found = vec![];
+    for r in module.reachable_regions() {
+        for &n in &module.region(r).nodes {
+            let node = module.node(n);
+            for (_, i) in PARAMETERS.iter().filter(|p| p.0 == node.op.name) {
+                if let Some(v) = node.operand(*i) {
+                    trace(module, v, 16, &mut found);
+                }
+            }
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// Top-region inputs whose contents may decide the shape of this node's results.

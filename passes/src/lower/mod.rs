@@ -31,6 +31,7 @@ mod linear;
 mod norm;
 mod pool;
 mod reduce;
+mod sample;
 mod scatter;
 mod shape;
 
@@ -272,6 +273,7 @@ pub static RULES: &[&[Rule]] = &[
     pool::RULES,
     norm::RULES,
     scatter::RULES,
+    sample::RULES,
 ];
 
 /// The rule of an op.

@@ -5,7 +5,10 @@ use crate::ops::linear::checked_count;
 use crate::ops::window::{image_shape, unravel};
 use crate::ops::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, Tolerance};
 use crate::tensor::{Data, Tensor, Value, count, strides};
-use crate::{Dim, Type};
+use crate::builder::Builder;
+use crate::graph::Node;
+use crate::ops::compose::Len;
+use crate::{Dim, Type, ValueId};
 
 const ALIGN_CORNERS: AttrDef =
     AttrDef::new("align_corners", AttrKind::Int, Default::Int(0), "-1 and 1 are the centres of the corner pixels, not their edges");
@@ -47,6 +50,7 @@ pub static AFFINE_GRID: OpDef = OpDef {
     attrs: &[ALIGN_CORNERS],
     infer: infer_affine,
     eval: Eval::Direct(eval_affine),
+    decompose: Some(decompose_affine),
     tolerance: Tolerance::Approximate(1e-5, 1e-5),
     ..OpDef::BASE
 };
@@ -183,6 +187,38 @@ fn infer_affine(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
     Ok(vec![Type::tensor(elem, shape)])
 }
 
+/// Coordinate of pixel `i` of `len`.
+fn normalized(i: usize, len: usize, align: bool) -> f64 {
+    let (i, len) = (i as f64, len as f64);
+    match align {
+        true if len > 1.0 => -1.0 + 2.0 * i / (len - 1.0),
+        true => -1.0,
+        false => (2.0 * i + 1.0) / len - 1.0,
+    }
+}
+
+/// The points of the regular grid, with a 1 behind each, times the maps. The size must be known.
+fn decompose_affine(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
+    let (theta, size) = (node.need(0)?, node.need(1)?);
+    let size = b.module.as_constant(size).and_then(|c| c.decode().ok()?.to_i64s());
+    let size: Option<Vec<usize>> = size.and_then(|s| s.into_iter().map(|d| usize::try_from(d).ok()).collect());
+    let size = size.filter(|s| (4..=5).contains(&s.len())).ok_or_else(|| OpError::new("the size must be constant: batch, channels and 2 or 3 lengths"))?;
+    let (spatial, r) = (&size[2..], size.len() - 2);
+    let places = checked_count(spatial)?;
+    let mut points = Vec::with_capacity(places * (r + 1));
+    for place in 0..places {
+        let index = unravel(place, spatial);
+        points.extend((0..r).rev().map(|a| normalized(index[a], spatial[a], node.flag("align_corners"))));
+        points.push(1.0);
+    }
+    let points = b.constant(&Tensor::from_f64(b.elem(theta)?, [places, r + 1], points));
+    let maps = b.swap_last(theta)?;
+    let y = b.op("matmul", &[points, maps])?;
+    let mut lens = vec![Len::N(size[0] as i64)];
+    lens.extend(spatial.iter().chain([&r]).map(|&n| Len::N(n as i64)));
+    Ok(vec![b.reshape(y, &lens)?])
+}
+
 fn eval_affine(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
     let theta = ctx.tensor(0)?;
     let size: Option<Vec<usize>> = ctx.i64s(1)?.into_iter().map(|d| usize::try_from(d).ok()).collect();
@@ -204,14 +240,7 @@ fn eval_affine(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
             // Innermost coordinate first.
             let point: Vec<f64> = (0..r)
                 .rev()
-                .map(|a| {
-                    let (i, len) = (index[a] as f64, spatial[a] as f64);
-                    match align {
-                        true if len > 1.0 => -1.0 + 2.0 * i / (len - 1.0),
-                        true => -1.0,
-                        false => (2.0 * i + 1.0) / len - 1.0,
-                    }
-                })
+                .map(|a| normalized(index[a], spatial[a], align))
                 .collect();
             for row in map.chunks_exact(columns) {
                 out.push(row[r] + row[..r].iter().zip(&point).map(|(m, p)| m * p).sum::<f64>());

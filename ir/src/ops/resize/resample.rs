@@ -4,7 +4,10 @@ use super::coordinates::{Axis, Kind, Mode, Taps};
 use crate::ops::linear::checked_count;
 use crate::ops::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, Tolerance, resolve_axis};
 use crate::tensor::{Data, Tensor, Value, count};
-use crate::{Dim, Type};
+use crate::builder::Builder;
+use crate::graph::Node;
+use crate::ops::compose::Len;
+use crate::{Dim, ElemType, Type, ValueId};
 
 /// Resize.
 pub static RESIZE: OpDef = OpDef {
@@ -25,6 +28,7 @@ pub static RESIZE: OpDef = OpDef {
     ],
     infer,
     eval: Eval::Direct(eval),
+    decompose: Some(decompose),
     tolerance: Tolerance::Approximate(1e-4, 1e-4),
     ..OpDef::BASE
 };
@@ -128,64 +132,95 @@ fn infer(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
     Ok(vec![Type::tensor(elem, out)])
 }
 
-fn eval(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
-    let x = ctx.tensor(0)?;
-    let axes = axes_of(ctx.ints("axes"), x.rank())?;
-    let floats = |i: usize| ctx.tensor_opt(i).filter(|t| !t.is_empty()).and_then(Tensor::to_f64s);
-    let fits = |n: usize, per: usize| {
-        if n == per * axes.len() { Ok(()) } else { Err(OpError::new(format!("{n} numbers are given for {} axes", axes.len()))) }
-    };
-    let coordinates = ctx.str("coordinate_transformation_mode");
-    let crop = coordinates == "tf_crop_and_resize";
-    let roi = match floats(1).filter(|_| crop) {
-        Some(roi) => {
-            fits(roi.len(), 2)?;
-            Some((0..axes.len()).map(|i| (roi[i], roi[axes.len() + i])).collect::<Vec<_>>())
+/// What is asked for, whoever asks.
+struct Request {
+    axes: Vec<usize>,
+    roi: Option<Vec<f64>>,
+    scales: Option<Vec<f64>>,
+    sizes: Option<Vec<i64>>,
+    policy: String,
+    mode: Mode,
+}
+
+impl Request {
+    fn crops(&self) -> bool {
+        self.mode.coordinates == "tf_crop_and_resize"
+    }
+
+    /// Shape of the result, and the taps of each axis that changes.
+    fn plan(&self, x: &[usize]) -> Result<(Vec<usize>, Vec<Plan>), OpError> {
+        let axes = &self.axes;
+        let fits = |n: usize, per: usize| {
+            if n == per * axes.len() { Ok(()) } else { Err(OpError::new(format!("{n} numbers are given for {} axes", axes.len()))) }
+        };
+        let crop = self.crops();
+        let roi = match self.roi.as_ref().filter(|_| crop) {
+            Some(roi) => {
+                fits(roi.len(), 2)?;
+                Some((0..axes.len()).map(|i| (roi[i], roi[axes.len() + i])).collect::<Vec<_>>())
+            }
+            None if crop => return Err(OpError::new("tf_crop_and_resize needs a region of interest")),
+            None => None,
+        };
+        let input: Vec<usize> = axes.iter().map(|&a| x[a]).collect();
+        let lens = match (&self.scales, &self.sizes) {
+            (Some(scales), _) => {
+                fits(scales.len(), 1)?;
+                by_scales(&input, scales, roi.as_deref())?
+            }
+            (None, Some(sizes)) => {
+                fits(sizes.len(), 1)?;
+                by_sizes(&self.policy, &input, sizes)?
+            }
+            (None, None) => return Err(OpError::new("exactly one of scales and sizes must be given")),
+        };
+        let mut shape = x.to_vec();
+        axes.iter().zip(&lens).for_each(|(&a, l)| shape[a] = l.0);
+        checked_count(&shape)?;
+        let mut plans = vec![];
+        for (i, &axis) in axes.iter().enumerate() {
+            let (output, scale) = lens[i];
+            if output == input[i] && scale == 1.0 && !crop {
+                continue;
+            }
+            if input[i] == 0 && output > 0 {
+                return Err(OpError::new("an empty axis cannot grow"));
+            }
+            let roi = roi.as_ref().map_or((0.0, 1.0), |r| r[i]);
+            plans.push((axis, self.mode.taps(&Axis { input: input[i], output, scale, roi })?));
         }
-        None if crop => return Err(OpError::new("tf_crop_and_resize needs a region of interest")),
-        None => None,
-    };
-    let input: Vec<usize> = axes.iter().map(|&a| x.shape()[a]).collect();
-    let lens = match (floats(2), ctx.has(3)) {
-        (Some(scales), _) => {
-            fits(scales.len(), 1)?;
-            by_scales(&input, &scales, roi.as_deref())?
-        }
-        (None, true) => {
-            let sizes = ctx.i64s(3)?;
-            fits(sizes.len(), 1)?;
-            by_sizes(&ctx.str("keep_aspect_ratio_policy"), &input, &sizes)?
-        }
-        (None, false) => return Err(OpError::new("exactly one of scales and sizes must be given")),
-    };
-    let mode = Mode {
-        coordinates,
-        nearest: ctx.str("nearest_mode"),
-        kind: match ctx.str("mode").as_str() {
+        Ok((shape, plans))
+    }
+}
+
+fn mode(node: &Node) -> Result<Mode, OpError> {
+    Ok(Mode {
+        coordinates: node.text("coordinate_transformation_mode"),
+        nearest: node.text("nearest_mode"),
+        kind: match node.text("mode").as_str() {
             "nearest" => Kind::Nearest,
             "linear" => Kind::Linear,
-            "cubic" => Kind::Cubic(f64::from(ctx.float("cubic_coeff_a").unwrap_or(-0.75))),
+            "cubic" => Kind::Cubic(node.float("cubic_coeff_a").unwrap_or(-0.75)),
             other => return Err(OpError::new(format!("attribute `mode` must not be `{other}`"))),
         },
-        antialias: ctx.flag("antialias"),
-        exclude_outside: ctx.flag("exclude_outside"),
+        antialias: node.flag("antialias"),
+        exclude_outside: node.flag("exclude_outside"),
+    })
+}
+
+fn eval(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
+    let x = ctx.tensor(0)?;
+    let floats = |i: usize| ctx.tensor_opt(i).filter(|t| !t.is_empty()).and_then(Tensor::to_f64s);
+    let request = Request {
+        axes: axes_of(ctx.ints("axes"), x.rank())?,
+        roi: floats(1),
+        scales: floats(2),
+        sizes: ctx.has(3).then(|| ctx.i64s(3)).transpose()?,
+        policy: ctx.str("keep_aspect_ratio_policy"),
+        mode: mode(ctx.node)?,
     };
-    let mut shape = x.shape().to_vec();
-    axes.iter().zip(&lens).for_each(|(&a, l)| shape[a] = l.0);
-    checked_count(&shape)?;
-    let mut plans = vec![];
-    for (i, &axis) in axes.iter().enumerate() {
-        let (output, scale) = lens[i];
-        if output == input[i] && scale == 1.0 && !crop {
-            continue;
-        }
-        if input[i] == 0 && output > 0 {
-            return Err(OpError::new("an empty axis cannot grow"));
-        }
-        let roi = roi.as_ref().map_or((0.0, 1.0), |r| r[i]);
-        plans.push((axis, mode.taps(&Axis { input: input[i], output, scale, roi })?));
-    }
-    if mode.kind == Kind::Nearest {
+    let (shape, plans) = request.plan(x.shape())?;
+    if request.mode.kind == Kind::Nearest {
         return Ok(vec![nearest(ctx, x, plans)?.into()]);
     }
     let values = x.to_f64s().ok_or_else(|| OpError::new(format!("is not defined for {}", x.elem())))?;
@@ -201,6 +236,77 @@ fn eval(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
         }
     }
     .into()])
+}
+
+/// Along each axis in turn: a weighted sum of gathers whose indices and weights are constants. Lengths, scales
+/// and the region of interest must be known.
+fn decompose(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
+    let x = node.need(0)?;
+    let elem = b.elem(x)?;
+    let shape: Option<Vec<usize>> = b.ty(x).as_tensor().and_then(|t| t.const_shape());
+    let shape = shape.ok_or_else(|| OpError::new("lengths must be known: fix them with `--dim`"))?;
+    let known = |b: &Builder, i: usize| -> Result<Option<Tensor>, OpError> {
+        let Some(v) = node.operand(i) else { return Ok(None) };
+        let constant = b.module.as_constant(v).ok_or_else(|| OpError::new(format!("operand {i} must be constant")))?;
+        let tensor = constant.decode().map_err(|e| OpError::new(e.to_string()))?;
+        Ok(Some(tensor).filter(|t| !t.is_empty()))
+    };
+    let mode = mode(node)?;
+    let crops = mode.coordinates == "tf_crop_and_resize";
+    let request = Request {
+        axes: axes_of(node.ints("axes"), shape.len())?,
+        roi: if crops { known(b, 1)?.and_then(|t| t.to_f64s()) } else { None },
+        scales: known(b, 2)?.and_then(|t| t.to_f64s()),
+        sizes: known(b, 3)?.and_then(|t| t.to_i64s()),
+        policy: node.text("keep_aspect_ratio_policy"),
+        mode,
+    };
+    let (out_shape, plans) = request.plan(&shape)?;
+    let moves = request.mode.kind == Kind::Nearest;
+    let computed = if moves || elem.is_float() { elem } else { ElemType::F32 };
+    let mut y = b.cast(x, computed)?;
+    let mut inside: Option<ValueId> = None;
+    for (axis, taps) in &plans {
+        // Lengths along the axis, 1 along the others: what is the same for all of them.
+        let along: Vec<usize> = (0..shape.len()).map(|a| if a == *axis { taps.len() } else { 1 }).collect();
+        let most = taps.iter().flatten().map(Vec::len).max().unwrap_or(1).max(1);
+        let mut sum: Option<ValueId> = None;
+        for k in 0..most {
+            let tap = |t: &Taps| t.as_ref().and_then(|t| t.get(k).copied());
+            let at: Vec<i64> = taps.iter().map(|t| tap(t).map_or(0, |t| t.0 as i64)).collect();
+            let at = b.ints(&at);
+            let mut part = b.op_with("gather", &[y, at], [("axis", (*axis as i64).into())])?;
+            if !moves {
+                let weights = taps.iter().map(|t| tap(t).map_or(0.0, |t| t.1)).collect();
+                let weights = b.constant(&Tensor::from_f64(computed, along.clone(), weights));
+                part = b.op("mul", &[part, weights])?;
+            }
+            sum = Some(match sum {
+                Some(sum) => b.op("add", &[sum, part])?,
+                None => part,
+            });
+        }
+        y = sum.unwrap_or(y);
+        if taps.iter().any(Option::is_none) {
+            let here = taps.iter().map(|t| i128::from(t.is_some())).collect();
+            let here = b.constant(&Tensor::from_int(ElemType::Bool, along, here));
+            inside = Some(match inside {
+                Some(inside) => b.op("and", &[inside, here])?,
+                None => here,
+            });
+        }
+    }
+    if let Some(inside) = inside {
+        let fill = b.lit(y, node.float("extrapolation_value").unwrap_or(0.0))?;
+        y = b.op("where", &[inside, y, fill])?;
+    }
+    if let (false, Some((least, most))) = (computed == elem, elem.int_range()) {
+        let (least, most) = (b.lit(y, least as f64)?, b.lit(y, most as f64)?);
+        y = b.op("clip", &[y, least, most])?;
+    }
+    let y = b.cast(y, elem)?;
+    let lens: Vec<Len> = out_shape.iter().map(|&n| Len::N(n as i64)).collect();
+    Ok(vec![if plans.is_empty() { b.reshape(y, &lens)? } else { y }])
 }
 
 type Plan = (usize, Vec<Taps>);
