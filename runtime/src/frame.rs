@@ -1,11 +1,12 @@
 //! The memory of one run: arena, scratch, values, symbols. Kept between runs, one for each concurrent call.
 
-use crate::bytes::Bytes;
+use crate::bytes::{ALIGN, Bytes};
 use crate::error::RunError;
 use crate::memory::advise_huge;
-use crate::plan::Plan;
+use crate::plan::{Plan, byte_len};
 use crate::sizes::UNBOUND;
-use crate::value::Value;
+use crate::value::{Tensor, Value};
+use lapidary_abi::ElemType;
 
 /// Freed buffers that are kept for the next allocation.
 const MAX_SPARE: usize = 64;
@@ -18,7 +19,10 @@ pub struct Frame {
     pub symbols: Vec<i64>,
     pub slots: Vec<Option<Value>>,
     pub args: Vec<u64>,
-    spare: Vec<Bytes>,
+    /// Dimensions of the value that is being allocated.
+    pub dims: Vec<usize>,
+    /// Tensors nobody uses any more: their memory serves the next ones.
+    spare: Vec<Tensor>,
 }
 
 impl Frame {
@@ -35,6 +39,7 @@ impl Frame {
             symbols: Vec::new(),
             slots: Vec::new(),
             args: Vec::new(),
+            dims: Vec::new(),
             spare: Vec::new(),
         };
         if huge_pages {
@@ -55,27 +60,34 @@ impl Frame {
 
     /// Empties a slot and keeps its memory for the next allocation, if nobody shares it.
     pub fn clear(&mut self, slot: usize) {
-        if let Some(Value::Tensor(t)) = self.slots[slot].take()
-            && let Some(buffer) = t.into_buffer()
-            && self.spare.len() < MAX_SPARE
-        {
-            self.spare.push(buffer);
+        if let Some(Value::Tensor(tensor)) = self.slots[slot].take() {
+            self.keep(tensor);
         }
     }
 
-    /// A buffer with unspecified content: a freed one that fits well, or a new one.
-    pub fn allocate(&mut self, bytes: usize) -> Result<Bytes, RunError> {
-        let fits = |b: &Bytes| b.capacity() >= bytes && b.capacity() / 2 <= bytes;
-        let best = (0..self.spare.len())
-            .filter(|&i| fits(&self.spare[i]))
-            .min_by_key(|&i| self.spare[i].capacity());
-        match best {
-            Some(i) => {
-                let mut buffer = self.spare.swap_remove(i);
-                buffer.set_len(bytes);
-                Ok(buffer)
-            }
-            None => Bytes::zeroed(bytes),
+    /// Keeps a tensor's memory for the next allocation, if nobody shares it.
+    pub fn keep(&mut self, mut tensor: Tensor) {
+        if self.spare.len() < MAX_SPARE && tensor.room().is_some() {
+            self.spare.push(tensor);
         }
+    }
+
+    /// A tensor with unspecified content: one that is not used any more and fits well, or a new one.
+    pub fn allocate(&mut self, elem: ElemType, dims: &[usize]) -> Result<Tensor, RunError> {
+        let bytes = byte_len(elem, dims)?;
+        let mut best: Option<(usize, usize)> = None;
+        for (i, tensor) in self.spare.iter_mut().enumerate() {
+            let room = tensor.room().unwrap_or(0);
+            let fits = room >= bytes && room / 2 <= bytes.max(ALIGN);
+            if fits && best.is_none_or(|(least, _)| room < least) {
+                best = Some((room, i));
+            }
+        }
+        let Some((_, i)) = best else {
+            return Tensor::from_bytes(elem, dims.to_vec(), Bytes::zeroed(bytes)?);
+        };
+        let mut tensor = self.spare.swap_remove(i);
+        tensor.recycle(elem, dims, bytes);
+        Ok(tensor)
     }
 }

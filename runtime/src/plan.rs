@@ -42,7 +42,7 @@ pub struct Body {
     pub params: Vec<ValueIndex>,
     pub ops: Vec<Op>,
     pub results: Vec<ValueIndex>,
-    /// Heap values that the block defines; emptied whenever it begins anew.
+    /// Heap values that the block defines itself; emptied whenever it begins anew.
     pub locals: Vec<ValueIndex>,
 }
 
@@ -333,7 +333,10 @@ impl Checker<'_> {
             params: block.params.clone(),
             ops,
             results: block.results.clone(),
-            locals,
+            locals: locals
+                .into_iter()
+                .filter(|l| !block.params.contains(l))
+                .collect(),
         })
     }
 

@@ -37,6 +37,14 @@ pub fn dims(sizes: &[Size], symbols: &[i64]) -> Option<Vec<usize>> {
         .collect()
 }
 
+/// Fills `out` with the values of dimensions; false if one is unknown or negative.
+pub fn dims_into(sizes: &[Size], symbols: &[i64], out: &mut Vec<usize>) -> bool {
+    out.clear();
+    let value = |s| usize::try_from(eval(s, symbols)?).ok();
+    out.extend(sizes.iter().map_while(value));
+    out.len() == sizes.len()
+}
+
 /// Text of a size for messages and help: numbers, symbols' names, formulas.
 pub fn text(size: &Size, names: &[String]) -> String {
     let two = |a: &Size, op: &str, b: &Size| format!("({}{op}{})", text(a, names), text(b, names));

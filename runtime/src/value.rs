@@ -201,11 +201,24 @@ impl Tensor {
         }
     }
 
-    /// The buffer, if nobody shares it.
-    pub(crate) fn into_buffer(self) -> Option<Bytes> {
-        match self.data {
-            Data::Bytes(b) => Arc::try_unwrap(b).ok(),
+    /// The most bytes it could hold, if nobody shares them.
+    pub(crate) fn room(&mut self) -> Option<usize> {
+        match &mut self.data {
+            Data::Bytes(b) => Arc::get_mut(b).map(|b| b.capacity()),
             Data::Strings(_) => None,
+        }
+    }
+
+    /// Becomes another tensor with unspecified content, in the same memory: `bytes`, the length of its
+    /// elements, must be within [`Tensor::room`].
+    pub(crate) fn recycle(&mut self, elem: ElemType, dims: &[usize], bytes: usize) {
+        if let Data::Bytes(b) = &mut self.data
+            && let Some(b) = Arc::get_mut(b)
+        {
+            b.set_len(bytes);
+            self.elem = elem;
+            self.dims.clear();
+            self.dims.extend_from_slice(dims);
         }
     }
 }

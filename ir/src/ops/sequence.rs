@@ -62,7 +62,16 @@ pub static SEQUENCE_AT: OpDef = OpDef {
     summary: "the item at a position, which may count from the end",
     source: "ONNX SequenceAt-11",
     operands: &[Operand::One("input_sequence"), Operand::One("position")],
-    infer: |ctx| Ok(vec![item_type(ctx, 0)?.clone()]),
+    infer: |ctx| {
+        let mut item = item_type(ctx, 0)?.clone();
+        // Items may differ wherever no number is stated, whatever the symbols say.
+        if let Type::Tensor(TensorType { shape: Some(dims), .. }) = &mut item {
+            for d in dims.iter_mut().filter(|d| d.as_const().is_none()) {
+                *d = ctx.fresh_dim();
+            }
+        }
+        Ok(vec![item])
+    },
     eval: Eval::Direct(|ctx| {
         let items = sequence(ctx, 0)?;
         let at = resolve_axis(position(ctx, 1)?, items.len())

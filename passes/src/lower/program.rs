@@ -86,9 +86,12 @@ impl Lowerer {
     pub fn run(mut self) -> Result<Lowered, LowerErrors> {
         for (n, &v) in self.facts.module.top().inputs.clone().iter().enumerate() {
             let ty = self.facts.module.value(v).ty.clone();
-            visit_symbols(&ty, &mut |s| {
-                self.bound.insert(s.to_owned());
-            });
+            // What sequences and optionals hold has no dimensions before it is taken out.
+            if matches!(ty, Type::Tensor(_)) {
+                visit_symbols(&ty, &mut |s| {
+                    self.bound.insert(s.to_owned());
+                });
+            }
             let place = match &ty {
                 Type::Tensor(t) if t.elem != ElemType::String => Place::Input(n as u32),
                 _ => Place::Heap,
@@ -722,6 +725,10 @@ impl Lowerer {
             let Some(value) = node.attr(def.name) else {
                 continue;
             };
+            // The type of an empty optional: its value does not show it.
+            if matches!(&value, Attr::Type(t) if t.elem().is_none()) {
+                continue;
+            }
             attrs.push((def.name.to_owned(), self.call_attr(value)?));
         }
         let results: Vec<ValueIndex> = node

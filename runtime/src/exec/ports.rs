@@ -1,25 +1,26 @@
 //! What the caller gives: checks of inputs, symbols bound from them, buffers for outputs.
 
-use crate::bytes::{ALIGN, Bytes};
+use crate::bytes::ALIGN;
 use crate::error::RunError;
 use crate::frame::Frame;
 use crate::plan::{Plan, byte_len};
 use crate::sizes::{self, UNBOUND};
-use crate::value::{Operand, View};
-use lapidary_abi::Size;
+use crate::value::{Operand, Tensor, View};
 use lapidary_abi::program::{Port, ValueType};
+use lapidary_abi::{ElemType, Size};
 
 /// An input, with an aligned copy where the caller's memory is not aligned.
 pub struct Input<'a> {
     pub operand: Operand<'a>,
-    copy: Option<Bytes>,
+    /// Kept for the next run afterwards.
+    pub copy: Option<Tensor>,
 }
 
 impl<'a> Input<'a> {
     /// Address of a tensor's first element.
     pub fn address(&self) -> Option<*const u8> {
         match (&self.copy, &self.operand) {
-            (Some(copy), _) => Some(copy.address()),
+            (Some(copy), _) => copy.address().map(|p| p.cast_const()),
             (None, Operand::Tensor(v)) => Some(v.bytes().as_ptr()),
             _ => None,
         }
@@ -57,9 +58,14 @@ pub fn bind_inputs<'a>(
         .iter()
         .map(|operand| {
             let copy = match operand {
-                Operand::Tensor(v) if !(v.bytes().as_ptr() as usize).is_multiple_of(ALIGN) => {
-                    let mut copy = frame.allocate(v.bytes().len())?;
-                    copy.as_mut_slice().copy_from_slice(v.bytes());
+                Operand::Tensor(v)
+                    if v.elem() != ElemType::String
+                        && !(v.bytes().as_ptr() as usize).is_multiple_of(ALIGN) =>
+                {
+                    let mut copy = frame.allocate(v.elem(), v.dims())?;
+                    if let Some(bytes) = copy.bytes_mut() {
+                        bytes.copy_from_slice(v.bytes());
+                    }
                     Some(copy)
                 }
                 _ => None,

@@ -7,7 +7,7 @@ use crate::frame::Frame;
 use crate::ops::Call;
 use crate::plan::{Body, Decl, Op, byte_len};
 use crate::sizes;
-use crate::value::{Operand, Tensor, Value, View};
+use crate::value::{Operand, Value, View};
 use core::ffi::c_void;
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
 use lapidary_abi::program::{Arg, Place, ValueIndex, ValueType};
@@ -66,15 +66,29 @@ impl<'a> Run<'a, '_> {
     }
 
     fn dims(&self, decl: &Decl) -> Result<Vec<usize>, RunError> {
+        let mut dims = Vec::new();
+        self.dims_into(decl, &mut dims)?;
+        Ok(dims)
+    }
+
+    fn dims_into(&self, decl: &Decl, out: &mut Vec<usize>) -> Result<(), RunError> {
         if let Some(dims) = &decl.dims {
-            return Ok(dims.clone());
+            out.clear();
+            out.extend_from_slice(dims);
+            return Ok(());
         }
         match &decl.ty {
-            ValueType::Tensor { dims: Some(d), .. } => sizes::dims(d, &self.frame.symbols)
-                .ok_or_else(|| {
-                    let text = super::ports::type_text(&decl.ty, &self.model.plan.symbols);
-                    RunError::program(format!("the shape of {text} is not known"))
-                }),
+            ValueType::Tensor { dims: Some(d), .. }
+                if sizes::dims_into(d, &self.frame.symbols, out) =>
+            {
+                Ok(())
+            }
+            ValueType::Tensor { dims: Some(_), .. } => {
+                let text = super::ports::type_text(&decl.ty, &self.model.plan.symbols);
+                Err(RunError::program(format!(
+                    "the shape of {text} is not known"
+                )))
+            }
             _ => Err(RunError::program(
                 "a value without shape is used as a tensor",
             )),
@@ -97,9 +111,7 @@ impl<'a> Run<'a, '_> {
 
     pub fn body(&mut self, body: &'a Body) -> Result<(), RunError> {
         for &local in &body.locals {
-            if !body.params.contains(&local) {
-                self.frame.clear(local as usize);
-            }
+            self.frame.clear(local as usize);
         }
         body.ops.iter().try_for_each(|op| self.op(op))
     }
@@ -337,10 +349,12 @@ impl<'a> Run<'a, '_> {
                 "a kernel writes a value that is no tensor",
             ));
         };
-        let dims = self.dims(decl)?;
         self.frame.clear(decl.root);
-        let buffer = self.frame.allocate(byte_len(elem, &dims)?)?;
-        self.frame.slots[decl.root] = Some(Tensor::from_bytes(elem, dims, buffer)?.into());
+        let mut dims = std::mem::take(&mut self.frame.dims);
+        self.dims_into(decl, &mut dims)?;
+        let tensor = self.frame.allocate(elem, &dims)?;
+        self.frame.dims = dims;
+        self.frame.slots[decl.root] = Some(tensor.into());
         Ok(())
     }
 
@@ -358,7 +372,7 @@ impl<'a> Run<'a, '_> {
         match &decl.place {
             Place::Arena { offset } => {
                 if decl.dims.is_none() {
-                    self.check_arena(decl, *offset)?;
+                    self.check_room(decl, self.model.plan.arena_bytes - *offset as usize)?;
                 }
                 // SAFETY: the plan has checked that the offset is inside the arena.
                 Ok(unsafe { self.frame.arena.address().add(*offset as usize) })
@@ -377,20 +391,39 @@ impl<'a> Run<'a, '_> {
                     return Ok(buffer.address);
                 }
                 match &self.frame.slots[decl.root] {
-                    Some(Value::Tensor(t)) => t.address().ok_or_else(missing),
+                    Some(Value::Tensor(t)) => {
+                        self.check_room(decl, t.bytes().len())?;
+                        t.address().ok_or_else(missing)
+                    }
                     _ => Err(missing()),
                 }
             }
         }
     }
 
-    fn check_arena(&self, decl: &Decl, offset: u64) -> Result<(), RunError> {
-        let ValueType::Tensor { elem, .. } = decl.ty else {
-            return Err(RunError::program("the arena holds tensors only"));
+    /// Kernels rely on declared sizes: a value whose size was not known when the program was checked must
+    /// have room for them. What depends on a symbol without a value no kernel can use.
+    fn check_room(&self, decl: &Decl, room: usize) -> Result<(), RunError> {
+        let ValueType::Tensor {
+            elem,
+            dims: Some(dims),
+        } = &decl.ty
+        else {
+            return Ok(());
         };
-        let bytes = byte_len(elem, &self.dims(decl)?)?;
-        if bytes as u64 > self.model.plan.arena_bytes as u64 - offset {
-            return Err(RunError::program("a value does not fit the arena"));
+        let mut bytes = elem.size_bytes() as u64;
+        for size in dims {
+            let Some(len) = sizes::eval(size, &self.frame.symbols) else {
+                return Ok(());
+            };
+            let product = u64::try_from(len).ok().and_then(|n| bytes.checked_mul(n));
+            bytes = product.ok_or_else(|| RunError::program("a value is too large"))?;
+        }
+        if bytes > room as u64 {
+            let text = super::ports::type_text(&decl.ty, &self.model.plan.symbols);
+            return Err(RunError::program(format!(
+                "a value of type {text} needs {bytes} bytes and has {room}"
+            )));
         }
         Ok(())
     }
@@ -431,13 +464,10 @@ impl<'a> Run<'a, '_> {
     fn slot_operand(&self, value: ValueIndex) -> Result<Operand<'_>, RunError> {
         let decl = self.decl(value);
         match &self.frame.slots[decl.root] {
-            Some(v) => reshaped(v.operand(), decl, || self.dims(decl)).map(|o| {
-                if decl.root == value as usize {
-                    v.operand()
-                } else {
-                    o
-                }
-            }),
+            // The root has whatever shape the value came with: its symbols may still have the values of
+            // the last iteration. An alias has its own shape.
+            Some(v) if decl.root == value as usize => Ok(v.operand()),
+            Some(v) => reshaped(v.operand(), decl, || self.dims(decl)),
             None => Err(RunError::program(format!(
                 "value {value} is used before it is defined"
             ))),
@@ -505,7 +535,7 @@ impl<'a> Run<'a, '_> {
     }
 
     /// Hands the outputs over.
-    pub fn finish(self, buffers: &mut [Option<&mut [u8]>]) -> Result<Vec<Output>, RunError> {
+    pub fn finish(mut self, buffers: &mut [Option<&mut [u8]>]) -> Result<Vec<Output>, RunError> {
         let mut outputs = Vec::with_capacity(self.model.plan.outputs.len());
         for (n, port) in self.model.plan.outputs.iter().enumerate() {
             let operand = self.operand(port.value)?;
@@ -541,6 +571,11 @@ impl<'a> Run<'a, '_> {
                 (None, _) => Some(operand.to_value()?),
             };
             outputs.push(Output { elem, dims, value });
+        }
+        for input in std::mem::take(&mut self.inputs) {
+            if let Some(copy) = input.copy {
+                self.frame.keep(copy);
+            }
         }
         Ok(outputs)
     }
