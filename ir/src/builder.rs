@@ -74,6 +74,34 @@ impl<'m> Builder<'m> {
         Ok(self.module.node(id).results.clone())
     }
 
+    /// Adds a control-flow node whose results have these types.
+    pub fn control(
+        &mut self,
+        op: &str,
+        operands: Vec<Option<ValueId>>,
+        regions: Vec<RegionId>,
+        types: Vec<Type>,
+    ) -> Result<Vec<ValueId>, OpError> {
+        let op = Op::named(op).ok_or_else(|| OpError::new(format!("there is no op `{op}`")))?;
+        let name = self.name.clone();
+        let id = self
+            .module
+            .make_node(op, &name, operands, Attrs::new(), regions, vec![]);
+        self.module.set_result_types(id, types);
+        self.module.region_mut(self.region).nodes.push(id);
+        Ok(self.module.node(id).results.clone())
+    }
+
+    /// A builder that appends to another region.
+    pub fn inside(&mut self, region: RegionId) -> Builder<'_> {
+        Builder {
+            module: self.module,
+            region,
+            name: self.name.clone(),
+            fresh: self.fresh,
+        }
+    }
+
     /// A constant.
     pub fn constant(&mut self, tensor: &Tensor) -> ValueId {
         self.module.add_constant("", Constant::from_tensor(tensor))

@@ -6,6 +6,8 @@ use crate::graph::Node;
 use crate::tensor::{Tensor, Value};
 use crate::{Dim, Type};
 
+mod compose;
+
 /// The family's ops.
 pub static OPS: &[&OpDef] = &[&LSTM, &GRU, &RNN];
 
@@ -47,6 +49,7 @@ pub static LSTM: OpDef = OpDef {
     ],
     infer: |ctx| infer(ctx, 4),
     eval: Eval::Direct(|ctx| eval(ctx, Cell::Lstm)),
+    decompose: Some(|b, node| compose::decompose(b, node, Cell::Lstm)),
     tolerance: Tolerance::Approximate(1e-4, 1e-5),
     ..OpDef::BASE
 };
@@ -77,6 +80,7 @@ pub static GRU: OpDef = OpDef {
     ],
     infer: |ctx| infer(ctx, 3),
     eval: Eval::Direct(|ctx| eval(ctx, Cell::Gru)),
+    decompose: Some(|b, node| compose::decompose(b, node, Cell::Gru)),
     tolerance: Tolerance::Approximate(1e-4, 1e-5),
     ..OpDef::BASE
 };
@@ -98,6 +102,7 @@ pub static RNN: OpDef = OpDef {
     attrs: &[ALPHA, BETA, ACTIVATIONS, CLIP, DIRECTION, HIDDEN, LAYOUT],
     infer: |ctx| infer(ctx, 1),
     eval: Eval::Direct(|ctx| eval(ctx, Cell::Rnn)),
+    decompose: Some(|b, node| compose::decompose(b, node, Cell::Rnn)),
     tolerance: Tolerance::Approximate(1e-4, 1e-5),
     ..OpDef::BASE
 };
@@ -167,6 +172,8 @@ fn infer(ctx: &InferCtx, gates: i64) -> Result<Vec<Type>, OpError> {
 }
 
 type Activation = Box<dyn Fn(f64) -> f64>;
+/// An activation's name and its parameters, where given.
+type Named = (String, Option<f32>, Option<f32>);
 
 /// An activation by name with its parameters or their defaults.
 fn activation(name: &str, alpha: Option<f32>, beta: Option<f32>) -> Result<Activation, OpError> {
@@ -207,8 +214,8 @@ fn activation(name: &str, alpha: Option<f32>, beta: Option<f32>) -> Result<Activ
     })
 }
 
-/// The activations of one direction.
-fn activations(node: &Node, cell: Cell, direction: usize) -> Result<Vec<Activation>, OpError> {
+/// Name and parameters of the activations of one direction.
+fn activations(node: &Node, cell: Cell, direction: usize) -> Result<Vec<Named>, OpError> {
     let per = cell.activations().len();
     let names = node.texts("activations").filter(|n| !n.is_empty());
     let (alphas, betas) = (node.floats("activation_alpha").unwrap_or_default(), node.floats("activation_beta").unwrap_or_default());
@@ -226,7 +233,7 @@ fn activations(node: &Node, cell: Cell, direction: usize) -> Result<Vec<Activati
         let alpha = if takes_alpha { next_alpha.next() } else { None };
         let beta = if takes_beta { next_beta.next() } else { None };
         if i >= direction * per {
-            out.push(activation(name, alpha, beta)?);
+            out.push((name.to_owned(), alpha, beta));
         }
     }
     Ok(out)
@@ -354,7 +361,7 @@ fn eval(ctx: &EvalCtx, cell: Cell) -> Result<Vec<Value>, OpError> {
             clip: ctx.float("clip").map(f64::from).filter(|&c| c > 0.0),
             linear_before_reset: ctx.flag("linear_before_reset"),
             input_forget: ctx.flag("input_forget"),
-            acts: activations(ctx.node, cell, d)?,
+            acts: activations(ctx.node, cell, d)?.iter().map(|(n, a, b)| activation(n, *a, *b)).collect::<Result<_, _>>()?,
         };
         for i in 0..batch {
             let start = |s: Option<&[f64]>| s.map_or_else(|| vec![0.0; hidden], |s| s[state_at(d, i)..][..hidden].to_vec());

@@ -1,8 +1,11 @@
 //! Fourier transforms, windows, and the mel scale. Complex numbers are a last axis of 2.
 
 use super::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, Tolerance, checked_count, resolve_axis};
+use super::compose::Len;
+use crate::builder::Builder;
+use crate::graph::Node;
 use crate::tensor::{Tensor, Value, count};
-use crate::{Dim, ElemType, Type};
+use crate::{Dim, ElemType, Type, ValueId};
 use std::f64::consts::TAU;
 
 /// The family's ops.
@@ -22,6 +25,7 @@ pub static DFT: OpDef = OpDef {
     ],
     infer: infer_dft,
     eval: Eval::Direct(eval_dft),
+    decompose: Some(decompose_dft),
     tolerance: CLOSE,
     ..OpDef::BASE
 };
@@ -40,6 +44,7 @@ pub static STFT: OpDef = OpDef {
     attrs: &[AttrDef::new("onesided", AttrKind::Int, Default::Int(1), "1 to give only the first half of the spectrum (real signals)")],
     infer: infer_stft,
     eval: Eval::Direct(eval_stft),
+    decompose: Some(decompose_stft),
     tolerance: CLOSE,
     ..OpDef::BASE
 };
@@ -263,6 +268,147 @@ fn mirror(half: &[[f64; 2]], n: usize) -> Vec<[f64; 2]> {
             [re, -im]
         })
         .collect()
+}
+
+/// Most entries of a transform's matrix: 2048 complex points.
+const MAX_MATRIX: usize = 1 << 24;
+
+/// The transform of a line of `from` values as a matrix `[from * parts, bins * out_parts]`.
+struct Matrix {
+    from: usize,
+    parts: usize,
+    n: usize,
+    bins: usize,
+    out_parts: usize,
+    inverse: bool,
+    mirrored: bool,
+}
+
+impl Matrix {
+    fn values(&self) -> Result<Vec<f64>, OpError> {
+        let (rows, columns) = (self.from * self.parts, self.bins * self.out_parts);
+        if rows.saturating_mul(columns) > MAX_MATRIX {
+            return Err(OpError::new(format!("a transform of {} points is too long to compile", self.n)));
+        }
+        let twiddles = twiddles(self.n, self.inverse)?;
+        let scale = if self.inverse { 1.0 / self.n as f64 } else { 1.0 };
+        let mut out = vec![0.0; rows * columns];
+        for j in 0..self.from.min(self.n) {
+            // Where the sample stands in the whole line: the mirrored half holds its conjugate.
+            let twin = self.n - j;
+            let places: &[(usize, f64)] = match self.mirrored {
+                true if j > self.n / 2 => &[],
+                true if j > 0 && twin > self.n / 2 => &[(j, 1.0), (twin, -1.0)],
+                _ => &[(j, 1.0)],
+            };
+            for part in 0..self.parts {
+                let row = &mut out[(j * self.parts + part) * columns..][..columns];
+                for k in 0..self.bins {
+                    for &(place, sign) in places {
+                        let [c, s] = twiddles[(k as u128 * place as u128 % self.n as u128) as usize];
+                        let y = if part == 0 { [c, s] } else { [-s * sign, c * sign] };
+                        for p in 0..self.out_parts {
+                            row[k * self.out_parts + p] += y[p] * scale;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// `[.., from, parts]` to `[.., bins, out_parts]`.
+    fn apply(&self, b: &mut Builder, x: ValueId) -> Result<ValueId, OpError> {
+        let rank = b.shape(x)?.len();
+        let lead = |last: &[i64]| -> Vec<Len> { (0..rank - 2).map(|i| Len::Of(x, i)).chain(last.iter().map(|&n| Len::N(n))).collect() };
+        let (rows, columns) = (self.from * self.parts, self.bins * self.out_parts);
+        let elem = b.elem(x)?;
+        let matrix = b.constant(&Tensor::from_f64(elem, [rows, columns], self.values()?));
+        let flat = b.reshape(x, &lead(&[rows as i64]))?;
+        let y = b.op("matmul", &[flat, matrix])?;
+        let mut lens: Vec<Len> = (0..rank - 2).map(|i| Len::Of(y, i)).collect();
+        lens.extend([self.bins, self.out_parts].map(|n| Len::N(n as i64)));
+        b.reshape(y, &lens)
+    }
+}
+
+/// An integer operand, if it is given; it must be constant.
+fn constant_int(b: &Builder, node: &Node, i: usize) -> Result<Option<i64>, OpError> {
+    let Some(v) = node.operand(i) else { return Ok(None) };
+    let value = b.module.as_constant(v).and_then(|c| c.decode().ok()?.to_i64s()?.first().copied());
+    value.map(Some).ok_or_else(|| OpError::new(format!("operand {i} must be constant")))
+}
+
+fn length(b: &Builder, v: ValueId, axis: usize) -> Result<usize, OpError> {
+    let known = b.shape(v)?[axis].as_const().and_then(|d| usize::try_from(d).ok());
+    known.ok_or_else(|| OpError::new("the length of the signal must be known: fix it with `--dim`"))
+}
+
+/// A product with the matrix of the transform.
+fn decompose_dft(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
+    let x = node.need(0)?;
+    let rank = b.shape(x)?.len();
+    let axis = resolve_axis(constant_int(b, node, 2)?.unwrap_or(-2), rank)?;
+    if rank < 2 || axis + 1 == rank {
+        return Err(OpError::new("cannot transform along the last axis, which holds real and imaginary parts"));
+    }
+    let (inverse, half) = (node.flag("inverse"), node.flag("onesided"));
+    let (from, parts) = (length(b, x, axis)?, length(b, x, rank - 1)?);
+    let n = match constant_int(b, node, 1)? {
+        Some(n) => usize::try_from(n).map_err(|_| OpError::new("the length must not be negative"))?,
+        None if half && inverse => 2 * from.saturating_sub(1),
+        None => from,
+    };
+    if n == 0 || !(1..=2).contains(&parts) {
+        return Err(OpError::new("an empty transform"));
+    }
+    let matrix = Matrix {
+        from,
+        parts,
+        n,
+        bins: if half && !inverse { n / 2 + 1 } else { n },
+        out_parts: if half && inverse { 1 } else { 2 },
+        inverse,
+        mirrored: half && inverse,
+    };
+    // The axis next to the parts, and back.
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(axis, rank - 2);
+    let x = b.transpose(x, &perm)?;
+    let y = matrix.apply(b, x)?;
+    Ok(vec![b.transpose(y, &perm)?])
+}
+
+/// The frames cut out, times the window, times the matrix of the transform.
+fn decompose_stft(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
+    let mut x = node.need(0)?;
+    if b.shape(x)?.len() == 2 {
+        x = b.unsqueeze(x, &[2])?;
+    }
+    let (len, parts) = (length(b, x, 1)?, length(b, x, 2)?);
+    let step = constant_int(b, node, 1)?.and_then(|s| usize::try_from(s).ok()).unwrap_or(0);
+    let window = node.operand(2);
+    let frame = match (constant_int(b, node, 3)?, window) {
+        (Some(n), _) => usize::try_from(n).unwrap_or(0),
+        (None, Some(w)) => length(b, w, 0)?,
+        (None, None) => len,
+    };
+    if step == 0 || frame == 0 || frame > len {
+        return Err(OpError::new("the frame must fit the signal, and the step must be positive"));
+    }
+    let frames = (len - frame) / step + 1;
+    let places: Vec<i64> = (0..frames).flat_map(|f| (0..frame).map(move |k| (f * step + k) as i64)).collect();
+    let places = b.ints(&places);
+    let cut = b.op_with("gather", &[x, places], [("axis", 1i64.into())])?;
+    let lens = [Len::Of(x, 0), Len::N(frames as i64), Len::N(frame as i64), Len::N(parts as i64)];
+    let mut cut = b.reshape(cut, &lens)?;
+    if let Some(w) = window {
+        let w = b.reshape(w, &[Len::N(frame as i64), Len::N(1)])?;
+        cut = b.op("mul", &[cut, w])?;
+    }
+    let bins = if node.flag("onesided") { frame / 2 + 1 } else { frame };
+    let matrix = Matrix { from: frame, parts, n: frame, bins, out_parts: 2, inverse: false, mirrored: false };
+    Ok(vec![matrix.apply(b, cut)?])
 }
 
 fn infer_stft(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {

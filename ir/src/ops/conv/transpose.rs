@@ -1,12 +1,14 @@
 //! Scattering windows: the transposed convolution and `col2im`.
 
 use super::{AUTO_PAD, DILATIONS, GROUP, KERNEL_SHAPE, PADS, STRIDES, kernel_of};
+use crate::builder::Builder;
 use crate::graph::Node;
+use crate::ops::compose::Len;
 use crate::ops::linear::checked_count;
 use crate::ops::window::{image, image_shape, list, unravel};
 use crate::ops::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, Tolerance};
 use crate::tensor::{Data, Tensor, Value, count};
-use crate::{Dim, Type};
+use crate::{Dim, Type, ValueId};
 
 /// Transposed convolution.
 pub static CONV_TRANSPOSE: OpDef = OpDef {
@@ -26,6 +28,7 @@ pub static CONV_TRANSPOSE: OpDef = OpDef {
     ],
     infer: infer_transpose,
     eval: Eval::Direct(eval_transpose),
+    decompose: Some(decompose_transpose),
     tolerance: Tolerance::Approximate(1e-4, 1e-5),
     ..OpDef::BASE
 };
@@ -163,6 +166,65 @@ fn infer_transpose(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
         return Err(OpError::new("the padding is larger than the output"));
     }
     Ok(vec![Type::tensor(elem, shape)])
+}
+
+/// A convolution with turned filters over the input with zeros between its elements. Spatial lengths must be known.
+fn decompose_transpose(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
+    let (x, w) = (node.need(0)?, node.need(1)?);
+    let numbers = |b: &Builder, v: ValueId, from: usize| -> Result<Vec<i64>, OpError> {
+        let dims = b.shape(v)?.get(from..).unwrap_or_default().iter().map(Dim::as_const).collect::<Option<_>>();
+        dims.ok_or_else(|| OpError::new("spatial lengths and filters must be known: fix dimensions with `--dim`"))
+    };
+    let (input, filters) = (numbers(b, x, 2)?, numbers(b, w, 0)?);
+    let group = node.int("group")?;
+    let (Some(&[c, per_group]), n) = (filters.get(..2), input.len()) else {
+        return Err(OpError::new("filters must have rank 3 or more"));
+    };
+    if group <= 0 || c % group != 0 || filters.len() != n + 2 {
+        return Err(OpError::new("filters do not fit the input"));
+    }
+    let kernel = &filters[2..];
+    let attrs = TransposeAttrs::read(node, n)?;
+    // Zeros between the elements of each axis: an axis of its own, padded, merged.
+    let mut y = x;
+    if attrs.strides.iter().any(|&s| s > 1) {
+        let (mut apart, mut pads, mut merged) = (vec![Len::Of(x, 0), Len::Of(x, 1)], vec![0; 2], vec![Len::Of(x, 0), Len::Of(x, 1)]);
+        for (&len, &stride) in input.iter().zip(&attrs.strides) {
+            apart.extend([Len::N(len), Len::N(1)]);
+            pads.extend([0, stride - 1]);
+            merged.push(Len::N(len * stride));
+        }
+        y = b.reshape(y, &apart)?;
+        let pads = b.ints(&[vec![0; pads.len()], pads].concat());
+        y = b.op("pad", &[y, pads])?;
+        y = b.reshape(y, &merged)?;
+    }
+    let (mut before, mut after) = (vec![0; 2], vec![0; 2]);
+    for i in 0..n {
+        let (out, begin) = attrs.axis(i, &Dim::from(input[i]), kernel[i])?;
+        let (Some(out), Some(begin)) = (out.as_const(), begin) else {
+            return Err(OpError::new("the padding must be known"));
+        };
+        let reach = attrs.dilations[i] * (kernel[i] - 1);
+        before.push(reach - begin);
+        // What the convolution must read in all, less what is there.
+        after.push(out + reach - input[i] * attrs.strides[i] - (reach - begin));
+    }
+    let pads = b.ints(&[before, after].concat());
+    y = b.op("pad", &[y, pads])?;
+    // [c, m/group, kernel..] to [m, c/group, kernel..], turned around.
+    let spatial = kernel.iter().map(|&k| Len::N(k));
+    let grouped: Vec<Len> = [group, c / group, per_group].map(Len::N).into_iter().chain(spatial.clone()).collect();
+    let mut f = b.reshape(w, &grouped)?;
+    let perm: Vec<usize> = [0, 2, 1].into_iter().chain(3..n + 3).collect();
+    f = b.transpose(f, &perm)?;
+    let flat: Vec<Len> = [group * per_group, c / group].map(Len::N).into_iter().chain(spatial).collect();
+    f = b.reshape(f, &flat)?;
+    for axis in 2..n + 2 {
+        f = b.slice_step(f, axis as i64, -1, i64::MIN, -1)?;
+    }
+    let attrs = [("group", group.into()), ("dilations", attrs.dilations.into())];
+    Ok(b.multi("conv", &[Some(y), Some(f), node.operand(2)], &attrs, 1)?)
 }
 
 fn eval_transpose(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {

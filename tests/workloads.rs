@@ -1,0 +1,133 @@
+//! Small networks of the kinds that people compile, through compiled code, against their reference outputs.
+//!
+//! `LAPIDARY_DATA` names the folder with `workloads/NAME.onnx` and `NAME.npz` (inputs `in0` …, outputs `out0` …);
+//! without it the test says that it is skipped. `LAPIDARY_WORKLOAD=unet` runs only networks with that in their
+//! name. Floats are compared with rtol 1e-4 and atol 1e-5, integers exactly.
+
+use lapidary::specialize::Given;
+use lapidary::{CompileOptions, driver, values};
+use lapidary_ir::tensor::{Data, Tensor, Value};
+use lapidary_runtime::io::{npy, npz};
+use lapidary_runtime::{ModelOptions, Value as RunValue};
+use std::path::{Path, PathBuf};
+
+const RTOL: f64 = 1e-4;
+const ATOL: f64 = 1e-5;
+
+fn networks() -> Option<Vec<PathBuf>> {
+    let folder = PathBuf::from(std::env::var_os("LAPIDARY_DATA")?).join("workloads");
+    let only = std::env::var("LAPIDARY_WORKLOAD").unwrap_or_default();
+    let entries = std::fs::read_dir(folder).ok()?;
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
+        .filter(|p| p.to_string_lossy().contains(&only))
+        .collect();
+    found.sort();
+    Some(found)
+}
+
+/// `in0`, `in1`, … and `out0`, `out1`, … of the reference.
+fn reference(model: &Path) -> Result<(Vec<RunValue>, Vec<RunValue>), String> {
+    let file = std::fs::read(model.with_extension("npz")).map_err(|e| e.to_string())?;
+    let members = npz::read(&file).map_err(|e| e.to_string())?;
+    let list = |prefix: &str| {
+        let member = |n: usize| members.iter().find(|m| m.0 == format!("{prefix}{n}"));
+        let read = |m: &(String, std::borrow::Cow<[u8]>)| npy::read(&m.1, None).map(RunValue::from);
+        (0..)
+            .map_while(member)
+            .map(read)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let read = || Ok((list("in")?, list("out")?));
+    read().map_err(|e: lapidary_runtime::RunError| e.to_string())
+}
+
+fn check(model: &Path, optimize: bool, threads: usize) -> Result<(), String> {
+    let (inputs, wanted) = reference(model)?;
+    let mut options = CompileOptions::host(threads);
+    options.optimize = optimize;
+    let module = driver::import(model, &options).map_err(|e| e.to_string())?;
+    let given = Given::from_runtime(&inputs);
+    let compiled = driver::compile(module, &model.display().to_string(), &options, Some(&given))
+        .map_err(|e| e.to_string())?;
+    let options = ModelOptions {
+        threads,
+        pin: false,
+        huge_pages: false,
+    };
+    let loaded = compiled.load(options).map_err(|e| e.to_string())?;
+    let outputs = loaded.run(&inputs).map_err(|e| e.to_string())?;
+    for (n, (want, got)) in wanted.iter().zip(&outputs).enumerate() {
+        let both = values::to_evaluator(want).zip(values::to_evaluator(got));
+        let Some((Value::Tensor(want), Value::Tensor(got))) = both else {
+            return Err(format!("output {n} is no tensor"));
+        };
+        same(&want, &got).map_err(|e| format!("output {n}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn same(want: &Tensor, got: &Tensor) -> Result<(), String> {
+    if want.shape() != got.shape() {
+        return Err(format!(
+            "shape {:?}, expected {:?}",
+            got.shape(),
+            want.shape()
+        ));
+    }
+    let (differ, text) = match (want.data(), got.data()) {
+        (Data::Float(w), Data::Float(g)) => {
+            let off = |i: &usize| {
+                let (w, g) = (w[*i], g[*i]);
+                let close = (w - g).abs() <= ATOL + RTOL * w.abs();
+                !(close || w == g || w.is_nan() && g.is_nan())
+            };
+            let bad: Vec<usize> = (0..w.len()).filter(off).collect();
+            let text = bad
+                .first()
+                .map(|&i| format!("{} for {} at {i}", g[i], w[i]));
+            (bad.len(), text)
+        }
+        (Data::Int(w), Data::Int(g)) => {
+            let bad: Vec<usize> = (0..w.len()).filter(|&i| w[i] != g[i]).collect();
+            let text = bad
+                .first()
+                .map(|&i| format!("{} for {} at {i}", g[i], w[i]));
+            (bad.len(), text)
+        }
+        _ => return Err(format!("is {}, expected {}", got.elem(), want.elem())),
+    };
+    match text {
+        Some(text) => Err(format!(
+            "{differ} of {} elements differ: {text}",
+            want.len()
+        )),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn networks_give_their_reference_outputs() {
+    let Some(networks) = networks() else {
+        println!("skipped: LAPIDARY_DATA does not name the folder with `workloads`");
+        return;
+    };
+    let mut failures = vec![];
+    for model in &networks {
+        let name = model.file_stem().unwrap_or_default().to_string_lossy();
+        for (optimize, threads) in [(true, 2), (false, 1)] {
+            let how = if optimize { "optimized" } else { "as imported" };
+            if let Err(why) = check(model, optimize, threads) {
+                failures.push(format!("{name} ({how}): {why}"));
+            }
+        }
+    }
+    println!("{} networks", networks.len());
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
