@@ -6,7 +6,7 @@ use lapidary_abi::program::CallAttr;
 use lapidary_ir::eval::eval_op;
 use lapidary_ir::tensor::{Data, Tensor, Value};
 use lapidary_ir::{Attr, Attrs, ElemType, Op};
-use lapidary_passes::lower::library::{DYNAMIC, LIBRARY};
+use lapidary_passes::lower::library::{DYNAMIC, LIBRARY, OTHERWISE};
 use lapidary_runtime::ops::{self, Call};
 use lapidary_runtime::{RunError, value};
 
@@ -381,6 +381,32 @@ fn make(op: &str, g: &mut Gen) -> Option<Case> {
                 case(operands, [])
             }
         }
+        "dropout" => {
+            let training = Tensor::bool(g.flag()).into();
+            let ratio = Tensor::f32(g.int(0, 9) as f32 / 10.0).into();
+            let elem = g.pick(&[F32, F16]);
+            let mut case = case(
+                [g.plain(elem, &dims), ratio, training],
+                [("seed", Attr::Int(g.int(0, 99)))],
+            );
+            case.results = 2;
+            case
+        }
+        "equal" => {
+            let elem = g.pick(&[F32, I64, ElemType::String, Bool]);
+            case([g.of(elem, &full), g.of(elem, &full[full.len() - 1..])], [])
+        }
+        "array_feature_extractor" => {
+            let n = g.int(0, 3) as usize;
+            case([g.any(&full), g.ints(I64, &[1, n], 0, 3)], [])
+        }
+        "cast_like" => {
+            let to = g.pick(ElemType::ALL);
+            case(
+                [g.any(&dims), g.of(to, &[])],
+                [("saturate", g.flag().into())],
+            )
+        }
         "unique" => {
             let mut case = match g.flag() {
                 true => case(
@@ -739,7 +765,10 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    LIBRARY.iter().map(|l| l.0).chain(DYNAMIC.iter().copied())
+    let always = LIBRARY.iter().map(|l| l.0);
+    always
+        .chain(DYNAMIC.iter().copied())
+        .chain(OTHERWISE.iter().copied())
 }
 
 #[test]

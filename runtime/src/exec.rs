@@ -10,7 +10,7 @@ use crate::plan::{Plan, prepare};
 use crate::pool::Pool;
 use crate::value::{Operand, Value};
 use lapidary_abi::ElemType;
-use lapidary_abi::program::Port;
+use lapidary_abi::program::{Port, ValueType};
 use std::sync::{Mutex, PoisonError};
 
 mod control;
@@ -143,6 +143,37 @@ impl Model {
                     .ok_or_else(|| RunError::program("an output is missing"))
             })
             .collect()
+    }
+
+    /// Runs the model on inputs by name, in any order. Optional inputs may be left out.
+    pub fn run_named(&self, inputs: &[(&str, Value)]) -> Result<Vec<Value>, RunError> {
+        let ports = &self.plan.inputs;
+        let names = || {
+            let names: Vec<String> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
+            names.join(", ")
+        };
+        for (i, (name, _)) in inputs.iter().enumerate() {
+            if inputs[..i].iter().any(|(n, _)| n == name) {
+                return Err(RunError::Input(format!("input `{name}` is given twice")));
+            }
+            if !ports.iter().any(|p| p.name == *name) {
+                return Err(RunError::Input(format!(
+                    "the model has no input `{name}`: it takes {}",
+                    names()
+                )));
+            }
+        }
+        let find = |port: &Port| match inputs.iter().find(|(n, _)| *n == port.name) {
+            Some((_, value)) => Ok(value.clone()),
+            None if matches!(port.ty, ValueType::Optional(_)) => Ok(Value::Optional(None)),
+            None => Err(RunError::Input(format!(
+                "input `{}` is missing: it is {}",
+                port.name,
+                type_text(&port.ty, &self.plan.symbols)
+            ))),
+        };
+        let inputs = ports.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        self.run(&inputs)
     }
 
     /// Runs the model on borrowed inputs. Where `buffers[n]` is given, output `n` is written to it (its

@@ -180,6 +180,26 @@ fn wrong_inputs_are_named() {
         );
     }
     assert!(model.run(&[]).is_err());
+    let x: Value = Tensor::from_f32(vec![1], &[1.0]).expect("fits").into();
+    let y = model
+        .run_named(&[("x", x.clone())])
+        .expect("the right name");
+    assert_eq!(floats(&y[0]), [4.0]);
+    let cases: [(&[(&str, Value)], &str); 3] = [
+        (
+            &[("z", x.clone())],
+            "the model has no input `z`: it takes `x`",
+        ),
+        (&[], "input `x` is missing: it is f32[n]"),
+        (
+            &[("x", x.clone()), ("x", x.clone())],
+            "input `x` is given twice",
+        ),
+    ];
+    for (inputs, expected) in cases {
+        let error = model.run_named(inputs).expect_err("refused");
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 /// Doubling by a loop: `for _ in 0..trips { x = x + 1 }`, collecting every x.

@@ -13,6 +13,8 @@ impl Lowerer {
         let step = match node.op.name {
             "if" => self.branch(&node)?,
             "loop" => self.repeat(&node)?,
+            "scan" => return self.scan(&node),
+            "sequence_map" => return self.map(&node),
             other => {
                 return Err(OpError::new(format!("`{other}` has no lowering yet")));
             }

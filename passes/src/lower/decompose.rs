@@ -91,6 +91,9 @@ impl Run<'_> {
                     self.node(region, n, depth + 1);
                 }
             }
+            Err(_) if library::OTHERWISE.contains(&name) => {
+                self.module.region_mut(region).nodes.push(id);
+            }
             Err(e) => self.errors.push(LowerError {
                 node: node.name,
                 op: name.to_owned(),

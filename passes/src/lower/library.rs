@@ -1,5 +1,8 @@
 //! The ops that the runtime's library computes, each with the reason why it is not a kernel.
 
+use lapidary_ir::graph::Node;
+use lapidary_ir::{Attr, ElemType};
+
 /// Op and reason.
 pub static LIBRARY: &[(&str, &str)] = &[
     ("non_zero", SHAPE),
@@ -30,6 +33,7 @@ pub static LIBRARY: &[(&str, &str)] = &[
     ("optional", VALUES),
     ("optional_get_element", VALUES),
     ("optional_has_element", VALUES),
+    ("array_feature_extractor", CONTROL),
     ("reverse_sequence", CONTROL),
     ("det", CONTROL),
     ("tree_ensemble", CONTROL),
@@ -41,7 +45,8 @@ const RANDOM: &str = "it draws random numbers";
 const STRINGS: &str = "it handles strings";
 const VALUES: &str = "it handles sequences or optionals";
 
-/// Ops that become library calls only when the shape of their result is known no earlier than at run time.
+/// Ops that become library calls only when the shape of their result is known no earlier than at run time, or
+/// their elements are none that kernels know (text).
 pub static DYNAMIC: &[&str] = &[
     "reshape",
     "slice",
@@ -60,9 +65,25 @@ pub static DYNAMIC: &[&str] = &[
     "transpose",
     "gather",
     "cast",
+    "cast_like",
+    "equal",
     "shape",
     "size",
 ];
+
+/// Ops that become library calls where their decomposition does not apply.
+pub static OTHERWISE: &[&str] = &["dropout"];
+
+/// True for conversions that no kernel computes: to small floats with infinities, or rounded in special ways.
+pub fn is_rare_cast(node: &Node, from: ElemType, to: ElemType) -> bool {
+    let small = to.is_float() && to.bits() <= 8 && from != to;
+    let wants_infinity = matches!(node.attr("saturate"), Some(Attr::Int(0)));
+    let rounds = |m: &Attr| matches!(m, Attr::Str(m) if m != "nearest");
+    let is_cast = matches!(node.op.name, "cast" | "cast_like");
+    let infinite = wants_infinity && to != ElemType::F4E2M1;
+    let rounded = to == ElemType::F8E8M0 && node.attr("round_mode").as_ref().is_some_and(rounds);
+    is_cast && small && (infinite || rounded)
+}
 
 /// Why an op is always a library call, if it is.
 pub fn reason(op: &str) -> Option<&'static str> {

@@ -19,6 +19,7 @@ pub mod index;
 pub mod library;
 mod memory;
 mod program;
+mod scan;
 pub mod schedule;
 pub mod testing;
 

@@ -295,7 +295,13 @@ impl Lowerer {
     fn is_called(&self, n: NodeId) -> bool {
         let node = self.facts.module.node(n);
         let op = node.op.name;
-        library::reason(op).is_some() || (library::DYNAMIC.contains(&op) && self.is_dynamic(n))
+        let elem = |v: Option<&ValueId>| self.facts.module.value(*v?).ty.elem();
+        let cast =
+            elem(node.operands.first().and_then(Option::as_ref)).zip(elem(node.results.first()));
+        library::reason(op).is_some()
+            || library::OTHERWISE.contains(&op)
+            || (library::DYNAMIC.contains(&op) && self.is_dynamic(n))
+            || cast.is_some_and(|(from, to)| library::is_rare_cast(node, from, to))
     }
 
     /// True if a result's shape (or an operand's rank) is known no earlier than at run time, or a tensor is of
@@ -644,6 +650,13 @@ impl Lowerer {
         i
     }
 
+    /// A heap value that is none of the module's.
+    pub(super) fn heap(&mut self, ty: ValueType) -> ValueIndex {
+        let place = Place::Heap;
+        self.program.values.push(ValueDecl { ty, place });
+        self.program.values.len() as u32 - 1
+    }
+
     pub(super) fn value_type(&mut self, ty: &Type) -> ValueType {
         match ty {
             Type::Tensor(t) => ValueType::Tensor {
@@ -796,19 +809,30 @@ impl Lowerer {
         }
     }
 
-    /// Writes a region as a block.
+    /// Writes a region as a block whose parameters are the region's inputs.
     pub(super) fn block(&mut self, r: RegionId) -> Result<Block, OpError> {
+        self.block_after(r, |_, inputs| Ok(inputs.to_vec()))
+    }
+
+    /// Writes a region as a block. `enter` gets the region's inputs, writes the first steps, and returns the
+    /// block's parameters.
+    pub(super) fn block_after(
+        &mut self,
+        r: RegionId,
+        enter: impl FnOnce(&mut Self, &[ValueIndex]) -> Result<Vec<ValueIndex>, OpError>,
+    ) -> Result<Block, OpError> {
         let outer = std::mem::take(&mut self.steps);
         let outer_local = std::mem::take(&mut self.local);
         let bound = self.bound.clone();
         self.depth += 1;
         let region = self.facts.module.region(r).clone();
-        let params: Vec<ValueIndex> = region
+        let inputs: Vec<ValueIndex> = region
             .inputs
             .iter()
             .map(|&v| self.declare(v, Place::Heap))
             .collect();
-        self.bind_results(&region.inputs, &params);
+        let params = enter(self, &inputs);
+        self.bind_results(&region.inputs, &inputs);
         self.region(r);
         let results = region
             .outputs
@@ -822,7 +846,7 @@ impl Lowerer {
         }
         let steps = std::mem::replace(&mut self.steps, outer);
         Ok(Block {
-            params,
+            params: params?,
             steps,
             results: results?,
         })

@@ -10,6 +10,7 @@ use crate::value::Value;
 use lapidary_abi::program::{Port, ValueType};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Kind of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,20 @@ fn at(path: &Path, error: RunError) -> RunError {
     }
 }
 
+/// Names for a message: the first in order, and that there are more.
+fn list(names: impl IntoIterator<Item = String>) -> String {
+    const SHOWN: usize = 8;
+    let mut names: Vec<String> = names.into_iter().collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(SHOWN);
+    names.truncate(SHOWN);
+    match (names.is_empty(), more) {
+        (true, _) => "nothing".to_owned(),
+        (_, 0) => names.join(", "),
+        _ => format!("{}, and {more} more", names.join(", ")),
+    }
+}
+
 /// A name as it is written in file names.
 pub fn file_name(name: &str) -> String {
     let keep = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -50,8 +65,10 @@ pub fn file_name(name: &str) -> String {
 /// Reads a value for each port.
 pub fn read_inputs(folder: &Path, ports: &[Port]) -> Result<(Vec<Value>, Kind), RunError> {
     let mut archives = Vec::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| system(folder, e))? {
         let path = entry.map_err(|e| system(folder, e))?.path();
+        names.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
         if path.extension().is_some_and(|e| e == "npz") {
             archives.push(path);
         }
@@ -88,10 +105,11 @@ pub fn read_inputs(folder: &Path, ports: &[Port]) -> Result<(Vec<Value>, Kind), 
             values.push(Value::Optional(None));
         } else {
             return bad(format!(
-                "{}: no file for input `{}`: neither input_{n}.pb nor {}",
+                "{}: no file for input `{}`: neither input_{n}.pb nor {}, found {}",
                 folder.display(),
                 port.name,
-                arrays[1]
+                arrays[1],
+                list(names)
             ));
         }
     }
@@ -128,9 +146,10 @@ fn read_archive(path: &Path, ports: &[Port]) -> Result<Vec<Value>, RunError> {
             (Some((_, bytes)), _) => read_array(bytes, port).map_err(|e| at(path, e)),
             (None, ValueType::Optional(_)) => Ok(Value::Optional(None)),
             (None, _) => bad(format!(
-                "{}: no array for input `{}`",
+                "{}: no array for input `{}`, found {}",
                 path.display(),
-                port.name
+                port.name,
+                list(members.iter().map(|m| m.0.clone()))
             )),
         }
     };
@@ -162,7 +181,10 @@ pub fn write_outputs(
     fs::create_dir_all(folder).map_err(|e| system(folder, e))?;
     let mut written = Beside(Vec::new());
     for (name, content) in &files {
-        let beside = folder.join(format!(".{name}.{}", std::process::id()));
+        // Several threads of a process may write to one folder.
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let write = WRITES.fetch_add(1, Ordering::Relaxed);
+        let beside = folder.join(format!(".{name}.{}.{write}", std::process::id()));
         written.0.push((beside.clone(), folder.join(name)));
         fs::write(&beside, content).map_err(|e| system(&beside, e))?;
     }
@@ -188,6 +210,39 @@ impl Drop for Beside {
     fn drop(&mut self) {
         for (path, _) in &self.0 {
             let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapidary_abi::ElemType;
+
+    #[test]
+    fn missing_inputs_are_named_with_what_is_there() {
+        let folder = std::env::temp_dir().join(format!("lapidary-inputs-{}", std::process::id()));
+        let port = |name: &str| Port {
+            name: name.into(),
+            ty: ValueType::Tensor {
+                elem: ElemType::F32,
+                dims: None,
+            },
+            value: 0,
+        };
+        let tensor = crate::Tensor::zeros(ElemType::F32, vec![2]).expect("fits");
+        for (kind, found) in [(Kind::Npy, "found images.npy"), (Kind::Npz, "found images")] {
+            let values = [tensor.clone().into()];
+            write_outputs(&folder, &[port("images")], &values, kind).expect("written");
+            let error = read_inputs(&folder, &[port("image")]).expect_err("another name");
+            let text = error.to_string();
+            assert!(
+                text.contains("input `image`") && text.ends_with(found),
+                "{text}"
+            );
+            let back = read_inputs(&folder, &[port("images")]).expect("the right name");
+            assert_eq!(back.1, kind);
+            fs::remove_dir_all(&folder).expect("was made");
         }
     }
 }

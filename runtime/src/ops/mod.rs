@@ -64,6 +64,7 @@ pub const TABLE: &[(&str, Function)] = &[
     ("det", matrix::det),
     ("label_encoder", encode::label_encoder),
     ("tree_ensemble", trees::tree_ensemble),
+    ("equal", search::equal),
     ("top_k", search::top_k),
     ("unique", search::unique),
     ("non_max_suppression", search::non_max_suppression),

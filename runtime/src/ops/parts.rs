@@ -351,14 +351,17 @@ pub fn array_feature_extractor(call: &Call) -> Results {
         outer.to_vec()
     };
     dims.push(indices.len());
+    // Columns, unlike other indices, do not count from the end.
+    let columns = (0..indices.len())
+        .map(|i| match usize::try_from(number::int(indices, i)) {
+            Ok(column) if column < features => Ok(column),
+            _ => fail(format!("a column is out of range for {features} columns")),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
     let mut out = Builder::new(data.elem(), dims)?;
     for row in 0..rows {
-        for i in 0..indices.len() {
-            out.push(
-                data,
-                row * features + from_front(number::int(indices, i), features)?,
-                1,
-            );
+        for column in &columns {
+            out.push(data, row * features + column, 1);
         }
     }
     one(out.finish()?)

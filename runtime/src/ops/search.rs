@@ -1,11 +1,12 @@
-//! Finding and ordering: top_k, unique, non_max_suppression.
+//! Finding, comparing and ordering: equal, top_k, unique, non_max_suppression.
 
-use super::call::{Call, Results, axis, fail, length};
-use super::moves::{Builder, take};
+use super::call::{Call, Results, axis, fail, length, one, same_elem};
+use super::moves::{Builder, Positions, broadcast, broadcast_strides, linear, take};
 use super::number::{self, Number};
 use super::parts::around;
+use crate::bytes::Bytes;
 use crate::error::RunError;
-use crate::value::{Tensor, View};
+use crate::value::{Tensor, View, count};
 use lapidary_abi::ElemType;
 use std::cmp::Ordering;
 
@@ -72,6 +73,25 @@ fn compare(data: &View, a: usize, b: usize) -> Ordering {
         return a[0].order(&b[0]).then(a[1].order(&b[1]));
     }
     number::number(data, a).order(&number::number(data, b))
+}
+
+/// Whether elements are equal; NaN equals nothing.
+pub fn equal(call: &Call) -> Results {
+    let (a, b) = (call.tensor(0)?, call.tensor(1)?);
+    let elem = same_elem(a, b)?;
+    let dims = broadcast(a.dims(), b.dims())?;
+    let mut out = Bytes::zeroed(count(&dims)?)?;
+    let [sa, sb] = [a, b].map(|v| broadcast_strides(v.dims(), &dims));
+    for (n, p) in Positions::of(&dims).enumerate() {
+        let (i, j) = (linear(&p, &sa), linear(&p, &sb));
+        let is_equal = match elem {
+            ElemType::String => a.strings()[i] == b.strings()[j],
+            ElemType::C64 | ElemType::C128 => number::complex(a, i) == number::complex(b, j),
+            _ => number::number(a, i) == number::number(b, j),
+        };
+        out.as_mut_slice()[n] = is_equal.into();
+    }
+    one(Tensor::from_bytes(ElemType::Bool, dims, out)?)
 }
 
 pub fn unique(call: &Call) -> Results {
