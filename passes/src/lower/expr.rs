@@ -183,7 +183,7 @@ impl Body {
     /// Operands of a node, expressions inside indices included.
     pub fn children(&self, e: E) -> Vec<E> {
         let mut out = vec![];
-        let mut of_dim = |d: &Dim, out: &mut Vec<E>| {
+        let of_dim = |d: &Dim, out: &mut Vec<E>| {
             d.visit_symbols(&mut |s| {
                 if let SymbolKind::Data(n) = symbol_kind(s) {
                     out.push(self.data(n));

@@ -119,7 +119,7 @@ fn nest(
         Some((l, n)) if l == v => n,
         _ => 1,
     };
-    let mut inner = |emit: &mut Emit, begin, end, lanes| {
+    let inner = |emit: &mut Emit, begin, end, lanes| {
         emit.for_loop(v, (begin, end), lanes, &[], &mut |emit, _| {
             nest(emit, spec, loops, at + 1, None, out);
             vec![]
