@@ -1,15 +1,247 @@
-//! Convolutions.
+//! Convolutions: as products over channels-last pixels where weights are constant, else element by element.
 
 use super::expr::{Body, E};
+use super::expand::Facts;
 use super::index::{LoopVar, Pos};
-use super::{Element, Rule};
-use lapidary_ir::Dim;
-use lapidary_ir::kernel::{Binary, ReduceKind};
+use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use crate::schedules::Num;
+use crate::schedules::conv::{Conv, Pixels};
+use lapidary_ir::graph::Node;
+use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::window::WindowAttrs;
+use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
+use std::sync::Arc;
 
 /// The family's lowerings.
-pub static RULES: &[Rule] = &[Rule::general("conv", |x, p| {
+pub static RULES: &[Rule] = &[Rule::steps("conv", steps), Rule::steps("fused_conv", steps)];
+
+/// Most taps of a scheduled window: more have too many row addresses.
+const MAX_TAPS: i64 = 256;
+/// With at most so many channels, a padded copy of the input pays: a window's row is then one run of elements.
+const FEW_CHANNELS: i64 = 8;
+
+/// A convolution that has a schedule.
+pub struct Plan {
+    x: ValueId,
+    w: Constant,
+    bias: Option<ValueId>,
+    residual: Option<ValueId>,
+    /// Spatial padding, before and after.
+    pads: Vec<(i64, i64)>,
+    batch: Dim,
+    conv: Conv,
+}
+
+/// The schedule of a convolution, if it has one.
+pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
+    let node = facts.module.node(n);
+    let (x, w) = (node.operand(0)?, node.operand(1)?);
+    let weights = facts.module.as_constant(w)?.clone();
+    let out = *node.results.first()?;
+    let f32s = [Some(x), Some(w), node.operand(2), node.operand(3), Some(out)];
+    if f32s.into_iter().flatten().any(|v| facts.elem(v) != Ok(ElemType::F32)) {
+        return None;
+    }
+    let numbers = |d: &[Dim]| d.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>();
+    let (shape, result) = (facts.shape(x).ok()?, facts.shape(out).ok()?);
+    let (input, output) = (numbers(&shape[1..])?, numbers(&result[1..])?);
+    let (oc, channels) = (output[0], input[0]);
+    let kernel: Vec<i64> = weights.shape()[2..].iter().map(|&k| k as i64).collect();
+    let rank = kernel.len();
+    let taps: i64 = kernel.iter().product();
+    let empty = input.iter().chain(&output).any(|&n| n <= 0);
+    if !(1..=2).contains(&rank) || input.len() != rank + 1 || taps > MAX_TAPS || empty {
+        return None;
+    }
+    let residual = node.operand(3);
+    if let Some(r) = residual
+        && facts.shape(r).ok()? != result
+    {
+        return None;
+    }
+    let window = WindowAttrs::read(node, kernel.clone()).ok()?;
+    let pads = pads(&window, &input[1..], &output[1..]).ok()?;
+    let (lo, hi) = bounds(node)?;
+    let groups = node.int("group").unwrap_or(1).max(1);
+    // One spatial axis is the second of two.
+    let two = |v: &[i64], unit: i64| if rank == 1 { [unit, v[0]] } else { [v[0], v[1]] };
+    let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
+    Some(Plan {
+        x,
+        w: weights,
+        bias: node.operand(2),
+        residual,
+        batch: shape[0].clone(),
+        conv: Conv {
+            batch: shape[0].as_const().map_or(Num::Sym, Num::Const),
+            input: two(&input[1..], 1),
+            output: two(&output[1..], 1),
+            channels,
+            out_channels: oc,
+            groups,
+            kernel: two(&kernel, 1),
+            strides: two(&window.strides, 1),
+            pads: two(&begin, 0),
+            dilations: two(&window.dilations, 1),
+            x: Pixels::dense(channels),
+            y: Pixels::dense(oc),
+            bias: node.operand(2).is_some(),
+            residual: residual.map(|_| Pixels::dense(oc)),
+            lo,
+            hi,
+        },
+        pads,
+    })
+}
+
+/// Padding before and after each axis.
+pub fn pads(w: &WindowAttrs, input: &[i64], out: &[i64]) -> Result<Vec<(i64, i64)>, OpError> {
+    let n = w.kernel.len();
+    (0..n)
+        .map(|i| {
+            Ok(match w.auto_pad.as_str() {
+                "NOTSET" => (w.pads[i], w.pads[n + i]),
+                "VALID" => (0, 0),
+                same => {
+                    let need = ((out[i] - 1) * w.strides[i] + w.reach(i)? - input[i]).max(0);
+                    let (small, large) = (need / 2, need - need / 2);
+                    if same == "SAME_UPPER" { (small, large) } else { (large, small) }
+                }
+            })
+        })
+        .collect()
+}
+
+/// The bounds that a fused activation clamps to; `None` if it is something else.
+#[allow(clippy::type_complexity, reason = "two optional bounds, or no clamp")]
+fn bounds(node: &Node) -> Option<(Option<f32>, Option<f32>)> {
+    let params = node.floats("activation_params").unwrap_or_default();
+    match node.text("activation").as_str() {
+        "" => Some((None, None)),
+        "Relu" => Some((Some(0.0), None)),
+        "Clip" => Some((Some(*params.first().unwrap_or(&f32::MIN)), Some(*params.get(1).unwrap_or(&f32::MAX)))),
+        _ => None,
+    }
+}
+
+fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
+    let out = low.facts.module.node(n).results[0];
+    let Some(plan) = plan(&low.facts, n) else {
+        return low.elements(n, out, element);
+    };
+    let mut conv = plan.conv;
+    let padded = plan.pads.iter().any(|p| *p != (0, 0));
+    let narrow = conv.channels <= FEW_CHANNELS && conv.groups == 1 && conv.kernel[1] > 1;
+    let x = if narrow && padded {
+        let (before, after) = match plan.pads[..] {
+            [(b, a)] => ([0, b], [0, a]),
+            _ => ([plan.pads[0].0, plan.pads[1].0], [plan.pads[0].1, plan.pads[1].1]),
+        };
+        conv.pads = [0, 0];
+        conv.input = [0, 1].map(|i| conv.input[i] + before[i] + after[i]);
+        low.channels_last(plan.x, &plan.pads)?
+    } else {
+        low.channels_last(plan.x, &vec![(0, 0); plan.pads.len()])?
+    };
+    conv.x = low.pixels(x, conv.channels);
+    let residual = match plan.residual {
+        Some(r) => {
+            let r = low.channels_last(r, &vec![(0, 0); plan.pads.len()])?;
+            conv.residual = Some(low.pixels(r, conv.out_channels));
+            Some(r)
+        }
+        None => None,
+    };
+    let y = low.channels_last_result(out)?;
+    conv.y = low.pixels(y, conv.out_channels);
+    let conv = conv.flattened();
+    let w = {
+        let (conv, w) = (conv.clone(), plan.w);
+        let taps = conv.kernel[0] * conv.kernel[1];
+        let panels = (conv.group_out() as usize).div_ceil(32) * conv.groups as usize;
+        let len = panels * 32 * (taps * conv.channels / conv.groups) as usize;
+        let made = move || {
+            let bytes = match w.dense_bytes() {
+                Some(b) => b.clone(),
+                None => w.decode().map_err(|e| e.to_string())?.to_bytes().ok_or("a weight of strings")?.into(),
+            };
+            let mut out = Vec::with_capacity(len * 4);
+            conv.pack(&bytes, &mut out);
+            Ok(out)
+        };
+        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
+    };
+    let mut args: Vec<KernelArg> = [Some(x), Some(w), plan.bias, residual, Some(y)]
+        .into_iter()
+        .flatten()
+        .map(KernelArg::Value)
+        .collect();
+    if conv.batch == Num::Sym {
+        args.push(KernelArg::Size(plan.batch.clone()));
+    }
+    let batch = if conv.batch == Num::Sym { plan.batch.clone() } else { Dim::from(1i64) };
+    let blocks = conv.blocks();
+    let products = conv.products();
+    let per_block = 2 * products / blocks.max(1);
+    let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
+    let (grid, flops) = (&batch * &Dim::from(blocks), &batch * &Dim::from(2 * products));
+    low.launch(conv.kernel("conv"), &args, &grid, grain, &flops)?;
+    low.finish_result(y, out)
+}
+
+/// Operations worth waking another thread for.
+const THREAD_WORK: i64 = 256 << 10;
+
+/// The element of a convolution, with what `fused_conv` adds to it.
+fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+    let mut y = sum(x, p)?;
+    if x.n().op.name != "fused_conv" {
+        return Ok(y);
+    }
+    if x.has(3) {
+        let z = x.broadcast(3, p)?;
+        y = x.b().binary(Binary::Add, y, z);
+    }
+    let params = x.n().floats("activation_params").unwrap_or_default();
+    let param = |i: usize, default: f32| f64::from(*params.get(i).unwrap_or(&default));
+    let activation = x.text("activation");
+    let b = x.b();
+    let ty = b.ty(y);
+    let (zero, one) = (b.float(ty, 0.0), b.float(ty, 1.0));
+    Ok(match activation.as_str() {
+        "" => y,
+        "Relu" => b.binary(Binary::Max, y, zero),
+        "Tanh" => b.unary(Unary::Tanh, y),
+        "Sigmoid" => {
+            let e = b.unary(Unary::Neg, y);
+            let e = b.unary(Unary::Exp, e);
+            let e = b.binary(Binary::Add, e, one);
+            b.binary(Binary::Div, one, e)
+        }
+        "LeakyRelu" => {
+            let alpha = b.float(ty, param(0, 0.01));
+            let low = b.binary(Binary::Mul, y, alpha);
+            let negative = b.binary(Binary::Lt, y, zero);
+            b.select(negative, low, y)
+        }
+        "HardSigmoid" => {
+            let (alpha, beta) = (b.float(ty, param(0, 0.2)), b.float(ty, param(1, 0.5)));
+            let line = b.binary(Binary::Mul, y, alpha);
+            let line = b.binary(Binary::Add, line, beta);
+            let line = b.binary(Binary::Max, line, zero);
+            b.binary(Binary::Min, line, one)
+        }
+        "Clip" => {
+            let (lo, hi) = (b.float(ty, param(0, f32::MIN)), b.float(ty, param(1, f32::MAX)));
+            let y = b.binary(Binary::Max, y, lo);
+            b.binary(Binary::Min, y, hi)
+        }
+        other => return Err(OpError::new(format!("activation `{other}` is not known"))),
+    })
+}
+
+fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let (shape, w, out) = (x.shape(0)?, x.shape(1)?, x.out_shape()?);
     let at = p.indices(&x.x.body, &out);
     let group = x.int("group").unwrap_or(1).max(1);
@@ -41,7 +273,7 @@ pub static RULES: &[Rule] = &[Rule::general("conv", |x, p| {
         y = x.b().binary(Binary::Add, y, bias);
     }
     Ok(y)
-})];
+}
 
 /// Dimensions that must be numbers.
 pub fn const_dims(d: &[Dim]) -> Result<Vec<i64>, OpError> {
@@ -121,5 +353,140 @@ impl Taps {
             place.push(p);
         }
         (place, inside)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::{Options, lower, testing};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::target::Target;
+    use lapidary_ir::types::Type;
+    use lapidary_ir::{Attr, Attrs, Dim, ElemType, Module, Tensor, ValueId, eval};
+    use std::cell::Cell;
+
+    /// Deterministic values between -1 and 1.
+    fn numbers(shape: &[usize], seed: u64) -> Tensor {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let n = shape.iter().product();
+        let data = (0..n).map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % 2001) as f64 / 1000.0 - 1.0
+        });
+        Tensor::from_f64(ElemType::F32, shape.to_vec(), data.collect())
+    }
+
+    /// Lowers what `build` makes of inputs `x` of these shapes, and compares with the evaluator.
+    fn check(name: &str, shapes: &[&[usize]], symbolic: bool, build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId) -> usize {
+        let mut module = Module::new(name);
+        let inputs: Vec<ValueId> = shapes
+            .iter()
+            .map(|s| {
+                let mut dims: Vec<Dim> = s.iter().map(|&d| Dim::from(d)).collect();
+                if symbolic {
+                    dims[0] = Dim::sym("N");
+                }
+                module.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, dims))
+            })
+            .collect();
+        let fresh = Cell::new(0);
+        let mut b = Builder::new(&mut module, Module::TOP, name, &fresh);
+        let y = build(&mut b, &inputs);
+        module.region_mut(Module::TOP).outputs = vec![y];
+        module.output_names = vec!["y".into()];
+        let values: Vec<_> = shapes.iter().enumerate().map(|(i, s)| numbers(s, 77 + i as u64).into()).collect();
+        let want = eval::run(&module, values.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let lowered = lower(&module, &Target::x86_64(), &Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let got = testing::run(&lowered, &values).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (got, want) = (got[0].as_tensor().expect("a tensor"), want[0].as_tensor().expect("a tensor"));
+        assert_eq!(got.shape(), want.shape(), "{name}");
+        let both = got.to_f64s().expect("numbers").into_iter().zip(want.to_f64s().expect("numbers"));
+        for (i, (g, w)) in both.enumerate() {
+            assert!((g - w).abs() <= 1e-4 * (1.0 + w.abs()), "{name}: element {i} is {g}, not {w}");
+        }
+        lowered.kernels.len()
+    }
+
+    fn conv(b: &mut Builder, op: &str, x: ValueId, filters: &[usize], attrs: &[(&str, Attr)], more: [Option<ValueId>; 2]) -> ValueId {
+        let w = b.constant(&numbers(filters, 5));
+        let attrs: Attrs = attrs.iter().map(|(k, v)| ((*k).into(), v.clone())).collect();
+        let mut operands = vec![Some(x), Some(w), more[0]];
+        if op == "fused_conv" {
+            operands.push(more[1]);
+        }
+        b.node(op, operands, attrs, 1).expect("a convolution")[0]
+    }
+
+    #[test]
+    fn convolutions_of_every_geometry() {
+        let ints = |v: &[i64]| Attr::Ints(v.to_vec());
+        // Input, filters, strides, pads, dilations, groups.
+        type Case = (&'static [usize], &'static [usize], &'static [i64], &'static [i64], &'static [i64], i64);
+        let cases: &[Case] = &[
+            (&[1, 5, 6, 7], &[3, 5, 3, 3], &[1, 1], &[1, 1, 1, 1], &[1, 1], 1),
+            (&[2, 3, 9, 8], &[35, 3, 3, 3], &[2, 2], &[0, 1, 2, 0], &[1, 1], 1),
+            (&[1, 3, 17, 9], &[4, 3, 7, 7], &[2, 2], &[3, 3, 3, 3], &[1, 1], 1),
+            (&[1, 12, 5, 4], &[7, 12, 1, 1], &[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
+            (&[1, 12, 5, 5], &[7, 12, 1, 1], &[2, 2], &[0, 0, 0, 0], &[1, 1], 1),
+            (&[1, 20, 9, 9], &[6, 10, 3, 2], &[1, 2], &[2, 0, 1, 1], &[2, 3], 2),
+            (&[1, 19, 7, 7], &[19, 1, 3, 3], &[1, 1], &[1, 1, 1, 1], &[1, 1], 19),
+            (&[2, 9, 8, 7], &[18, 1, 5, 5], &[2, 2], &[2, 2, 2, 2], &[1, 1], 9),
+            (&[1, 6, 20], &[5, 6, 3], &[2], &[1, 0], &[2], 1),
+            (&[1, 8, 1, 1], &[9, 8, 1, 1], &[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
+            (&[1, 2, 4, 4, 4], &[3, 2, 2, 2, 2], &[1, 1, 1], &[0, 0, 0, 0, 0, 0], &[1, 1, 1], 1),
+        ];
+        for (i, (shape, filters, strides, pads, dilations, groups)) in cases.iter().enumerate() {
+            for symbolic in [false, true] {
+                let attrs = [
+                    ("strides", ints(strides)),
+                    ("pads", ints(pads)),
+                    ("dilations", ints(dilations)),
+                    ("group", Attr::Int(*groups)),
+                ];
+                check(&format!("conv{i}"), &[shape], symbolic, |b, x| {
+                    let bias = b.constant(&numbers(&filters[..1], 6));
+                    conv(b, "conv", x[0], filters, &attrs, [Some(bias), None])
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn stretches_stay_channels_last() {
+        let pad = [("pads", Attr::Ints(vec![1, 1, 1, 1]))];
+        let kernels = check("block", &[&[1, 3, 8, 8]], false, |b, x| {
+            let first = conv(b, "conv", x[0], &[6, 3, 3, 3], &pad, [None, None]);
+            let first = b.op("relu", &[first]).expect("relu");
+            let relu = [("pads", Attr::Ints(vec![1, 1, 1, 1])), ("activation", Attr::Str("Relu".into()))];
+            let second = conv(b, "fused_conv", first, &[6, 6, 3, 3], &relu, [None, Some(first)]);
+            let one = conv(b, "conv", second, &[4, 6, 1, 1], &[], [None, None]);
+            let three = conv(b, "conv", second, &[5, 6, 3, 3], &pad, [None, None]);
+            let both = b.op_with("concat", &[one, three], [("axis", Attr::Int(1))]).expect("concat");
+            let deeper = conv(b, "conv", both, &[3, 9, 3, 3], &pad, [None, None]);
+            let nested = b.op_with("concat", &[both, deeper], [("axis", Attr::Int(1))]).expect("concat");
+            let pooled = b
+                .op_with("max_pool", &[nested], [("kernel_shape", Attr::Ints(vec![3, 3])), ("strides", Attr::Ints(vec![2, 2]))])
+                .expect("pool");
+            let wide = conv(b, "conv", pooled, &[40, 12, 1, 1], &[], [None, None]);
+            let mean = b.op("global_average_pool", &[wide]).expect("mean");
+            b.op_with("flatten", &[mean], [("axis", Attr::Int(1))]).expect("flatten")
+        });
+        // The padded copy, relu, convolutions, the pool, the mean: no copies between.
+        assert!(kernels <= 11, "{kernels} kernels");
+    }
+
+    #[test]
+    fn consumers_that_want_rows_get_them() {
+        check("rows", &[&[1, 3, 6, 5]], false, |b, x| {
+            let y = conv(b, "conv", x[0], &[4, 3, 1, 1], &[], [None, None]);
+            let t = b.op_with("transpose", &[y], [("perm", Attr::Ints(vec![0, 2, 3, 1]))]).expect("transpose");
+            let shape = b.ints(&[1, 4, 30]);
+            let flat = b.op("reshape", &[y, shape]).expect("reshape");
+            let back = b.ints(&[1, 6, 5, 4]);
+            let flat = b.op("reshape", &[flat, back]).expect("reshape");
+            b.op("add", &[t, flat]).expect("add")
+        });
     }
 }

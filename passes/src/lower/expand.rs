@@ -18,6 +18,8 @@ pub struct Facts {
     pub inlined: HashSet<ValueId>,
     /// Integer values whose contents are sizes: they are never stored for their own sake.
     pub contents: HashMap<ValueId, Vec<Dim>>,
+    /// Values that are stored channels last; all others are row-major.
+    pub channels: HashMap<ValueId, super::channels::Channels>,
 }
 
 /// Builds expressions for one kernel.
@@ -95,12 +97,13 @@ impl<'f> Expand<'f> {
         {
             return self.result(node, v, pos);
         }
-        Ok(self.stored(v, elem, pos.linear(&shape)))
+        let offset = self.facts.offset(&self.body, v, &shape, pos);
+        Ok(self.stored(v, elem, offset))
     }
 
     /// A load of a stored value.
     pub fn stored(&mut self, v: ValueId, elem: ElemType, offset: Dim) -> E {
-        self.body.load(v, elem, offset, None)
+        self.body.load(self.facts.root(v), elem, offset, None)
     }
 
     /// Element `at` of a list of sizes.

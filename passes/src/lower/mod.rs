@@ -10,6 +10,7 @@
 //! An op needs a row in its family's list: how it fuses, and its element function. An op whose fast form is
 //! a hand-scheduled kernel has a [`Form::Steps`] function, which may fall back to elements.
 
+pub mod channels;
 mod control;
 mod decompose;
 mod emit;

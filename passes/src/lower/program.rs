@@ -46,6 +46,8 @@ pub struct Lowerer {
     /// Values made while the current block is written that other blocks cannot see.
     local: Vec<ValueId>,
     scratch: RegionId,
+    /// Channels-last copies, by what they copy and its padding.
+    pub(super) copies: HashMap<(ValueId, Vec<(i64, i64)>), ValueId>,
     calls: Vec<String>,
     errors: Vec<LowerError>,
 }
@@ -60,6 +62,7 @@ impl Lowerer {
                 module,
                 inlined: HashSet::new(),
                 contents: HashMap::new(),
+                channels: HashMap::new(),
             },
             target,
             options,
@@ -77,6 +80,7 @@ impl Lowerer {
             depth: 0,
             local: vec![],
             scratch,
+            copies: HashMap::new(),
             calls: vec![],
             errors: vec![],
         }
@@ -102,6 +106,7 @@ impl Lowerer {
             self.program.inputs.push(Port { name, ty, value });
         }
         self.find_contents();
+        self.find_channels();
         self.find_inlined();
         let outputs = self.facts.module.top().outputs.clone();
         self.region(Module::TOP);
@@ -292,7 +297,7 @@ impl Lowerer {
     }
 
     /// True if a node becomes a library call.
-    fn is_called(&self, n: NodeId) -> bool {
+    pub(super) fn is_called(&self, n: NodeId) -> bool {
         let node = self.facts.module.node(n);
         let op = node.op.name;
         let elem = |v: Option<&ValueId>| self.facts.module.value(*v?).ty.elem();
@@ -405,7 +410,11 @@ impl Lowerer {
             return Ok(false);
         };
         let same = self.facts.elem(v)? == self.facts.elem(from)?;
-        if !same || self.facts.inlined.contains(&from) || self.facts.contents.contains_key(&from) {
+        if !same
+            || !self.facts.is_row_major(from)
+            || self.facts.channels.contains_key(&v)
+            || self.facts.inlined.contains(&from)
+            || self.facts.contents.contains_key(&from) {
             return Ok(false);
         }
         let of = self.stored(from)?;
@@ -421,9 +430,10 @@ impl Lowerer {
             let vars = x.body.loop_vars(&shape);
             let pos = Pos::At(vars.iter().map(|v| v.dim()).collect());
             let value = x.result_by(f, n, v, &pos)?;
+            let order = x.facts.memory_order(v, shape.len());
             Ok(Spec {
-                vars,
-                offset: pos.linear(&shape),
+                offset: x.facts.offset(&x.body, v, &shape, &pos),
+                vars: order.into_iter().map(|i| vars[i]).collect(),
                 mask: None,
                 value,
                 serial: vec![],
@@ -476,7 +486,7 @@ impl Lowerer {
             grid,
             grain,
             flops,
-        } = schedule(name, body, spec, out, elem);
+        } = schedule(name, body, spec, self.facts.root(out), elem);
         self.launch(kernel, &args, &grid, grain, &flops)
     }
 
@@ -570,6 +580,10 @@ impl Lowerer {
     pub fn stored(&mut self, v: ValueId) -> Result<ValueIndex, OpError> {
         if let Some(&i) = self.indices.get(&v) {
             return Ok(i);
+        }
+        let root = self.facts.root(v);
+        if root != v {
+            return self.stored(root);
         }
         if let Some(c) = self.facts.module.as_constant(v).cloned() {
             let place = self.constant(&c)?;
@@ -850,6 +864,16 @@ impl Lowerer {
             steps,
             results: results?,
         })
+    }
+
+    /// True if a value made by lowering can be used here.
+    pub(super) fn is_declared(&self, v: ValueId) -> bool {
+        self.indices.contains_key(&v)
+    }
+
+    /// A value that other blocks cannot see.
+    pub(super) fn mark_local(&mut self, v: ValueId) {
+        self.local.push(v);
     }
 
     pub(super) fn step(&mut self, step: Step) {

@@ -294,14 +294,18 @@ fn concat(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         let start = begin.clone();
         begin = begin + part[axis].clone();
+        if low.facts.is_part(v, out, &start) {
+            continue;
+        }
         low.kernel("concat", out, |x| {
             let vars = x.body.loop_vars(&part);
             let mut at: Vec<Dim> = vars.iter().map(|v| v.dim()).collect();
             let value = x.value(v, &Pos::At(at.clone()))?;
             at[axis] = &at[axis] + &start;
+            let order = x.facts.memory_order(out, shape.len());
             Ok(Spec {
-                vars,
-                offset: Pos::At(at).linear(&shape),
+                offset: x.facts.offset(&x.body, out, &shape, &Pos::At(at)),
+                vars: order.into_iter().map(|i| vars[i]).collect(),
                 mask: None,
                 value,
                 serial: vec![],

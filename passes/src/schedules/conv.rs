@@ -13,6 +13,25 @@ use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
 use lapidary_ir::kernel::{Axis, Binary, Kernel, Op, TileElem, TileType, Var};
 
+/// Where the channels of a pixel are: pixel `p`, channel `c` is element `p * pitch + first + c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pixels {
+    /// Elements between pixels.
+    pub pitch: i64,
+    /// The first channel.
+    pub first: i64,
+}
+
+impl Pixels {
+    /// Nothing but these channels.
+    pub fn dense(channels: i64) -> Pixels {
+        Pixels {
+            pitch: channels,
+            first: 0,
+        }
+    }
+}
+
 /// Extents and epilogue of a 2-D convolution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv {
@@ -36,10 +55,14 @@ pub struct Conv {
     pub pads: [i64; 2],
     /// Dilations.
     pub dilations: [i64; 2],
+    /// Where the input's channels are.
+    pub x: Pixels,
+    /// Where the result's channels go.
+    pub y: Pixels,
     /// Add a value per output channel.
     pub bias: bool,
     /// Add a tensor of the result's shape (channels last).
-    pub residual: bool,
+    pub residual: Option<Pixels>,
     /// Lower bound of the result.
     pub lo: Option<f32>,
     /// Upper bound of the result.
@@ -64,6 +87,57 @@ impl Conv {
             && self.pads == [0, 0]
             && self.groups == 1
             && self.input == self.output
+    }
+
+    /// The same convolution as one long row of pixels, if it is a plain product of them.
+    pub fn flattened(&self) -> Conv {
+        if !self.is_product() {
+            return self.clone();
+        }
+        let (pixels, batch) = match self.batch {
+            Num::Const(n) => (n * self.input[0] * self.input[1], Num::Const(1)),
+            Num::Sym => (self.input[0] * self.input[1], Num::Sym),
+        };
+        Conv {
+            batch,
+            input: [1, pixels],
+            output: [1, pixels],
+            ..self.clone()
+        }
+    }
+
+    /// True if the taps of one row of the window are consecutive in memory: they count as one tap then.
+    fn merges_row(&self) -> bool {
+        self.kernel[1] > 1
+            && !self.padded()[1]
+            && self.dilations[1] == 1
+            && self.groups == 1
+            && self.x == Pixels::dense(self.channels)
+    }
+
+    /// Consecutive elements per tap, and the window that is left to walk.
+    fn taps(&self) -> (i64, [i64; 2]) {
+        let [kh, kw] = self.kernel;
+        let c = self.channels / self.groups;
+        if self.merges_row() {
+            (kw * c, [kh, 1])
+        } else {
+            (c, [kh, kw])
+        }
+    }
+
+    /// Blocks of the grid, for one image if their number is not known.
+    pub fn blocks(&self) -> i64 {
+        let rows = i64::from(even_rows(Num::Const(self.output[1]), MAX_ROWS));
+        let panels = self.group_out().div_euclid(i64::from(PANEL)) + i64::from(self.group_out() % i64::from(PANEL) != 0);
+        let tiles = (self.output[1] as u64).div_ceil(rows as u64) as i64;
+        self.groups * panels * self.batch.known().unwrap_or(1) * self.output[0] * tiles
+    }
+
+    /// Multiplications of the whole, for one image if their number is not known.
+    pub fn products(&self) -> i64 {
+        let pixels = self.batch.known().unwrap_or(1) * self.output[0] * self.output[1];
+        pixels * self.out_channels * self.channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
     /// Output channels of a group.
@@ -99,7 +173,7 @@ impl Conv {
         let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = self
             .residual
-            .then(|| b.buffer("residual", ElemType::F32, false));
+            .map(|at| (b.buffer("residual", ElemType::F32, false), at));
         let y = b.buffer("y", ElemType::F32, true);
         let batch = self.batch.bind(&mut b, "batch");
         let [oh, ow] = self.output;
@@ -117,8 +191,8 @@ impl Conv {
         let ow_var = b.index(ow);
         let left = b.binary(Binary::Sub, ow_var, ox0);
         let valid = (ow % i64::from(rows) != 0).then_some(left);
-        let taps = self.kernel[0] * self.kernel[1];
-        let c = self.channels / self.groups;
+        let (c, window) = self.taps();
+        let taps = window[0] * window[1];
         let group_panels = mul_const(&mut b, group, panels as i64);
         let panel_index = add(&mut b, group_panels, panel);
         let w_base = mul_const(&mut b, panel_index, taps * c * i64::from(PANEL));
@@ -140,6 +214,7 @@ impl Conv {
             ox0,
             valid,
             rows,
+            window,
         };
         let acc = contraction::gemm(&mut b, spec, |b, tap| at.rows(b, tap));
 
@@ -152,18 +227,26 @@ impl Conv {
         let row = add(&mut b, image_row, oy);
         let row_pixel = mul_const(&mut b, row, ow);
         let pixel = add(&mut b, row_pixel, ox0);
-        let pixel_at = mul_const(&mut b, pixel, self.out_channels);
-        let base = add(&mut b, pixel_at, channel);
-        let y_at = RowsAt {
-            base,
-            rows: Axis {
-                valid,
-                ..Axis::stride(self.out_channels)
-            },
+        let mut tile_at = |at: Pixels| {
+            let pixel_at = mul_const(&mut b, pixel, at.pitch);
+            let channel = if at.first == 0 {
+                channel
+            } else {
+                add_const(&mut b, channel, at.first)
+            };
+            RowsAt {
+                base: add(&mut b, pixel_at, channel),
+                rows: Axis {
+                    valid,
+                    ..Axis::stride(at.pitch)
+                },
+            }
         };
+        let y_at = tile_at(self.y);
+        let residual = residual.map(|(buf, at)| (buf, tile_at(at)));
         let epilogue = Epilogue {
             bias: bias.map(|buf| (buf, channel)),
-            residual: residual.map(|buf| (buf, y_at.clone())),
+            residual,
             lo: self.lo,
             hi: self.hi,
             c: y,
@@ -184,14 +267,15 @@ struct Window<'a> {
     ox0: Var,
     valid: Option<Var>,
     rows: u32,
+    window: [i64; 2],
 }
 
 impl Window<'_> {
     fn rows(&self, b: &mut KernelBuilder, tap: Option<Var>) -> RowsAt {
         let conv = self.conv;
         let (ky, kx) = match tap {
-            Some(tap) if conv.kernel[1] > 1 => {
-                let width = b.index(conv.kernel[1]);
+            Some(tap) if self.window[1] > 1 => {
+                let width = b.index(self.window[1]);
                 let ky = b.binary(Binary::FloorDiv, tap, width);
                 let before = mul(b, ky, width);
                 (ky, b.binary(Binary::Sub, tap, before))
@@ -205,8 +289,13 @@ impl Window<'_> {
         let row = add(b, image_row, iy);
         let row_pixel = mul_const(b, row, conv.input[1]);
         let pixel = add(b, row_pixel, ix0);
-        let pixel_at = mul_const(b, pixel, conv.channels);
+        let pixel_at = mul_const(b, pixel, conv.x.pitch);
         let channel = mul_const(b, self.group, conv.channels / conv.groups);
+        let channel = if conv.x.first == 0 {
+            channel
+        } else {
+            add_const(b, channel, conv.x.first)
+        };
         let base = add(b, pixel_at, channel);
         let mask = self.mask(b, iy, ix0);
         RowsAt {
@@ -214,7 +303,7 @@ impl Window<'_> {
             rows: Axis {
                 valid: self.valid,
                 mask,
-                ..Axis::stride(conv.strides[1] * conv.channels)
+                ..Axis::stride(conv.strides[1] * conv.x.pitch)
             },
         }
     }
@@ -310,8 +399,10 @@ mod tests {
             strides: [1, 1],
             pads: [1, 1],
             dilations: [1, 1],
+            x: Pixels::dense(6),
+            y: Pixels::dense(34),
             bias: true,
-            residual: false,
+            residual: None,
             lo: Some(0.0),
             hi: None,
         };
