@@ -56,7 +56,9 @@ impl Facts {
     /// True if `v` is written as the channels of `whole` from `start` on.
     pub fn is_part(&self, v: ValueId, whole: ValueId, start: &Dim) -> bool {
         match (self.channels.get(&v), self.channels.get(&whole)) {
-            (Some(part), Some(whole)) => part.root == whole.root && Some(part.first - whole.first) == start.as_const(),
+            (Some(part), Some(whole)) => {
+                part.root == whole.root && Some(part.first - whole.first) == start.as_const()
+            }
             _ => false,
         }
     }
@@ -73,7 +75,10 @@ impl Facts {
 
 /// Channels and the shape's other dimensions but the first, if they are numbers.
 fn channel_count(shape: &[Dim]) -> Option<i64> {
-    let known = (3..=4).contains(&shape.len()) && shape[1..].iter().all(|d| d.as_const().is_some_and(|n| n > 0));
+    let known = (3..=4).contains(&shape.len())
+        && shape[1..]
+            .iter()
+            .all(|d| d.as_const().is_some_and(|n| n > 0));
     known.then(|| shape[1].as_const()).flatten()
 }
 
@@ -107,14 +112,20 @@ impl Lowerer {
                     continue;
                 };
                 let readable = users.get(&v).is_none_or(|u| {
-                    u.iter().all(|c| nodes.contains(c) && self.reads_channels_last(*c))
+                    u.iter()
+                        .all(|c| nodes.contains(c) && self.reads_channels_last(*c))
                 });
                 let shape = self.facts.shape(v).unwrap_or_default();
-                if let (Some(pitch), true) = (channel_count(&shape), readable && !kept.contains(&v)) {
+                if let (Some(pitch), true) = (channel_count(&shape), readable && !kept.contains(&v))
+                {
                     if name == "concat" {
                         concats.push(n);
                     }
-                    let channels = Channels { root: v, pitch, first: 0 };
+                    let channels = Channels {
+                        root: v,
+                        pitch,
+                        first: 0,
+                    };
                     self.facts.channels.insert(v, channels);
                 }
             }
@@ -131,7 +142,14 @@ impl Lowerer {
         let whole = self.facts.channels[&node.results[0]];
         let mut first = whole.first;
         for v in node.operands.into_iter().flatten() {
-            let count = self.facts.module.value(v).ty.shape().and_then(channel_count).unwrap_or(0);
+            let count = self
+                .facts
+                .module
+                .value(v)
+                .ty
+                .shape()
+                .and_then(channel_count)
+                .unwrap_or(0);
             let own = self.facts.channels.get(&v).is_some_and(|c| c.root == v);
             let once = users[&v].iter().filter(|&&c| c == n).count() == 1;
             // Only what is stored anyway: conv, pool and other concatenations write each element once.
@@ -218,7 +236,14 @@ impl Lowerer {
         let pitch = shape[1]
             .as_const()
             .ok_or_else(|| OpError::new("the number of channels is not known"))?;
-        self.facts.channels.insert(copy, Channels { root: copy, pitch, first: 0 });
+        self.facts.channels.insert(
+            copy,
+            Channels {
+                root: copy,
+                pitch,
+                first: 0,
+            },
+        );
         self.kernel("channels_last", copy, |b| {
             // The order of the source: its elements are then consecutive, and the copy's rows stay in cache.
             let vars = b.body.loop_vars(&padded);
@@ -236,8 +261,19 @@ impl Lowerer {
             let zero = b.body.int(elem, 0);
             let value = b.body.where_inside(inside, value, zero);
             let offset = b.facts.offset(&b.body, copy, &padded, &Pos::At(at));
-            let vars = [0].into_iter().chain(2..padded.len()).chain([1]).map(|i| vars[i]).collect();
-            Ok(Spec { vars, offset, mask: None, value, serial: vec![] })
+            let vars = [0]
+                .into_iter()
+                .chain(2..padded.len())
+                .chain([1])
+                .map(|i| vars[i])
+                .collect();
+            Ok(Spec {
+                vars,
+                offset,
+                mask: None,
+                value,
+                serial: vec![],
+            })
         })?;
         self.mark_local(copy);
         self.copies.insert(key, copy);
@@ -246,10 +282,13 @@ impl Lowerer {
 
     /// Where the channels of a value's pixels are.
     pub(super) fn pixels(&self, v: ValueId, channels: i64) -> Pixels {
-        self.facts.channels.get(&v).map_or(Pixels::dense(channels), |c| Pixels {
-            pitch: c.pitch,
-            first: c.first,
-        })
+        self.facts
+            .channels
+            .get(&v)
+            .map_or(Pixels::dense(channels), |c| Pixels {
+                pitch: c.pitch,
+                first: c.first,
+            })
     }
 
     /// What to write a result to: itself, or a channels-last value to be copied by [`Lowerer::finish_result`].
@@ -262,13 +301,24 @@ impl Lowerer {
         let pitch = shape[1]
             .as_const()
             .ok_or_else(|| OpError::new("the number of channels is not known"))?;
-        self.facts.channels.insert(y, Channels { root: y, pitch, first: 0 });
+        self.facts.channels.insert(
+            y,
+            Channels {
+                root: y,
+                pitch,
+                first: 0,
+            },
+        );
         Ok(y)
     }
 
     /// Copies what was written where [`Lowerer::channels_last_result`] said to the result, if it is not there.
     pub(super) fn finish_result(&mut self, y: ValueId, out: ValueId) -> Result<(), OpError> {
-        if y == out { Ok(()) } else { self.row_major(y, out) }
+        if y == out {
+            Ok(())
+        } else {
+            self.row_major(y, out)
+        }
     }
 
     /// Copies a channels-last value to one in row-major order.
@@ -279,7 +329,13 @@ impl Lowerer {
             let pos = Pos::At(vars.iter().map(|v| v.dim()).collect());
             let at = b.facts.offset(&b.body, from, &shape, &pos);
             let value = b.stored(from, elem, at);
-            Ok(Spec { vars, offset: pos.linear(&shape), mask: None, value, serial: vec![] })
+            Ok(Spec {
+                vars,
+                offset: pos.linear(&shape),
+                mask: None,
+                value,
+                serial: vec![],
+            })
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Convolutions: as products over channels-last pixels where weights are constant, else element by element.
 
-use super::expr::{Body, E};
 use super::expand::Facts;
+use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
@@ -39,8 +39,18 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let (x, w) = (node.operand(0)?, node.operand(1)?);
     let weights = facts.module.as_constant(w)?.clone();
     let out = *node.results.first()?;
-    let f32s = [Some(x), Some(w), node.operand(2), node.operand(3), Some(out)];
-    if f32s.into_iter().flatten().any(|v| facts.elem(v) != Ok(ElemType::F32)) {
+    let f32s = [
+        Some(x),
+        Some(w),
+        node.operand(2),
+        node.operand(3),
+        Some(out),
+    ];
+    if f32s
+        .into_iter()
+        .flatten()
+        .any(|v| facts.elem(v) != Ok(ElemType::F32))
+    {
         return None;
     }
     let numbers = |d: &[Dim]| d.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>();
@@ -65,7 +75,13 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let (lo, hi) = bounds(node)?;
     let groups = node.int("group").unwrap_or(1).max(1);
     // One spatial axis is the second of two.
-    let two = |v: &[i64], unit: i64| if rank == 1 { [unit, v[0]] } else { [v[0], v[1]] };
+    let two = |v: &[i64], unit: i64| {
+        if rank == 1 {
+            [unit, v[0]]
+        } else {
+            [v[0], v[1]]
+        }
+    };
     let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
     Some(Plan {
         x,
@@ -106,7 +122,11 @@ pub fn pads(w: &WindowAttrs, input: &[i64], out: &[i64]) -> Result<Vec<(i64, i64
                 same => {
                     let need = ((out[i] - 1) * w.strides[i] + w.reach(i)? - input[i]).max(0);
                     let (small, large) = (need / 2, need - need / 2);
-                    if same == "SAME_UPPER" { (small, large) } else { (large, small) }
+                    if same == "SAME_UPPER" {
+                        (small, large)
+                    } else {
+                        (large, small)
+                    }
                 }
             })
         })
@@ -120,7 +140,10 @@ fn bounds(node: &Node) -> Option<(Option<f32>, Option<f32>)> {
     match node.text("activation").as_str() {
         "" => Some((None, None)),
         "Relu" => Some((Some(0.0), None)),
-        "Clip" => Some((Some(*params.first().unwrap_or(&f32::MIN)), Some(*params.get(1).unwrap_or(&f32::MAX)))),
+        "Clip" => Some((
+            Some(*params.first().unwrap_or(&f32::MIN)),
+            Some(*params.get(1).unwrap_or(&f32::MAX)),
+        )),
         _ => None,
     }
 }
@@ -136,7 +159,10 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let x = if narrow && padded {
         let (before, after) = match plan.pads[..] {
             [(b, a)] => ([0, b], [0, a]),
-            _ => ([plan.pads[0].0, plan.pads[1].0], [plan.pads[0].1, plan.pads[1].1]),
+            _ => (
+                [plan.pads[0].0, plan.pads[1].0],
+                [plan.pads[0].1, plan.pads[1].1],
+            ),
         };
         conv.pads = [0, 0];
         conv.input = [0, 1].map(|i| conv.input[i] + before[i] + after[i]);
@@ -164,7 +190,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         let made = move || {
             let bytes = match w.dense_bytes() {
                 Some(b) => b.clone(),
-                None => w.decode().map_err(|e| e.to_string())?.to_bytes().ok_or("a weight of strings")?.into(),
+                None => w
+                    .decode()
+                    .map_err(|e| e.to_string())?
+                    .to_bytes()
+                    .ok_or("a weight of strings")?
+                    .into(),
             };
             let mut out = Vec::with_capacity(len * 4);
             conv.pack(&bytes, &mut out);
@@ -180,12 +211,19 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     if conv.batch == Num::Sym {
         args.push(KernelArg::Size(plan.batch.clone()));
     }
-    let batch = if conv.batch == Num::Sym { plan.batch.clone() } else { Dim::from(1i64) };
+    let batch = if conv.batch == Num::Sym {
+        plan.batch.clone()
+    } else {
+        Dim::from(1i64)
+    };
     let blocks = conv.blocks();
     let products = conv.products();
     let per_block = 2 * products / blocks.max(1);
     let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
-    let (grid, flops) = (&batch * &Dim::from(blocks), &batch * &Dim::from(2 * products));
+    let (grid, flops) = (
+        &batch * &Dim::from(blocks),
+        &batch * &Dim::from(2 * products),
+    );
     low.launch(conv.kernel("conv"), &args, &grid, grain, &flops)?;
     low.finish_result(y, out)
 }
@@ -233,7 +271,10 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
             b.binary(Binary::Min, line, one)
         }
         "Clip" => {
-            let (lo, hi) = (b.float(ty, param(0, f32::MIN)), b.float(ty, param(1, f32::MAX)));
+            let (lo, hi) = (
+                b.float(ty, param(0, f32::MIN)),
+                b.float(ty, param(1, f32::MAX)),
+            );
             let y = b.binary(Binary::Max, y, lo);
             b.binary(Binary::Min, y, hi)
         }
@@ -379,7 +420,12 @@ mod tests {
     }
 
     /// Lowers what `build` makes of inputs `x` of these shapes, and compares with the evaluator.
-    fn check(name: &str, shapes: &[&[usize]], symbolic: bool, build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId) -> usize {
+    fn check(
+        name: &str,
+        shapes: &[&[usize]],
+        symbolic: bool,
+        build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+    ) -> usize {
         let mut module = Module::new(name);
         let inputs: Vec<ValueId> = shapes
             .iter()
@@ -396,22 +442,47 @@ mod tests {
         let y = build(&mut b, &inputs);
         module.region_mut(Module::TOP).outputs = vec![y];
         module.output_names = vec!["y".into()];
-        let values: Vec<_> = shapes.iter().enumerate().map(|(i, s)| numbers(s, 77 + i as u64).into()).collect();
+        let values: Vec<_> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, s)| numbers(s, 77 + i as u64).into())
+            .collect();
         let want = eval::run(&module, values.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let lowered = lower(&module, &Target::x86_64(), &Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let lowered = lower(&module, &Target::x86_64(), &Options::default())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         let got = testing::run(&lowered, &values).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let (got, want) = (got[0].as_tensor().expect("a tensor"), want[0].as_tensor().expect("a tensor"));
+        let (got, want) = (
+            got[0].as_tensor().expect("a tensor"),
+            want[0].as_tensor().expect("a tensor"),
+        );
         assert_eq!(got.shape(), want.shape(), "{name}");
-        let both = got.to_f64s().expect("numbers").into_iter().zip(want.to_f64s().expect("numbers"));
+        let both = got
+            .to_f64s()
+            .expect("numbers")
+            .into_iter()
+            .zip(want.to_f64s().expect("numbers"));
         for (i, (g, w)) in both.enumerate() {
-            assert!((g - w).abs() <= 1e-4 * (1.0 + w.abs()), "{name}: element {i} is {g}, not {w}");
+            assert!(
+                (g - w).abs() <= 1e-4 * (1.0 + w.abs()),
+                "{name}: element {i} is {g}, not {w}"
+            );
         }
         lowered.kernels.len()
     }
 
-    fn conv(b: &mut Builder, op: &str, x: ValueId, filters: &[usize], attrs: &[(&str, Attr)], more: [Option<ValueId>; 2]) -> ValueId {
+    fn conv(
+        b: &mut Builder,
+        op: &str,
+        x: ValueId,
+        filters: &[usize],
+        attrs: &[(&str, Attr)],
+        more: [Option<ValueId>; 2],
+    ) -> ValueId {
         let w = b.constant(&numbers(filters, 5));
-        let attrs: Attrs = attrs.iter().map(|(k, v)| ((*k).into(), v.clone())).collect();
+        let attrs: Attrs = attrs
+            .iter()
+            .map(|(k, v)| ((*k).into(), v.clone()))
+            .collect();
         let mut operands = vec![Some(x), Some(w), more[0]];
         if op == "fused_conv" {
             operands.push(more[1]);
@@ -423,19 +494,96 @@ mod tests {
     fn convolutions_of_every_geometry() {
         let ints = |v: &[i64]| Attr::Ints(v.to_vec());
         // Input, filters, strides, pads, dilations, groups.
-        type Case = (&'static [usize], &'static [usize], &'static [i64], &'static [i64], &'static [i64], i64);
+        type Case = (
+            &'static [usize],
+            &'static [usize],
+            &'static [i64],
+            &'static [i64],
+            &'static [i64],
+            i64,
+        );
         let cases: &[Case] = &[
-            (&[1, 5, 6, 7], &[3, 5, 3, 3], &[1, 1], &[1, 1, 1, 1], &[1, 1], 1),
-            (&[2, 3, 9, 8], &[35, 3, 3, 3], &[2, 2], &[0, 1, 2, 0], &[1, 1], 1),
-            (&[1, 3, 17, 9], &[4, 3, 7, 7], &[2, 2], &[3, 3, 3, 3], &[1, 1], 1),
-            (&[1, 12, 5, 4], &[7, 12, 1, 1], &[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
-            (&[1, 12, 5, 5], &[7, 12, 1, 1], &[2, 2], &[0, 0, 0, 0], &[1, 1], 1),
-            (&[1, 20, 9, 9], &[6, 10, 3, 2], &[1, 2], &[2, 0, 1, 1], &[2, 3], 2),
-            (&[1, 19, 7, 7], &[19, 1, 3, 3], &[1, 1], &[1, 1, 1, 1], &[1, 1], 19),
-            (&[2, 9, 8, 7], &[18, 1, 5, 5], &[2, 2], &[2, 2, 2, 2], &[1, 1], 9),
+            (
+                &[1, 5, 6, 7],
+                &[3, 5, 3, 3],
+                &[1, 1],
+                &[1, 1, 1, 1],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[2, 3, 9, 8],
+                &[35, 3, 3, 3],
+                &[2, 2],
+                &[0, 1, 2, 0],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[1, 3, 17, 9],
+                &[4, 3, 7, 7],
+                &[2, 2],
+                &[3, 3, 3, 3],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[1, 12, 5, 4],
+                &[7, 12, 1, 1],
+                &[1, 1],
+                &[0, 0, 0, 0],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[1, 12, 5, 5],
+                &[7, 12, 1, 1],
+                &[2, 2],
+                &[0, 0, 0, 0],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[1, 20, 9, 9],
+                &[6, 10, 3, 2],
+                &[1, 2],
+                &[2, 0, 1, 1],
+                &[2, 3],
+                2,
+            ),
+            (
+                &[1, 19, 7, 7],
+                &[19, 1, 3, 3],
+                &[1, 1],
+                &[1, 1, 1, 1],
+                &[1, 1],
+                19,
+            ),
+            (
+                &[2, 9, 8, 7],
+                &[18, 1, 5, 5],
+                &[2, 2],
+                &[2, 2, 2, 2],
+                &[1, 1],
+                9,
+            ),
             (&[1, 6, 20], &[5, 6, 3], &[2], &[1, 0], &[2], 1),
-            (&[1, 8, 1, 1], &[9, 8, 1, 1], &[1, 1], &[0, 0, 0, 0], &[1, 1], 1),
-            (&[1, 2, 4, 4, 4], &[3, 2, 2, 2, 2], &[1, 1, 1], &[0, 0, 0, 0, 0, 0], &[1, 1, 1], 1),
+            (
+                &[1, 8, 1, 1],
+                &[9, 8, 1, 1],
+                &[1, 1],
+                &[0, 0, 0, 0],
+                &[1, 1],
+                1,
+            ),
+            (
+                &[1, 2, 4, 4, 4],
+                &[3, 2, 2, 2, 2],
+                &[1, 1, 1],
+                &[0, 0, 0, 0, 0, 0],
+                &[1, 1, 1],
+                1,
+            ),
         ];
         for (i, (shape, filters, strides, pads, dilations, groups)) in cases.iter().enumerate() {
             for symbolic in [false, true] {
@@ -459,19 +607,41 @@ mod tests {
         let kernels = check("block", &[&[1, 3, 8, 8]], false, |b, x| {
             let first = conv(b, "conv", x[0], &[6, 3, 3, 3], &pad, [None, None]);
             let first = b.op("relu", &[first]).expect("relu");
-            let relu = [("pads", Attr::Ints(vec![1, 1, 1, 1])), ("activation", Attr::Str("Relu".into()))];
-            let second = conv(b, "fused_conv", first, &[6, 6, 3, 3], &relu, [None, Some(first)]);
+            let relu = [
+                ("pads", Attr::Ints(vec![1, 1, 1, 1])),
+                ("activation", Attr::Str("Relu".into())),
+            ];
+            let second = conv(
+                b,
+                "fused_conv",
+                first,
+                &[6, 6, 3, 3],
+                &relu,
+                [None, Some(first)],
+            );
             let one = conv(b, "conv", second, &[4, 6, 1, 1], &[], [None, None]);
             let three = conv(b, "conv", second, &[5, 6, 3, 3], &pad, [None, None]);
-            let both = b.op_with("concat", &[one, three], [("axis", Attr::Int(1))]).expect("concat");
+            let both = b
+                .op_with("concat", &[one, three], [("axis", Attr::Int(1))])
+                .expect("concat");
             let deeper = conv(b, "conv", both, &[3, 9, 3, 3], &pad, [None, None]);
-            let nested = b.op_with("concat", &[both, deeper], [("axis", Attr::Int(1))]).expect("concat");
+            let nested = b
+                .op_with("concat", &[both, deeper], [("axis", Attr::Int(1))])
+                .expect("concat");
             let pooled = b
-                .op_with("max_pool", &[nested], [("kernel_shape", Attr::Ints(vec![3, 3])), ("strides", Attr::Ints(vec![2, 2]))])
+                .op_with(
+                    "max_pool",
+                    &[nested],
+                    [
+                        ("kernel_shape", Attr::Ints(vec![3, 3])),
+                        ("strides", Attr::Ints(vec![2, 2])),
+                    ],
+                )
                 .expect("pool");
             let wide = conv(b, "conv", pooled, &[40, 12, 1, 1], &[], [None, None]);
             let mean = b.op("global_average_pool", &[wide]).expect("mean");
-            b.op_with("flatten", &[mean], [("axis", Attr::Int(1))]).expect("flatten")
+            b.op_with("flatten", &[mean], [("axis", Attr::Int(1))])
+                .expect("flatten")
         });
         // The padded copy, relu, convolutions, the pool, the mean: no copies between.
         assert!(kernels <= 11, "{kernels} kernels");
@@ -481,7 +651,9 @@ mod tests {
     fn consumers_that_want_rows_get_them() {
         check("rows", &[&[1, 3, 6, 5]], false, |b, x| {
             let y = conv(b, "conv", x[0], &[4, 3, 1, 1], &[], [None, None]);
-            let t = b.op_with("transpose", &[y], [("perm", Attr::Ints(vec![0, 2, 3, 1]))]).expect("transpose");
+            let t = b
+                .op_with("transpose", &[y], [("perm", Attr::Ints(vec![0, 2, 3, 1]))])
+                .expect("transpose");
             let shape = b.ints(&[1, 4, 30]);
             let flat = b.op("reshape", &[y, shape]).expect("reshape");
             let back = b.ints(&[1, 6, 5, 4]);

@@ -414,7 +414,8 @@ impl Lowerer {
             || !self.facts.is_row_major(from)
             || self.facts.channels.contains_key(&v)
             || self.facts.inlined.contains(&from)
-            || self.facts.contents.contains_key(&from) {
+            || self.facts.contents.contains_key(&from)
+        {
             return Ok(false);
         }
         let of = self.stored(from)?;

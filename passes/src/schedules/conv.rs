@@ -129,7 +129,8 @@ impl Conv {
     /// Blocks of the grid, for one image if their number is not known.
     pub fn blocks(&self) -> i64 {
         let rows = i64::from(even_rows(Num::Const(self.output[1]), MAX_ROWS));
-        let panels = self.group_out().div_euclid(i64::from(PANEL)) + i64::from(self.group_out() % i64::from(PANEL) != 0);
+        let panels = self.group_out().div_euclid(i64::from(PANEL))
+            + i64::from(self.group_out() % i64::from(PANEL) != 0);
         let tiles = (self.output[1] as u64).div_ceil(rows as u64) as i64;
         self.groups * panels * self.batch.known().unwrap_or(1) * self.output[0] * tiles
     }
