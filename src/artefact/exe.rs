@@ -1,0 +1,45 @@
+//! Executables, and images for `include_model!`: the layout of [`lapidary_abi::image`].
+
+use super::{Parts, at_path, write_file, zeros};
+use crate::error::Error;
+use lapidary_abi::image::{Trailer, checksum};
+use std::io::Write;
+use std::path::Path;
+
+/// The prebuilt runtime that an executable begins with.
+static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
+
+/// Writes an executable: it needs no toolchain, here or where it runs.
+pub fn write_exe(path: &Path, parts: &Parts) -> Result<(), Error> {
+    parts.require_own_runtime("an executable")?;
+    write_file(path, true, |out| {
+        out.write_all(STUB).map_err(at_path(path))?;
+        write_parts(out, path, STUB.len() as u64, parts)
+    })
+}
+
+/// Writes program, code and weights into one file.
+pub fn write_image(path: &Path, parts: &Parts) -> Result<(), Error> {
+    write_file(path, false, |out| write_parts(out, path, 0, parts))
+}
+
+fn write_parts(out: &mut dyn Write, path: &Path, start: u64, parts: &Parts) -> Result<(), Error> {
+    let program = parts.program.to_bytes();
+    let (code, weights) = (parts.code.len() as u64, parts.program.weights_bytes);
+    let layout = Trailer::layout(start, code, weights, program.len() as u64);
+    let trailer = Trailer {
+        program_checksum: checksum(&program),
+        machine: parts.machine(),
+        ..layout.ok_or_else(|| parts.bad_weights("they are too large for a file".to_owned()))?
+    };
+    let fail = at_path(path);
+    zeros(out, trailer.code_offset - start).map_err(&fail)?;
+    out.write_all(parts.code).map_err(&fail)?;
+    let gap = trailer.weights_offset - trailer.code_offset - code;
+    zeros(out, gap).map_err(&fail)?;
+    parts.write_weights(out, path)?;
+    let gap = trailer.program_offset - trailer.weights_offset - weights;
+    zeros(out, gap).map_err(&fail)?;
+    out.write_all(&program).map_err(&fail)?;
+    out.write_all(&trailer.encode()).map_err(&fail)
+}

@@ -1,0 +1,192 @@
+//! Artefacts: how program, code and weights become files.
+//!
+//! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
+//! `include_model!`; [`write_staticlib`] and [`write_dylib`] link them with the runtime behind a C interface,
+//! whose header [`header`] writes. Every file is written beside its place and renamed when complete; weights
+//! stream through, except into object files. The same parts give the same bytes.
+
+mod archive;
+mod exe;
+pub mod header;
+mod library;
+
+pub use exe::{write_exe, write_image};
+pub use library::{write_dylib, write_staticlib};
+
+use crate::error::Error;
+use lapidary_abi::program::Program;
+use lapidary_passes::lower::WeightPiece;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// What an artefact holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// The model's file, for messages.
+    pub file: &'a str,
+    /// Triple of the target that the code is for.
+    pub triple: &'a str,
+    /// The host program; kernels lie at their offsets in `code`.
+    pub program: &'a Program,
+    /// Position-independent machine code.
+    pub code: &'a [u8],
+    /// The weights blob, piece by piece, in order.
+    pub weights: &'a [WeightPiece],
+}
+
+impl Parts<'_> {
+    /// Writes the weights blob, the gaps between its pieces as zeros. Returns how many bytes it has.
+    fn write_weights(&self, out: &mut dyn Write, path: &Path) -> Result<(), Error> {
+        let mut at = 0;
+        for piece in self.weights {
+            let bytes = piece.read().map_err(|reason| self.bad_weights(reason))?;
+            if piece.offset < at || piece.offset + piece.bytes > self.program.weights_bytes {
+                return Err(self.bad_weights("the pieces overlap".to_owned()));
+            }
+            zeros(out, piece.offset - at).map_err(at_path(path))?;
+            out.write_all(&bytes).map_err(at_path(path))?;
+            at = piece.offset + piece.bytes;
+        }
+        zeros(out, self.program.weights_bytes - at).map_err(at_path(path))
+    }
+
+    fn bad_weights(&self, reason: String) -> Error {
+        Error::Weights {
+            file: self.file.to_owned(),
+            reason,
+        }
+    }
+
+    /// The number of the target's instruction set, as in ELF's `e_machine`.
+    fn machine(&self) -> u32 {
+        match self.architecture() {
+            "x86_64" => 62,
+            "aarch64" => 183,
+            arch if arch.starts_with("riscv64") => 243,
+            _ => 0,
+        }
+    }
+
+    fn architecture(&self) -> &str {
+        self.triple.split('-').next().unwrap_or_default()
+    }
+
+    /// An error unless the target is the machine that the embedded runtime was built for.
+    fn require_own_runtime(&self, what: &str) -> Result<(), Error> {
+        let own = lapidary_abi::image::machine();
+        if self.machine() == own && self.triple.contains(std::env::consts::OS) {
+            return Ok(());
+        }
+        Err(Error::Usage {
+            message: format!("{what} for `{}` cannot be made here", self.triple),
+            help: "this lapidary carries the runtime of its own machine alone: use `--emit obj` or `--emit \
+                   image`, or a lapidary built for that machine"
+                .to_owned(),
+        })
+    }
+}
+
+/// Writes a file beside `path` and renames it when `write` has succeeded; nothing is left otherwise.
+fn write_file(
+    path: &Path,
+    executable: bool,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let fail = at_path(path);
+    let mut file = tempfile::Builder::new()
+        .prefix(".lapidary-")
+        .tempfile_in(folder)
+        .map_err(&fail)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    write(&mut out)?;
+    out.flush().map_err(&fail)?;
+    drop(out);
+    set_mode(file.as_file(), executable).map_err(&fail)?;
+    file.persist(path).map_err(|e| fail(e.error))?;
+    Ok(())
+}
+
+#[cfg(unix)]
+fn set_mode(file: &std::fs::File, executable: bool) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = if executable { 0o755 } else { 0o644 };
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &std::fs::File, _: bool) -> std::io::Result<()> {
+    Ok(())
+}
+
+fn at_path(path: &Path) -> impl Fn(std::io::Error) -> Error + use<'_> {
+    move |error| Error::File {
+        path: path.to_owned(),
+        error,
+    }
+}
+
+fn zeros(out: &mut dyn Write, mut n: u64) -> std::io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while n > 0 {
+        let now = n.min(ZEROS.len() as u64);
+        out.write_all(&ZEROS[..now as usize])?;
+        n -= now;
+    }
+    Ok(())
+}
+
+/// An identifier of C and Rust from a name: what is no letter or digit becomes `_`.
+pub(crate) fn identifier(name: &str) -> String {
+    let mut id: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
+        id.insert(0, '_');
+    }
+    id
+}
+
+/// Distinct identifiers for ports, in order.
+pub(crate) fn identifiers<'a>(names: impl Iterator<Item = &'a str>, taken: &[&str]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for name in names {
+        let base = identifier(name);
+        let mut id = base.clone();
+        let mut n = 2;
+        while ids.contains(&id) || taken.contains(&id.as_str()) {
+            id = format!("{base}_{n}");
+            n += 1;
+        }
+        ids.push(id);
+    }
+    ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_distinct_identifiers() {
+        let ids = identifiers(["a.b", "a:b", "1", "", "if"].into_iter(), &["if"]);
+        assert_eq!(ids, ["a_b", "a_b_2", "_1", "_", "if_2"]);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("x");
+        let failed = write_file(&path, false, |out| {
+            out.write_all(b"half").map_err(at_path(&path))?;
+            Err(at_path(&path)(std::io::ErrorKind::StorageFull.into()))
+        });
+        assert!(failed.is_err());
+        let left = std::fs::read_dir(folder.path()).expect("it is there");
+        assert_eq!(left.count(), 0);
+    }
+}
