@@ -4,6 +4,7 @@
 //! [`specialize`] fits it to inputs at hand, [`values`] converts between the values of the reference evaluator
 //! and those of the runtime.
 
+pub mod artefact;
 pub mod driver;
 pub mod error;
 pub mod specialize;

@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use crate::exec::{Model, ModelOptions};
 use crate::memory::{Code, Mapping, Weights};
-use lapidary_abi::image::{TRAILER_BYTES, Trailer, checksum, machine};
+use lapidary_abi::image::{ImageError, TRAILER_BYTES, Trailer, checksum, machine};
 use lapidary_abi::program::Program;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -50,15 +50,7 @@ impl Image {
         let mut file = File::open(path).map_err(fail)?;
         let file_bytes = file.metadata().map_err(fail)?.len();
         let trailer = read_trailer(&mut file, file_bytes).map_err(fail)?;
-        let trailer =
-            Trailer::decode(&trailer, file_bytes).map_err(|e| RunError::Program(e.to_string()))?;
-        if trailer.machine != machine() {
-            return Err(RunError::program(format!(
-                "made for instruction set {}, this machine is {}",
-                trailer.machine,
-                machine()
-            )));
-        }
+        let trailer = check(Trailer::decode(&trailer, file_bytes))?;
         if trailer.program_bytes > MAX_PROGRAM_BYTES {
             return Err(RunError::program("the program is too long"));
         }
@@ -66,12 +58,7 @@ impl Image {
         file.seek(SeekFrom::Start(trailer.program_offset))
             .map_err(fail)?;
         file.read_exact(&mut program).map_err(fail)?;
-        if checksum(&program) != trailer.program_checksum {
-            return Err(RunError::program(
-                "damaged: the checksum of the program differs",
-            ));
-        }
-        let program = Program::from_bytes(&program).map_err(RunError::Program)?;
+        let program = decode(&program, &trailer)?;
         let code = map(&file, trailer.code_offset, trailer.code_bytes, true)?;
         let weights = map(&file, trailer.weights_offset, trailer.weights_bytes, false)?;
         Ok(Image {
@@ -81,10 +68,54 @@ impl Image {
         })
     }
 
+    /// An image that is part of this program (`include_model!`): weights are used in place, code is copied
+    /// to executable memory. `bytes` begin at a multiple of 64.
+    pub fn of_included(bytes: &'static [u8]) -> Result<Image, RunError> {
+        let last = bytes
+            .last_chunk()
+            .ok_or_else(|| RunError::program("an image without a trailer"))?;
+        let trailer = check(Trailer::decode(last, bytes.len() as u64))?;
+        let part = |offset: u64, len: u64| {
+            let begin = offset as usize;
+            bytes
+                .get(begin..begin + len as usize)
+                .ok_or_else(|| RunError::program("a part lies outside the image"))
+        };
+        let program = part(trailer.program_offset, trailer.program_bytes)?;
+        let weights = part(trailer.weights_offset, trailer.weights_bytes)?;
+        Ok(Image {
+            program: decode(program, &trailer)?,
+            code: Code::copy_of(part(trailer.code_offset, trailer.code_bytes)?)?,
+            weights: Weights::Linked(weights),
+        })
+    }
+
     /// Checks the program and makes it ready to run.
     pub fn load(self, options: ModelOptions) -> Result<Model, RunError> {
         Model::new(self, options)
     }
+}
+
+/// A trailer for this machine.
+fn check(trailer: Result<Trailer, ImageError>) -> Result<Trailer, RunError> {
+    let trailer = trailer.map_err(|e| RunError::Program(e.to_string()))?;
+    if trailer.machine != machine() {
+        return Err(RunError::program(format!(
+            "made for instruction set {}, this machine is {}",
+            trailer.machine,
+            machine()
+        )));
+    }
+    Ok(trailer)
+}
+
+fn decode(program: &[u8], trailer: &Trailer) -> Result<Program, RunError> {
+    if checksum(program) != trailer.program_checksum {
+        return Err(RunError::program(
+            "damaged: the checksum of the program differs",
+        ));
+    }
+    Program::from_bytes(program).map_err(RunError::Program)
 }
 
 fn read_trailer(file: &mut File, file_bytes: u64) -> std::io::Result<[u8; TRAILER_BYTES]> {

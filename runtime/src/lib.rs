@@ -6,7 +6,7 @@
 //! inputs and outputs ([`io`]), the command line of an executable ([`cli`]) and the C interface ([`capi`]).
 
 pub mod bytes;
-
+pub mod capi;
 pub mod ceiling;
 pub mod cli;
 pub mod error;
@@ -21,6 +21,7 @@ pub mod ops;
 mod plan;
 pub mod pool;
 mod sizes;
+pub mod typed;
 pub mod value;
 
 pub use error::RunError;

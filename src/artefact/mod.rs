@@ -1,17 +1,12 @@
 //! Artefacts: how program, code and weights become files.
 //!
 //! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
-//! `include_model!`; [`write_staticlib`] and [`write_dylib`] link them with the runtime behind a C interface,
-//! whose header [`header`] writes. Every file is written beside its place and renamed when complete; weights
-//! stream through, except into object files. The same parts give the same bytes.
+//! `include_model!`. Every file is written beside its place and renamed when complete; weights stream through.
+//! The same parts give the same bytes.
 
-mod archive;
 mod exe;
-pub mod header;
-mod library;
 
 pub use exe::{write_exe, write_image};
-pub use library::{write_dylib, write_staticlib};
 
 use crate::error::Error;
 use lapidary_abi::program::Program;
