@@ -134,43 +134,9 @@ fn zeros(out: &mut dyn Write, mut n: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// An identifier of C and Rust from a name: what is no letter or digit becomes `_`.
-pub(crate) fn identifier(name: &str) -> String {
-    let mut id: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .collect();
-    if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
-        id.insert(0, '_');
-    }
-    id
-}
-
-/// Distinct identifiers for ports, in order.
-pub(crate) fn identifiers<'a>(names: impl Iterator<Item = &'a str>, taken: &[&str]) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
-    for name in names {
-        let base = identifier(name);
-        let mut id = base.clone();
-        let mut n = 2;
-        while ids.contains(&id) || taken.contains(&id.as_str()) {
-            id = format!("{base}_{n}");
-            n += 1;
-        }
-        ids.push(id);
-    }
-    ids
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_become_distinct_identifiers() {
-        let ids = identifiers(["a.b", "a:b", "1", "", "if"].into_iter(), &["if"]);
-        assert_eq!(ids, ["a_b", "a_b_2", "_1", "_", "if_2"]);
-    }
 
     #[test]
     fn a_failed_write_leaves_nothing() {

@@ -1,0 +1,94 @@
+//! Artefacts from outside: built by the command, run as a user would.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples/mnist")
+        .join(name)
+}
+
+fn build(args: &[&str], output: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.arg("build").arg(example("mnist-8.onnx"));
+    command.args(args).arg("-o").arg(output);
+    command.output().expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn an_executable_runs_anywhere_and_recognises_digits() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let exe = folder.path().join("mnist");
+    let built = build(&[], &exe);
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    let bytes = std::fs::metadata(&exe).expect("it is there").len();
+    assert!(bytes <= 2_000_000, "{bytes} bytes");
+    let left = std::fs::read_dir(folder.path()).expect("it is there");
+    assert_eq!(left.count(), 1, "nothing beside the executable");
+    for digit in ["digit_0", "digit_1", "digit_2"] {
+        let outputs = folder.path().join(digit);
+        let run = Command::new(&exe)
+            .current_dir("/")
+            .env_clear()
+            .env("PATH", "")
+            .arg("--inputs")
+            .arg(example(digit))
+            .arg("--outputs")
+            .arg(&outputs)
+            .output()
+            .expect("the executable starts");
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        let scores = |path: PathBuf| raw_f32(&std::fs::read(path).expect("an output"));
+        let best = |s: &[f32]| (0..s.len()).max_by(|&a, &b| s[a].total_cmp(&s[b]));
+        let got = scores(outputs.join("output_0.pb"));
+        let want = scores(example(digit).join("output_0.pb"));
+        assert_eq!((got.len(), want.len()), (10, 10));
+        assert_eq!(best(&got), best(&want), "{digit}: {got:?} {want:?}");
+    }
+}
+
+/// The raw data of a `TensorProto` of ten numbers: the field (tag 9, or packed floats, tag 4) of 40 bytes.
+fn raw_f32(bytes: &[u8]) -> Vec<f32> {
+    let at = (0..bytes.len().saturating_sub(41))
+        .find(|&i| (bytes[i] == 0x4a || bytes[i] == 0x22) && bytes[i + 1] == 40);
+    let Some(at) = at else { return Vec::new() };
+    bytes[at + 2..at + 42]
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
+}
+
+#[test]
+fn the_same_model_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for emit in ["exe", "image"] {
+        let files = ["a", "b"].map(|name| {
+            let path = folder.path().join(name);
+            let built = build(&["--emit", emit], &path);
+            assert!(built.status.success(), "{}", text(&built.stderr));
+            std::fs::read(&path).expect("it is there")
+        });
+        assert!(files[0] == files[1], "{emit} differs between two builds");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error_and_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let nowhere = folder.path().join("missing/mnist");
+    let other = ["--target", "aarch64-unknown-linux-gnu"];
+    let cases: [(&[&str], &Path); 2] = [(&[], &nowhere), (&other, &folder.path().join("arm"))];
+    for (args, output) in cases {
+        if cfg!(target_arch = "aarch64") && !args.is_empty() {
+            continue;
+        }
+        let built = build(args, output);
+        assert_eq!(built.status.code(), Some(1), "{args:?}");
+        assert!(!output.exists());
+    }
+}
