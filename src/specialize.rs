@@ -26,6 +26,11 @@ pub struct Given {
 
 /// Binds dimensions to those of `given`, and small shape-deciding inputs to their values.
 pub fn specialize(module: &mut Module, given: &Given) -> Vec<InferError> {
+    // A mode that is an input (a sample rate) chooses branches; those not taken need not fit the dimensions.
+    for index in mode_inputs(module, given) {
+        bind_value(module, index, given);
+    }
+    fold_constants(module, Limits::default());
     let errors = bind_dimensions(module, given);
     if !errors.is_empty() {
         return errors;
@@ -153,6 +158,25 @@ const PARAMETERS: &[(&str, usize)] = &[
     ("resize", 3),
     ("affine_grid", 1),
 ];
+
+/// Inputs of one integer or truth value that decide a branch.
+fn mode_inputs(module: &Module, given: &Given) -> BTreeSet<usize> {
+    let mut found = vec![];
+    for r in module.reachable_regions() {
+        for &n in &module.region(r).nodes {
+            let node = module.node(n);
+            if let ("if", Some(condition)) = (node.op.name, node.operand(0)) {
+                trace(module, condition, 16, &mut found);
+            }
+        }
+    }
+    let is_mode = |&index: &usize| {
+        let value = given.small.get(index).and_then(Option::as_ref);
+        let tensor = value.and_then(Value::as_tensor);
+        tensor.is_some_and(|t| t.len() == 1 && t.integers().is_some())
+    };
+    found.into_iter().filter(is_mode).collect()
+}
 
 /// Inputs that are parameters of some op.
 fn parameter_inputs(module: &Module) -> BTreeSet<usize> {
