@@ -8,11 +8,11 @@ use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, ZEROS_BYTES};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32, ZEROS_BYTES};
 use lapidary_ir::kernel::contraction::{
     Contraction, EpilogueMatch, Kind, PANEL, recognise, recognise_epilogue,
 };
-use lapidary_ir::kernel::{At, Axis, Stmt};
+use lapidary_ir::kernel::{At, Axis, Stmt, window};
 use std::mem::offset_of;
 
 /// Most row addresses of one call.
@@ -24,7 +24,7 @@ impl<'k> Fun<'k, '_> {
         if !self.micro_kernels {
             return Ok(0);
         }
-        let Some(found) = recognise(&self.facts, stmt) else {
+        let Some(found) = recognise(&self.facts, stmt).or_else(|| window::recognise(&self.facts, stmt)) else {
             return Ok(0);
         };
         let tail = recognise_epilogue(&self.facts, rest, found.acc);
@@ -33,10 +33,16 @@ impl<'k> Fun<'k, '_> {
         let to_zeros = found.a_rows.mask.is_some()
             || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
         let size = if found.kind == Kind::F32 { 4 } else { 1 };
-        let zeros_suffice = self
-            .facts
-            .int(found.k)
-            .is_some_and(|k| k * size <= ZEROS_BYTES as i64);
+        if let Some(w) = found.window
+            && tail.as_ref().is_none_or(|t| t.cols != w.cols)
+        {
+            return Ok(0);
+        }
+        let row_length = match found.window {
+            Some(w) => Some(i64::from(w.width)),
+            None => self.facts.int(found.k),
+        };
+        let zeros_suffice = row_length.is_some_and(|k| k * size <= ZEROS_BYTES as i64);
         if (to_zeros && !zeros_suffice) || found.taps.saturating_mul(found.rows) > MAX_POINTERS {
             return Ok(0);
         }
@@ -64,7 +70,7 @@ impl<'k> Fun<'k, '_> {
         to_zeros: bool,
     ) -> Result<(), Error> {
         let rows = self.clamped(tail.and_then(|t| t.c_rows.valid), g.rows)?;
-        let cols = self.clamped(tail.and_then(|t| t.cols), PANEL)?;
+        let cols = self.clamped(tail.and_then(|t| t.cols), g.width())?;
         let k = self.scalar(g.k)?;
         let Some(tail) = tail else {
             let slot = self.slot((g.rows * PANEL * 4) as usize);
@@ -191,6 +197,7 @@ impl<'k> Fun<'k, '_> {
         let a = self.slot_addr(call.pointers);
         let taps = self.index(i64::from(g.taps));
         let (bytes, import) = match g.kind {
+            Kind::F32 if g.window.is_some() => (size_of::<WindowF32>(), Import::WindowF32),
             Kind::F32 => (size_of::<GemmF32>(), Import::GemmF32),
             Kind::I8 => (size_of::<GemmI8>(), Import::GemmI8),
         };
@@ -216,6 +223,25 @@ impl<'k> Fun<'k, '_> {
                 cols: cols,
                 accumulate: no,
             }),
+            Kind::F32 if let Some(w) = g.window => {
+                let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
+                let null = self.index(0);
+                fields!(WindowF32 {
+                    a: a,
+                    b: if w.maximum { null } else { b },
+                    c: call.c,
+                    bias: bias,
+                    residual: residual,
+                    b_stride: call.k,
+                    c_stride: call.c_stride,
+                    residual_stride: residual_stride,
+                    taps: taps,
+                    cols: call.cols,
+                    rows: rows,
+                    lo: lo,
+                    hi: hi,
+                })
+            }
             Kind::F32 => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 fields!(GemmF32 {

@@ -164,7 +164,7 @@ fn panel_axes(kind: Kind) -> Vec<Axis> {
 /// What follows a contraction; the parts apply in this order.
 #[derive(Clone, Debug)]
 pub struct Epilogue {
-    /// A row of `PANEL` biases: buffer and first element.
+    /// A row of biases, as long as the tile's: buffer and first element.
     pub bias: Option<(Buf, Var)>,
     /// A tile to add.
     pub residual: Option<(Buf, RowsAt)>,
@@ -189,7 +189,7 @@ pub fn epilogue(b: &mut KernelBuilder, acc: Var, e: Epilogue) {
     let ty = b.ty(acc);
     let mut x = acc;
     if let Some((buf, base)) = e.bias {
-        let row = b.load(buf, base, &[PANEL], vec![cols()]);
+        let row = b.load(buf, base, &ty.shape[1..], vec![cols()]);
         let tile = b.broadcast(row, &ty.shape, 0);
         x = b.binary(Binary::Add, x, tile);
     }
@@ -243,6 +243,11 @@ impl<'k> Facts<'k> {
         self.defs.get(&var).copied()
     }
 
+    /// Type of a var.
+    pub fn ty(&self, var: Var) -> &'k TileType {
+        self.kernel.ty(var)
+    }
+
     /// Uses of a var, yields included.
     pub fn uses(&self, var: Var) -> u32 {
         self.uses[var.0 as usize]
@@ -290,7 +295,7 @@ impl<'k> Facts<'k> {
     }
 
     /// `base` and `factor` if `sum` is `base + index * factor`.
-    fn base_and_factor(&self, sum: Var, index: Var) -> Option<(Var, Var)> {
+    pub(super) fn base_and_factor(&self, sum: Var, index: Var) -> Option<(Var, Var)> {
         let Op::Binary(Binary::Add, base, product) = self.def(sum)? else {
             return None;
         };
@@ -326,6 +331,26 @@ pub struct Contraction<'k> {
     pub b_base: Var,
     /// The result.
     pub acc: Var,
+    /// Not a product, but a window over each channel: `k` is the distance between the weights of taps.
+    pub window: Option<Window>,
+}
+
+/// A window over each channel, as [`super::window`] writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Channels of the tile.
+    pub width: u32,
+    /// The maximum, without weights.
+    pub maximum: bool,
+    /// Channels that exist.
+    pub cols: Option<Var>,
+}
+
+impl Contraction<'_> {
+    /// Columns of the tile.
+    pub fn width(&self) -> u32 {
+        self.window.map_or(PANEL, |w| w.width)
+    }
 }
 
 /// Recognises what [`gemm`] writes: the `For` statement that defines the accumulator.
@@ -390,23 +415,23 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
     (found.rows >= 1 && found.rows <= MAX_ROWS).then_some(found)
 }
 
-fn defined_in(body: &[Stmt], var: Var) -> bool {
+pub(super) fn defined_in(body: &[Stmt], var: Var) -> bool {
     body.iter().any(|s| s.results.contains(&var))
 }
 
 /// A loop with one carried value.
-struct Loop<'k> {
-    index: Var,
-    begin: Var,
-    end: Var,
-    step: u32,
-    acc: Var,
-    init: Var,
-    body: &'k [Stmt],
-    yielded: Var,
+pub(super) struct Loop<'k> {
+    pub index: Var,
+    pub begin: Var,
+    pub end: Var,
+    pub step: u32,
+    pub acc: Var,
+    pub init: Var,
+    pub body: &'k [Stmt],
+    pub yielded: Var,
 }
 
-fn single_loop<'k>(_facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Loop<'k>> {
+pub(super) fn single_loop<'k>(_facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Loop<'k>> {
     match &stmt.op {
         Op::For {
             index,
@@ -513,6 +538,7 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
         b: *b_buf,
         b_base,
         acc: l.yielded,
+        window: None,
     })
 }
 

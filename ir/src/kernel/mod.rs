@@ -26,6 +26,7 @@ pub mod legalize;
 mod math;
 pub mod text;
 pub mod verify;
+pub mod window;
 
 use crate::ElemType;
 

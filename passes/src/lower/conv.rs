@@ -6,7 +6,9 @@ use super::index::{LoopVar, Pos};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::conv::{Conv, Pixels};
+use crate::schedules::depthwise::Depthwise;
 use lapidary_ir::graph::Node;
+use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::window::WindowAttrs;
@@ -181,51 +183,139 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     };
     let y = low.channels_last_result(out)?;
     conv.y = low.pixels(y, conv.out_channels);
-    let conv = conv.flattened();
-    let w = {
-        let (conv, w) = (conv.clone(), plan.w);
-        let taps = conv.kernel[0] * conv.kernel[1];
-        let panels = (conv.group_out() as usize).div_ceil(32) * conv.groups as usize;
-        let len = panels * 32 * (taps * conv.channels / conv.groups) as usize;
+    let schedule = Schedule::of(low, conv.flattened());
+    let w = schedule.weights(low, plan.w);
+    schedule.launch(low, "conv", &[Some(x), Some(w), plan.bias, residual, Some(y)], &plan.batch)?;
+    low.finish_result(y, out)
+}
+
+/// Which kernel computes a convolution.
+enum Schedule {
+    /// A matrix product.
+    Product(Conv),
+    /// A window over each channel.
+    Depthwise(Depthwise),
+}
+
+impl Schedule {
+    fn of(low: &Lowerer, conv: Conv) -> Schedule {
+        if conv.groups > 1 && conv.groups == conv.channels && conv.groups == conv.out_channels {
+            let small_tiles = !low.target.micro_kernels;
+            return Schedule::Depthwise(Depthwise { conv, maximum: false, small_tiles });
+        }
+        Schedule::Product(conv)
+    }
+
+    /// The packed weights, made when they are written.
+    fn weights(&self, low: &mut Lowerer, w: Constant) -> ValueId {
+        let pack: Arc<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
+        let len;
+        match self {
+            Schedule::Product(conv) => {
+                let panels = (conv.group_out() as usize).div_ceil(PANEL as usize) * conv.groups as usize;
+                let k = conv.kernel[0] * conv.kernel[1] * conv.channels / conv.groups;
+                len = panels * PANEL as usize * k as usize;
+                let conv = conv.clone();
+                pack = Arc::new(move |bytes, out| conv.pack(bytes, out));
+            }
+            Schedule::Depthwise(d) => {
+                len = w.shape().iter().product();
+                let d = d.clone();
+                pack = Arc::new(move |bytes, out| d.pack(bytes, out));
+            }
+        }
         let made = move || {
             let bytes = match w.dense_bytes() {
                 Some(b) => b.clone(),
-                None => w
-                    .decode()
-                    .map_err(|e| e.to_string())?
-                    .to_bytes()
-                    .ok_or("a weight of strings")?
-                    .into(),
+                None => w.decode().map_err(|e| e.to_string())?.to_bytes().ok_or("a weight of strings")?.into(),
             };
             let mut out = Vec::with_capacity(len * 4);
-            conv.pack(&bytes, &mut out);
+            pack(&bytes, &mut out);
             Ok(out)
         };
         low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
-    };
-    let mut args: Vec<KernelArg> = [Some(x), Some(w), plan.bias, residual, Some(y)]
-        .into_iter()
-        .flatten()
-        .map(KernelArg::Value)
-        .collect();
-    if conv.batch == Num::Sym {
-        args.push(KernelArg::Size(plan.batch.clone()));
     }
-    let batch = if conv.batch == Num::Sym {
-        plan.batch.clone()
-    } else {
-        Dim::from(1i64)
+
+    fn launch(&self, low: &mut Lowerer, name: &str, buffers: &[Option<ValueId>], batch: &Dim) -> Result<(), OpError> {
+        let (kernel, blocks, conv) = match self {
+            Schedule::Product(conv) => (conv.kernel(name), conv.blocks(), conv),
+            Schedule::Depthwise(d) => (d.kernel(name), d.blocks(), &d.conv),
+        };
+        let mut args: Vec<KernelArg> = buffers.iter().flatten().copied().map(KernelArg::Value).collect();
+        let mut images = Dim::from(1i64);
+        if conv.batch == Num::Sym {
+            args.push(KernelArg::Size(batch.clone()));
+            images = batch.clone();
+        }
+        let work = 2 * conv.products();
+        let per_block = (work / blocks.max(1)).max(1);
+        let grain = (THREAD_WORK / per_block).clamp(1, 1 << 20) as u32;
+        let (grid, flops) = (&images * &Dim::from(blocks), &images * &Dim::from(work));
+        low.launch(kernel, &args, &grid, grain, &flops)
+    }
+}
+
+/// Lowers `max_pool` of channels-last pixels as windows over each channel; false if it has no such schedule.
+pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
+    let Some((mut conv, batch)) = pool_plan(&low.facts, n) else {
+        return Ok(false);
     };
-    let blocks = conv.blocks();
-    let products = conv.products();
-    let per_block = 2 * products / blocks.max(1);
-    let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
-    let (grid, flops) = (
-        &batch * &Dim::from(blocks),
-        &batch * &Dim::from(2 * products),
-    );
-    low.launch(conv.kernel("conv"), &args, &grid, grain, &flops)?;
-    low.finish_result(y, out)
+    let node = low.facts.module.node(n);
+    let (Some(x), out) = (node.operand(0), node.results[0]) else {
+        return Ok(false);
+    };
+    let y = low.channels_last_result(out)?;
+    conv.x = low.pixels(x, conv.channels);
+    conv.y = low.pixels(y, conv.channels);
+    let small_tiles = !low.target.micro_kernels;
+    let schedule = Schedule::Depthwise(Depthwise { conv, maximum: true, small_tiles });
+    schedule.launch(low, "max_pool", &[Some(x), Some(y)], &batch)?;
+    low.finish_result(y, out)?;
+    Ok(true)
+}
+
+fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
+    let node = facts.module.node(n);
+    let (x, out) = (node.operand(0)?, *node.results.first()?);
+    if node.results.len() != 1 || facts.elem(x) != Ok(ElemType::F32) || !facts.channels.contains_key(&x) {
+        return None;
+    }
+    let (shape, result) = (facts.shape(x).ok()?, facts.shape(out).ok()?);
+    let (input, output) = (const_dims(&shape[1..]).ok()?, const_dims(&result[1..]).ok()?);
+    let kernel = node.ints("kernel_shape")?;
+    let rank = kernel.len();
+    let window = WindowAttrs::read(node, kernel.clone()).ok()?;
+    let pads = pads(&window, &input[1..], &output[1..]).ok()?;
+    let fits = (0..rank).all(|i| {
+        // Every window then begins inside the image or reaches into it.
+        let last = (output[1 + i] - 1) * window.strides[i] - pads[i].0;
+        window.dilations[i] == 1 && pads[i].0 < kernel[i] && last < input[1 + i]
+    });
+    if !(1..=2).contains(&rank) || input.len() != rank + 1 || !fits || kernel.iter().product::<i64>() > MAX_TAPS {
+        return None;
+    }
+    let channels = input[0];
+    let two = |v: &[i64], unit: i64| if rank == 1 { [unit, v[0]] } else { [v[0], v[1]] };
+    let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
+    let conv = Conv {
+        batch: shape[0].as_const().map_or(Num::Sym, Num::Const),
+        input: two(&input[1..], 1),
+        output: two(&output[1..], 1),
+        channels,
+        out_channels: channels,
+        groups: channels,
+        kernel: two(&kernel, 1),
+        strides: two(&window.strides, 1),
+        pads: two(&begin, 0),
+        dilations: [1, 1],
+        x: Pixels::dense(channels),
+        y: Pixels::dense(channels),
+        bias: false,
+        residual: None,
+        lo: None,
+        hi: None,
+    };
+    Some((conv, shape[0].clone()))
 }
 
 /// Operations worth waking another thread for.
@@ -645,6 +735,35 @@ mod tests {
         });
         // The padded copy, relu, convolutions, the pool, the mean: no copies between.
         assert!(kernels <= 11, "{kernels} kernels");
+    }
+
+    #[test]
+    fn maximum_pools_of_every_geometry() {
+        type Case = (&'static [i64], &'static [i64], &'static [i64], &'static [i64], i64);
+        let cases: &[Case] = &[
+            (&[3, 3], &[2, 2], &[1, 1, 1, 1], &[1, 1], 0),
+            (&[2, 3], &[1, 2], &[1, 0, 0, 2], &[1, 1], 1),
+            (&[3, 2], &[3, 2], &[0, 0, 0, 0], &[1, 1], 1),
+            (&[2, 2], &[1, 1], &[0, 0, 0, 0], &[2, 3], 0),
+        ];
+        for (i, (kernel, strides, pads, dilations, ceil)) in cases.iter().enumerate() {
+            for symbolic in [false, true] {
+                check(&format!("pool{i}"), &[&[2, 4, 8, 9]], symbolic, |b, x| {
+                    let y = conv(b, "conv", x[0], &[19, 4, 1, 1], &[], [None, None]);
+                    let ints = |v: &[i64]| Attr::Ints(v.to_vec());
+                    let attrs = [
+                        ("kernel_shape", ints(kernel)),
+                        ("strides", ints(strides)),
+                        ("pads", ints(pads)),
+                        ("dilations", ints(dilations)),
+                        ("ceil_mode", Attr::Int(*ceil)),
+                    ];
+                    let y = b.op_with("max_pool", &[y], attrs).expect("a pool");
+                    let y = conv(b, "conv", y, &[19, 1, 2, 2], &[("group", Attr::Int(19))], [None, None]);
+                    b.op("neg", &[y]).expect("neg")
+                });
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,15 @@ use lapidary_ir::{Dim, ElemType};
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[
-    Rule::general("max_pool", max_pool),
+    Rule::steps("max_pool", |low, n| {
+        if super::conv::max_pool(low, n)? {
+            return Ok(());
+        }
+        for v in low.facts.module.node(n).results.clone() {
+            low.elements(n, v, max_pool)?;
+        }
+        Ok(())
+    }),
     Rule::general("average_pool", |x, p| {
         let with_pad = x.flag("count_include_pad");
         let (shape, out) = (x.shape(0)?, x.out_shape()?);

@@ -71,7 +71,7 @@ pub struct Conv {
 
 impl Conv {
     /// True if some window reaches into the padding, along each axis.
-    fn padded(&self) -> [bool; 2] {
+    pub(super) fn padded(&self) -> [bool; 2] {
         [0, 1].map(|i| {
             let last = (self.output[i] - 1) * self.strides[i]
                 + (self.kernel[i] - 1) * self.dilations[i]
@@ -207,15 +207,17 @@ impl Conv {
             k,
             taps: taps as u32,
         };
+        let first = mul_const(&mut b, group, self.channels / self.groups);
         let at = Window {
             conv: self,
-            group,
+            first,
             image,
             oy,
             ox0,
             valid,
             rows,
             window,
+            clamped: false,
         };
         let acc = contraction::gemm(&mut b, spec, |b, tap| at.rows(b, tap));
 
@@ -260,19 +262,23 @@ impl Conv {
 }
 
 /// Where the rows of a tile's window are.
-struct Window<'a> {
-    conv: &'a Conv,
-    group: Var,
-    image: Var,
-    oy: Var,
-    ox0: Var,
-    valid: Option<Var>,
-    rows: u32,
-    window: [i64; 2],
+pub(super) struct Window<'a> {
+    pub conv: &'a Conv,
+    /// The first channel that is read.
+    pub first: Var,
+    pub image: Var,
+    pub oy: Var,
+    pub ox0: Var,
+    pub valid: Option<Var>,
+    pub rows: u32,
+    /// Taps along each axis.
+    pub window: [i64; 2],
+    /// Taps in the padding are moved to the nearest pixel: right for a maximum. Else they are masked rows.
+    pub clamped: bool,
 }
 
 impl Window<'_> {
-    fn rows(&self, b: &mut KernelBuilder, tap: Option<Var>) -> RowsAt {
+    pub fn rows(&self, b: &mut KernelBuilder, tap: Option<Var>) -> RowsAt {
         let conv = self.conv;
         let (ky, kx) = match tap {
             Some(tap) if self.window[1] > 1 => {
@@ -284,20 +290,47 @@ impl Window<'_> {
             Some(tap) => (tap, b.index(0)),
             None => (b.index(0), b.index(0)),
         };
-        let iy = self.position(b, 0, self.oy, ky);
+        let mut iy = self.position(b, 0, self.oy, ky);
+        let [pad_y, pad_x] = conv.padded();
+        if self.clamped && pad_y {
+            iy = clamp(b, iy, conv.input[0]);
+        }
         let ix0 = self.position(b, 1, self.ox0, kx);
         let image_row = mul_const(b, self.image, conv.input[0]);
         let row = add(b, image_row, iy);
         let row_pixel = mul_const(b, row, conv.input[1]);
-        let pixel = add(b, row_pixel, ix0);
-        let pixel_at = mul_const(b, pixel, conv.x.pitch);
-        let channel = mul_const(b, self.group, conv.channels / conv.groups);
-        let channel = if conv.x.first == 0 {
-            channel
+        let gathered = self.clamped && pad_x;
+        let pixel = if gathered {
+            row_pixel
         } else {
-            add_const(b, channel, conv.x.first)
+            add(b, row_pixel, ix0)
+        };
+        let pixel_at = mul_const(b, pixel, conv.x.pitch);
+        let channel = if conv.x.first == 0 {
+            self.first
+        } else {
+            add_const(b, self.first, conv.x.first)
         };
         let base = add(b, pixel_at, channel);
+        if gathered {
+            let iota = b.iota(self.rows);
+            let steps = mul_const(b, iota, conv.strides[1]);
+            let ix = add(b, steps, ix0);
+            let ix = clamp(b, ix, conv.input[1]);
+            let offsets = mul_const(b, ix, conv.x.pitch);
+            let rows = Axis {
+                valid: self.valid,
+                ..Axis::offsets(offsets)
+            };
+            return RowsAt { base, rows };
+        }
+        if self.clamped {
+            let rows = Axis {
+                valid: self.valid,
+                ..Axis::stride(conv.strides[1] * conv.x.pitch)
+            };
+            return RowsAt { base, rows };
+        }
         let mask = self.mask(b, iy, ix0);
         RowsAt {
             base,
@@ -343,6 +376,13 @@ impl Window<'_> {
             (None, x) => x,
         }
     }
+}
+
+/// The nearest of `0..end`, for each element.
+fn clamp(b: &mut KernelBuilder, x: Var, end: i64) -> Var {
+    let (zero, last) = (b.index(0), b.index(end - 1));
+    let x = b.binary(Binary::Max, x, zero);
+    b.binary(Binary::Min, x, last)
 }
 
 /// `0 <= x < end` for each element.

@@ -4,6 +4,7 @@
 //! op uses which schedule, and how operands are laid out and packed for it, is decided in `lower/`.
 
 pub mod conv;
+pub mod depthwise;
 pub mod gemm;
 pub mod pack;
 #[cfg(test)]

@@ -26,10 +26,12 @@ pub enum Import {
     GemvI4 = 2,
     /// `fn(*const PackF32)`: packs part of an f32 matrix into panels.
     PackF32 = 3,
+    /// `fn(*const WindowF32)`: a window over each channel, for some pixels.
+    WindowF32 = 4,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 4;
+pub const IMPORT_COUNT: usize = 5;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -166,4 +168,38 @@ pub struct PackF32 {
     pub k: usize,
     /// Columns to pack, `1..=PANEL_F32`.
     pub cols: usize,
+}
+
+/// A window over each channel of some pixels (depthwise convolution, maximum pooling):
+/// `c[r][j] = clamp(sum over t of a[t][r][j] * b[t][j]  + bias[j] + residual[r][j], lo, hi)`, or the maximum over `t` of
+/// `a[t][r][j]` in place of the sum.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WindowF32 {
+    /// `taps * rows` addresses of `cols` elements each, tap-major.
+    pub a: *const *const f32,
+    /// `taps` rows of `cols` weights, `b_stride` apart; null for the maximum.
+    pub b: *const f32,
+    /// Address of the tile's first element in the result.
+    pub c: *mut f32,
+    /// `cols` values, or null.
+    pub bias: *const f32,
+    /// First element of the tile to add, with `residual_stride`, or null.
+    pub residual: *const f32,
+    /// Elements between the weights of one tap and the next.
+    pub b_stride: usize,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Elements between rows of `residual`.
+    pub residual_stride: usize,
+    /// Number of taps.
+    pub taps: usize,
+    /// Channels of this tile.
+    pub cols: usize,
+    /// Pixels of this tile.
+    pub rows: u32,
+    /// Lower bound of the result (`-inf` for none).
+    pub lo: f32,
+    /// Upper bound of the result (`+inf` for none).
+    pub hi: f32,
 }

@@ -18,6 +18,7 @@ mod gemm_f32;
 mod gemm_i8;
 mod gemv_i4;
 mod pack_f32;
+mod window_f32;
 
 /// Instruction set that a table of micro-kernels needs, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +105,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         gemm_i8::portable as *const c_void,
         gemv_i4::portable as *const c_void,
         pack_f32::portable as *const c_void,
+        window_f32::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -112,18 +114,21 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             gemm_i8::avx2::entry as *const c_void,
             gemv_i4::avx2::entry as *const c_void,
             pack_f32::avx2::entry as *const c_void,
+            window_f32::avx2::entry as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx2::entry as *const c_void,
             gemv_i4::avx2::entry as *const c_void,
             pack_f32::avx2::entry as *const c_void,
+            window_f32::avx512::entry as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx512::entry as *const c_void,
             gemv_i4::avx512::entry as *const c_void,
             pack_f32::avx2::entry as *const c_void,
+            window_f32::avx512::entry as *const c_void,
         ]);
         match level {
             Level::Portable => {}

@@ -1,0 +1,303 @@
+//! Windows over channels: depthwise convolution and maximum pooling, channels in lanes.
+//!
+//! Every row of the tile is one output pixel; its taps are reached through pointers, so a window is never copied.
+//! Rows go in groups, because they share the weights of a tap, by two vectors of channels, because those share the
+//! pointers. NaN passes through the clamp and wins every maximum.
+
+use lapidary_abi::kernel::WindowF32;
+
+/// Plain Rust.
+///
+/// # Safety
+/// `args` must satisfy the contract of [`WindowF32`].
+pub unsafe extern "C" fn portable(args: *const WindowF32) {
+    const LANES: usize = 8;
+    // SAFETY: the caller passes a valid block: `cols` elements behind every row address, in every row of the
+    // result and of the residual, in the bias and in each tap's weights.
+    unsafe {
+        let g = &*args;
+        let rows = g.rows as usize;
+        for r in 0..rows {
+            for j0 in (0..g.cols).step_by(LANES) {
+                let n = LANES.min(g.cols - j0);
+                let mut acc = [if g.b.is_null() { f32::NEG_INFINITY } else { 0.0 }; LANES];
+                for t in 0..g.taps {
+                    let a = (*g.a.add(t * rows + r)).add(j0);
+                    for (j, acc) in acc.iter_mut().enumerate().take(n) {
+                        let x = *a.add(j);
+                        if g.b.is_null() {
+                            // A NaN is taken and stays.
+                            *acc = if x > *acc || x.is_nan() { x } else { *acc };
+                        } else {
+                            *acc += x * *g.b.add(t * g.b_stride + j0 + j);
+                        }
+                    }
+                }
+                for (j, &sum) in acc.iter().enumerate().take(n) {
+                    let col = j0 + j;
+                    let mut x = sum;
+                    if !g.bias.is_null() {
+                        x += *g.bias.add(col);
+                    }
+                    if !g.residual.is_null() {
+                        x += *g.residual.add(r * g.residual_stride + col);
+                    }
+                    x = if g.lo > x { g.lo } else { x };
+                    *g.c.add(r * g.c_stride + col) = if g.hi < x { g.hi } else { x };
+                }
+            }
+        }
+    }
+}
+
+/// One instruction set's variant: vectors of `$lanes`, and how many elements of the last are there.
+#[cfg(target_arch = "x86_64")]
+macro_rules! variant {
+    ($name:ident, $features:literal, $lanes:literal, $mask:ident, $make_mask:expr, $load:expr, $store:expr,
+     $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
+        pub mod $name {
+            //! Groups of up to 7 rows by 2 vectors.
+
+            use super::*;
+            use core::arch::x86_64::*;
+
+            /// # Safety
+            /// `args` must satisfy the contract of [`WindowF32`]; the CPU must have the module's instructions.
+            #[target_feature(enable = $features)]
+            pub unsafe extern "C" fn entry(args: *const WindowF32) {
+                // SAFETY: the caller passes a valid block; groups cover the rows, vectors the columns.
+                unsafe {
+                    let g = &*args;
+                    let rows = g.rows as usize;
+                    let groups = rows.div_ceil(7);
+                    let mut r = 0;
+                    for i in 0..groups {
+                        let n = (rows - r).div_ceil(groups - i);
+                        match n {
+                            1 => group::<1>(g, r),
+                            2 => group::<2>(g, r),
+                            3 => group::<3>(g, r),
+                            4 => group::<4>(g, r),
+                            5 => group::<5>(g, r),
+                            6 => group::<6>(g, r),
+                            _ => group::<7>(g, r),
+                        }
+                        r += n;
+                    }
+                }
+            }
+
+            /// Rows `r..r + R`, all columns.
+            ///
+            /// # Safety
+            /// The block is valid and has these rows.
+            #[target_feature(enable = $features)]
+            unsafe fn group<const R: usize>(g: &WindowF32, r: usize) {
+                let mut j = 0;
+                // SAFETY: columns from `j` on exist; masks leave out what is past `cols`.
+                unsafe {
+                    while j < g.cols {
+                        let left = g.cols - j;
+                        match (left > $lanes, g.b.is_null()) {
+                            (true, true) => tile::<R, 2, true>(g, r, j),
+                            (true, false) => tile::<R, 2, false>(g, r, j),
+                            (false, true) => tile::<R, 1, true>(g, r, j),
+                            (false, false) => tile::<R, 1, false>(g, r, j),
+                        }
+                        j += 2 * $lanes;
+                    }
+                }
+            }
+
+            /// `R` rows by `V` vectors of columns from `j`.
+            ///
+            /// # Safety
+            /// As [`group`]; column `j` exists.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const R: usize, const V: usize, const MAX: bool>(g: &WindowF32, r: usize, j: usize) {
+                // SAFETY: addresses are computed without the promise to be in bounds, as a vector's end may lie
+                // outside; masks leave out what does.
+                unsafe {
+                    let masks: [$mask; V] = core::array::from_fn(|v| $make_mask((g.cols - j).saturating_sub(v * $lanes).min($lanes)));
+                    let start = $set1(if MAX { f32::NEG_INFINITY } else { 0.0 });
+                    let mut acc = [[start; V]; R];
+                    let rows = g.rows as usize;
+                    for t in 0..g.taps {
+                        let a = *g.a.add(t * rows + r).cast::<[*const f32; R]>();
+                        let mut w = [start; V];
+                        if !MAX {
+                            for v in 0..V {
+                                w[v] = $load(g.b.wrapping_add(t * g.b_stride + j + v * $lanes), masks[v]);
+                            }
+                        }
+                        for i in 0..R {
+                            for v in 0..V {
+                                let x = $load(a[i].wrapping_add(j + v * $lanes), masks[v]);
+                                acc[i][v] = if MAX { $nan_max(acc[i][v], x) } else { $fma(x, w[v], acc[i][v]) };
+                            }
+                        }
+                    }
+                    let (lo, hi) = ($set1(g.lo), $set1(g.hi));
+                    for i in 0..R {
+                        for v in 0..V {
+                            let col = j + v * $lanes;
+                            let mut x = acc[i][v];
+                            if !g.bias.is_null() {
+                                x = $add(x, $load(g.bias.wrapping_add(col), masks[v]));
+                            }
+                            if !g.residual.is_null() {
+                                x = $add(x, $load(g.residual.wrapping_add((r + i) * g.residual_stride + col), masks[v]));
+                            }
+                            // The second operand is returned if either is NaN.
+                            x = $min(hi, $max(lo, x));
+                            $store(g.c.wrapping_add((r + i) * g.c_stride + col), masks[v], x);
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+variant!(
+    avx2,
+    "avx2,fma",
+    8,
+    __m256i,
+    |n: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+    |p, m| _mm256_maskload_ps(p, m),
+    |p, m, x| _mm256_maskstore_ps(p, m, x),
+    _mm256_set1_ps,
+    _mm256_add_ps,
+    _mm256_max_ps,
+    _mm256_min_ps,
+    _mm256_fmadd_ps,
+    // `max` returns its second operand if either is NaN: a NaN in the sum must win too.
+    |acc, x| {
+        let most = _mm256_max_ps(acc, x);
+        _mm256_blendv_ps(most, acc, _mm256_cmp_ps::<_CMP_UNORD_Q>(acc, acc))
+    }
+);
+
+#[cfg(target_arch = "x86_64")]
+variant!(
+    avx512,
+    "avx512f",
+    16,
+    __mmask16,
+    |n: usize| ((1u32 << n) - 1) as __mmask16,
+    |p, m| _mm512_maskz_loadu_ps(m, p),
+    |p, m, x| _mm512_mask_storeu_ps(p, m, x),
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    _mm512_max_ps,
+    _mm512_min_ps,
+    _mm512_fmadd_ps,
+    |acc, x| {
+        let most = _mm512_max_ps(acc, x);
+        _mm512_mask_mov_ps(most, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(acc, acc), acc)
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_support::*;
+    use super::*;
+    use lapidary_abi::kernel::Import;
+
+    #[test]
+    fn every_shape_equals_the_definition() {
+        for_each_level(Import::WindowF32 as usize, |level, address| {
+            // SAFETY: the table holds a function of this type at `Import::WindowF32`.
+            let kernel: unsafe extern "C" fn(*const WindowF32) = unsafe { core::mem::transmute(address) };
+            let mut random = Random(11);
+            for rows in 1..=14usize {
+                for cols in [1usize, 7, 8, 9, 16, 17, 31, 33, 64, 70] {
+                    for (taps, options) in [(1, 0), (4, 7), (9, 1), (9, 4), (3, 8), (9, 12)] {
+                        let mut value = |_| random.int(-9, 9) as f32;
+                        let pitch = cols + 2;
+                        let a: Vec<f32> = (0..taps * rows * pitch).map(&mut value).collect();
+                        let b: Vec<f32> = (0..taps * cols).map(&mut value).collect();
+                        let (bias, residual): (Vec<f32>, Vec<f32>) =
+                            ((0..cols).map(&mut value).collect(), (0..rows * cols).map(&mut value).collect());
+                        let pointers: Vec<*const f32> = (0..taps * rows).rev().map(|i| a[i * pitch..].as_ptr()).collect();
+                        let mut c = vec![100f32; rows * pitch];
+                        let (max, clamp) = (options & 8 != 0, options & 4 != 0);
+                        let null = core::ptr::null();
+                        let block = WindowF32 {
+                            a: pointers.as_ptr(),
+                            b: if max { null } else { b.as_ptr() },
+                            c: c.as_mut_ptr(),
+                            bias: if options & 1 != 0 { bias.as_ptr() } else { null },
+                            residual: if options & 2 != 0 { residual.as_ptr() } else { null },
+                            b_stride: cols,
+                            c_stride: pitch,
+                            residual_stride: cols,
+                            taps,
+                            cols,
+                            rows: rows as u32,
+                            lo: if clamp { -2.0 } else { f32::NEG_INFINITY },
+                            hi: if clamp { 20.0 } else { f32::INFINITY },
+                        };
+                        // SAFETY: the block describes the buffers above.
+                        unsafe { kernel(&block) };
+                        for r in 0..rows {
+                            for j in 0..pitch {
+                                let found = c[r * pitch + j];
+                                if j >= cols {
+                                    assert_eq!(found, 100.0, "{level:?}: wrote past the tile");
+                                    continue;
+                                }
+                                let x = |t: usize| a[(taps * rows - 1 - (t * rows + r)) * pitch + j];
+                                let mut want: f32 = if max {
+                                    (0..taps).map(x).fold(f32::NEG_INFINITY, f32::max)
+                                } else {
+                                    (0..taps).map(|t| x(t) * b[t * cols + j]).sum()
+                                };
+                                want += if options & 1 != 0 { bias[j] } else { 0.0 };
+                                want += if options & 2 != 0 { residual[r * cols + j] } else { 0.0 };
+                                want = if clamp { want.clamp(-2.0, 20.0) } else { want };
+                                assert_eq!(found, want, "{level:?} {rows}x{cols}, {taps} taps, options {options} at {r},{j}");
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_nan_wins_wherever_it_is() {
+        for_each_level(Import::WindowF32 as usize, |level, address| {
+            // SAFETY: as above.
+            let kernel: unsafe extern "C" fn(*const WindowF32) = unsafe { core::mem::transmute(address) };
+            for at in 0..3 {
+                let mut a = [1f32, 5.0, 3.0];
+                a[at] = f32::NAN;
+                let pointers: Vec<*const f32> = a.iter().map(|x| x as *const f32).collect();
+                let mut c = 0f32;
+                let null = core::ptr::null();
+                let block = WindowF32 {
+                    a: pointers.as_ptr(),
+                    b: null,
+                    c: &mut c,
+                    bias: null,
+                    residual: null,
+                    b_stride: 0,
+                    c_stride: 1,
+                    residual_stride: 0,
+                    taps: 3,
+                    cols: 1,
+                    rows: 1,
+                    lo: f32::NEG_INFINITY,
+                    hi: f32::INFINITY,
+                };
+                // SAFETY: the block describes the values above.
+                unsafe { kernel(&block) };
+                assert!(c.is_nan(), "{level:?} {at}");
+            }
+        });
+    }
+}
