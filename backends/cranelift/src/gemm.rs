@@ -24,7 +24,9 @@ impl<'k> Fun<'k, '_> {
         if !self.micro_kernels {
             return Ok(0);
         }
-        let Some(found) = recognise(&self.facts, stmt).or_else(|| window::recognise(&self.facts, stmt)) else {
+        let Some(found) =
+            recognise(&self.facts, stmt).or_else(|| window::recognise(&self.facts, stmt))
+        else {
             return Ok(0);
         };
         let tail = recognise_epilogue(&self.facts, rest, found.acc);

@@ -11,7 +11,9 @@
 //! The epilogue is that of a matrix product ([`super::contraction`]); its columns that exist are the loads'.
 
 use super::build::KernelBuilder;
-use super::contraction::{Contraction, Facts, Kind, MAX_ROWS, RowsAt, Window, defined_in, single_loop};
+use super::contraction::{
+    Contraction, Facts, Kind, MAX_ROWS, RowsAt, Window, defined_in, single_loop,
+};
 use super::*;
 
 /// What [`window`] computes.
@@ -32,9 +34,17 @@ pub struct WindowTile {
 }
 
 /// Writes the canonical loop and returns the accumulator. `rows` writes what computes the addresses of a tap's rows.
-pub fn window(b: &mut KernelBuilder, tile: WindowTile, rows: impl FnOnce(&mut KernelBuilder, Var) -> RowsAt) -> Var {
+pub fn window(
+    b: &mut KernelBuilder,
+    tile: WindowTile,
+    rows: impl FnOnce(&mut KernelBuilder, Var) -> RowsAt,
+) -> Var {
     let ty = TileType::of(ElemType::F32, &[tile.rows, tile.width]);
-    let start = if tile.weights.is_some() { 0.0 } else { f64::NEG_INFINITY };
+    let start = if tile.weights.is_some() {
+        0.0
+    } else {
+        f64::NEG_INFINITY
+    };
     let acc = b.constant(ty.clone(), Literal::Float(start));
     let (zero, taps) = (b.index(0), b.index(i64::from(tile.taps)));
     let pitch = tile.weights.map(|w| b.index(w.2));
@@ -71,7 +81,9 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
         return None;
     };
     let (a, weights) = match facts.def(l.yielded)? {
-        Op::Binary(Binary::Max, acc, a) if *acc == l.acc && start == f64::NEG_INFINITY => (*a, None),
+        Op::Binary(Binary::Max, acc, a) if *acc == l.acc && start == f64::NEG_INFINITY => {
+            (*a, None)
+        }
         Op::MulAdd(a, w, acc) if *acc == l.acc && start.to_bits() == 0 => match facts.def(*w)? {
             Op::Broadcast { x, axis: 0 } => (*a, Some(*x)),
             _ => return None,

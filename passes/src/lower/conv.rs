@@ -185,7 +185,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     conv.y = low.pixels(y, conv.out_channels);
     let schedule = Schedule::of(low, conv.flattened());
     let w = schedule.weights(low, plan.w);
-    schedule.launch(low, "conv", &[Some(x), Some(w), plan.bias, residual, Some(y)], &plan.batch)?;
+    schedule.launch(
+        low,
+        "conv",
+        &[Some(x), Some(w), plan.bias, residual, Some(y)],
+        &plan.batch,
+    )?;
     low.finish_result(y, out)
 }
 
@@ -201,7 +206,11 @@ impl Schedule {
     fn of(low: &Lowerer, conv: Conv) -> Schedule {
         if conv.groups > 1 && conv.groups == conv.channels && conv.groups == conv.out_channels {
             let small_tiles = !low.target.micro_kernels;
-            return Schedule::Depthwise(Depthwise { conv, maximum: false, small_tiles });
+            return Schedule::Depthwise(Depthwise {
+                conv,
+                maximum: false,
+                small_tiles,
+            });
         }
         Schedule::Product(conv)
     }
@@ -212,7 +221,8 @@ impl Schedule {
         let len;
         match self {
             Schedule::Product(conv) => {
-                let panels = (conv.group_out() as usize).div_ceil(PANEL as usize) * conv.groups as usize;
+                let panels =
+                    (conv.group_out() as usize).div_ceil(PANEL as usize) * conv.groups as usize;
                 let k = conv.kernel[0] * conv.kernel[1] * conv.channels / conv.groups;
                 len = panels * PANEL as usize * k as usize;
                 let conv = conv.clone();
@@ -227,7 +237,12 @@ impl Schedule {
         let made = move || {
             let bytes = match w.dense_bytes() {
                 Some(b) => b.clone(),
-                None => w.decode().map_err(|e| e.to_string())?.to_bytes().ok_or("a weight of strings")?.into(),
+                None => w
+                    .decode()
+                    .map_err(|e| e.to_string())?
+                    .to_bytes()
+                    .ok_or("a weight of strings")?
+                    .into(),
             };
             let mut out = Vec::with_capacity(len * 4);
             pack(&bytes, &mut out);
@@ -236,12 +251,23 @@ impl Schedule {
         low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
     }
 
-    fn launch(&self, low: &mut Lowerer, name: &str, buffers: &[Option<ValueId>], batch: &Dim) -> Result<(), OpError> {
+    fn launch(
+        &self,
+        low: &mut Lowerer,
+        name: &str,
+        buffers: &[Option<ValueId>],
+        batch: &Dim,
+    ) -> Result<(), OpError> {
         let (kernel, blocks, conv) = match self {
             Schedule::Product(conv) => (conv.kernel(name), conv.blocks(), conv),
             Schedule::Depthwise(d) => (d.kernel(name), d.blocks(), &d.conv),
         };
-        let mut args: Vec<KernelArg> = buffers.iter().flatten().copied().map(KernelArg::Value).collect();
+        let mut args: Vec<KernelArg> = buffers
+            .iter()
+            .flatten()
+            .copied()
+            .map(KernelArg::Value)
+            .collect();
         let mut images = Dim::from(1i64);
         if conv.batch == Num::Sym {
             args.push(KernelArg::Size(batch.clone()));
@@ -268,7 +294,11 @@ pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     conv.x = low.pixels(x, conv.channels);
     conv.y = low.pixels(y, conv.channels);
     let small_tiles = !low.target.micro_kernels;
-    let schedule = Schedule::Depthwise(Depthwise { conv, maximum: true, small_tiles });
+    let schedule = Schedule::Depthwise(Depthwise {
+        conv,
+        maximum: true,
+        small_tiles,
+    });
     schedule.launch(low, "max_pool", &[Some(x), Some(y)], &batch)?;
     low.finish_result(y, out)?;
     Ok(true)
@@ -277,11 +307,17 @@ pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
 fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
     let node = facts.module.node(n);
     let (x, out) = (node.operand(0)?, *node.results.first()?);
-    if node.results.len() != 1 || facts.elem(x) != Ok(ElemType::F32) || !facts.channels.contains_key(&x) {
+    if node.results.len() != 1
+        || facts.elem(x) != Ok(ElemType::F32)
+        || !facts.channels.contains_key(&x)
+    {
         return None;
     }
     let (shape, result) = (facts.shape(x).ok()?, facts.shape(out).ok()?);
-    let (input, output) = (const_dims(&shape[1..]).ok()?, const_dims(&result[1..]).ok()?);
+    let (input, output) = (
+        const_dims(&shape[1..]).ok()?,
+        const_dims(&result[1..]).ok()?,
+    );
     let kernel = node.ints("kernel_shape")?;
     let rank = kernel.len();
     let window = WindowAttrs::read(node, kernel.clone()).ok()?;
@@ -291,11 +327,21 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
         let last = (output[1 + i] - 1) * window.strides[i] - pads[i].0;
         window.dilations[i] == 1 && pads[i].0 < kernel[i] && last < input[1 + i]
     });
-    if !(1..=2).contains(&rank) || input.len() != rank + 1 || !fits || kernel.iter().product::<i64>() > MAX_TAPS {
+    if !(1..=2).contains(&rank)
+        || input.len() != rank + 1
+        || !fits
+        || kernel.iter().product::<i64>() > MAX_TAPS
+    {
         return None;
     }
     let channels = input[0];
-    let two = |v: &[i64], unit: i64| if rank == 1 { [unit, v[0]] } else { [v[0], v[1]] };
+    let two = |v: &[i64], unit: i64| {
+        if rank == 1 {
+            [unit, v[0]]
+        } else {
+            [v[0], v[1]]
+        }
+    };
     let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
     let conv = Conv {
         batch: shape[0].as_const().map_or(Num::Sym, Num::Const),
@@ -739,7 +785,13 @@ mod tests {
 
     #[test]
     fn maximum_pools_of_every_geometry() {
-        type Case = (&'static [i64], &'static [i64], &'static [i64], &'static [i64], i64);
+        type Case = (
+            &'static [i64],
+            &'static [i64],
+            &'static [i64],
+            &'static [i64],
+            i64,
+        );
         let cases: &[Case] = &[
             (&[3, 3], &[2, 2], &[1, 1, 1, 1], &[1, 1], 0),
             (&[2, 3], &[1, 2], &[1, 0, 0, 2], &[1, 1], 1),
@@ -759,7 +811,14 @@ mod tests {
                         ("ceil_mode", Attr::Int(*ceil)),
                     ];
                     let y = b.op_with("max_pool", &[y], attrs).expect("a pool");
-                    let y = conv(b, "conv", y, &[19, 1, 2, 2], &[("group", Attr::Int(19))], [None, None]);
+                    let y = conv(
+                        b,
+                        "conv",
+                        y,
+                        &[19, 1, 2, 2],
+                        &[("group", Attr::Int(19))],
+                        [None, None],
+                    );
                     b.op("neg", &[y]).expect("neg")
                 });
             }

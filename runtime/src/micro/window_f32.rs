@@ -20,7 +20,11 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
         for r in 0..rows {
             for j0 in (0..g.cols).step_by(LANES) {
                 let n = LANES.min(g.cols - j0);
-                let mut acc = [if g.b.is_null() { f32::NEG_INFINITY } else { 0.0 }; LANES];
+                let mut acc = [if g.b.is_null() {
+                    f32::NEG_INFINITY
+                } else {
+                    0.0
+                }; LANES];
                 for t in 0..g.taps {
                     let a = (*g.a.add(t * rows + r)).add(j0);
                     for (j, acc) in acc.iter_mut().enumerate().take(n) {
@@ -115,11 +119,17 @@ macro_rules! variant {
             /// As [`group`]; column `j` exists.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const V: usize, const MAX: bool>(g: &WindowF32, r: usize, j: usize) {
+            unsafe fn tile<const R: usize, const V: usize, const MAX: bool>(
+                g: &WindowF32,
+                r: usize,
+                j: usize,
+            ) {
                 // SAFETY: addresses are computed without the promise to be in bounds, as a vector's end may lie
                 // outside; masks leave out what does.
                 unsafe {
-                    let masks: [$mask; V] = core::array::from_fn(|v| $make_mask((g.cols - j).saturating_sub(v * $lanes).min($lanes)));
+                    let masks: [$mask; V] = core::array::from_fn(|v| {
+                        $make_mask((g.cols - j).saturating_sub(v * $lanes).min($lanes))
+                    });
                     let start = $set1(if MAX { f32::NEG_INFINITY } else { 0.0 });
                     let mut acc = [[start; V]; R];
                     let rows = g.rows as usize;
@@ -128,13 +138,20 @@ macro_rules! variant {
                         let mut w = [start; V];
                         if !MAX {
                             for v in 0..V {
-                                w[v] = $load(g.b.wrapping_add(t * g.b_stride + j + v * $lanes), masks[v]);
+                                w[v] = $load(
+                                    g.b.wrapping_add(t * g.b_stride + j + v * $lanes),
+                                    masks[v],
+                                );
                             }
                         }
                         for i in 0..R {
                             for v in 0..V {
                                 let x = $load(a[i].wrapping_add(j + v * $lanes), masks[v]);
-                                acc[i][v] = if MAX { $nan_max(acc[i][v], x) } else { $fma(x, w[v], acc[i][v]) };
+                                acc[i][v] = if MAX {
+                                    $nan_max(acc[i][v], x)
+                                } else {
+                                    $fma(x, w[v], acc[i][v])
+                                };
                             }
                         }
                     }
@@ -147,7 +164,13 @@ macro_rules! variant {
                                 x = $add(x, $load(g.bias.wrapping_add(col), masks[v]));
                             }
                             if !g.residual.is_null() {
-                                x = $add(x, $load(g.residual.wrapping_add((r + i) * g.residual_stride + col), masks[v]));
+                                x = $add(
+                                    x,
+                                    $load(
+                                        g.residual.wrapping_add((r + i) * g.residual_stride + col),
+                                        masks[v],
+                                    ),
+                                );
                             }
                             // The second operand is returned if either is NaN.
                             x = $min(hi, $max(lo, x));
@@ -166,7 +189,10 @@ variant!(
     "avx2,fma",
     8,
     __m256i,
-    |n: usize| _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+    |n: usize| _mm256_cmpgt_epi32(
+        _mm256_set1_epi32(n as i32),
+        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
+    ),
     |p, m| _mm256_maskload_ps(p, m),
     |p, m, x| _mm256_maskstore_ps(p, m, x),
     _mm256_set1_ps,
@@ -211,7 +237,8 @@ mod tests {
     fn every_shape_equals_the_definition() {
         for_each_level(Import::WindowF32 as usize, |level, address| {
             // SAFETY: the table holds a function of this type at `Import::WindowF32`.
-            let kernel: unsafe extern "C" fn(*const WindowF32) = unsafe { core::mem::transmute(address) };
+            let kernel: unsafe extern "C" fn(*const WindowF32) =
+                unsafe { core::mem::transmute(address) };
             let mut random = Random(11);
             for rows in 1..=14usize {
                 for cols in [1usize, 7, 8, 9, 16, 17, 31, 33, 64, 70] {
@@ -220,9 +247,14 @@ mod tests {
                         let pitch = cols + 2;
                         let a: Vec<f32> = (0..taps * rows * pitch).map(&mut value).collect();
                         let b: Vec<f32> = (0..taps * cols).map(&mut value).collect();
-                        let (bias, residual): (Vec<f32>, Vec<f32>) =
-                            ((0..cols).map(&mut value).collect(), (0..rows * cols).map(&mut value).collect());
-                        let pointers: Vec<*const f32> = (0..taps * rows).rev().map(|i| a[i * pitch..].as_ptr()).collect();
+                        let (bias, residual): (Vec<f32>, Vec<f32>) = (
+                            (0..cols).map(&mut value).collect(),
+                            (0..rows * cols).map(&mut value).collect(),
+                        );
+                        let pointers: Vec<*const f32> = (0..taps * rows)
+                            .rev()
+                            .map(|i| a[i * pitch..].as_ptr())
+                            .collect();
                         let mut c = vec![100f32; rows * pitch];
                         let (max, clamp) = (options & 8 != 0, options & 4 != 0);
                         let null = core::ptr::null();
@@ -230,8 +262,16 @@ mod tests {
                             a: pointers.as_ptr(),
                             b: if max { null } else { b.as_ptr() },
                             c: c.as_mut_ptr(),
-                            bias: if options & 1 != 0 { bias.as_ptr() } else { null },
-                            residual: if options & 2 != 0 { residual.as_ptr() } else { null },
+                            bias: if options & 1 != 0 {
+                                bias.as_ptr()
+                            } else {
+                                null
+                            },
+                            residual: if options & 2 != 0 {
+                                residual.as_ptr()
+                            } else {
+                                null
+                            },
                             b_stride: cols,
                             c_stride: pitch,
                             residual_stride: cols,
@@ -250,16 +290,24 @@ mod tests {
                                     assert_eq!(found, 100.0, "{level:?}: wrote past the tile");
                                     continue;
                                 }
-                                let x = |t: usize| a[(taps * rows - 1 - (t * rows + r)) * pitch + j];
+                                let x =
+                                    |t: usize| a[(taps * rows - 1 - (t * rows + r)) * pitch + j];
                                 let mut want: f32 = if max {
                                     (0..taps).map(x).fold(f32::NEG_INFINITY, f32::max)
                                 } else {
                                     (0..taps).map(|t| x(t) * b[t * cols + j]).sum()
                                 };
                                 want += if options & 1 != 0 { bias[j] } else { 0.0 };
-                                want += if options & 2 != 0 { residual[r * cols + j] } else { 0.0 };
+                                want += if options & 2 != 0 {
+                                    residual[r * cols + j]
+                                } else {
+                                    0.0
+                                };
                                 want = if clamp { want.clamp(-2.0, 20.0) } else { want };
-                                assert_eq!(found, want, "{level:?} {rows}x{cols}, {taps} taps, options {options} at {r},{j}");
+                                assert_eq!(
+                                    found, want,
+                                    "{level:?} {rows}x{cols}, {taps} taps, options {options} at {r},{j}"
+                                );
                             }
                         }
                     }
@@ -272,7 +320,8 @@ mod tests {
     fn a_nan_wins_wherever_it_is() {
         for_each_level(Import::WindowF32 as usize, |level, address| {
             // SAFETY: as above.
-            let kernel: unsafe extern "C" fn(*const WindowF32) = unsafe { core::mem::transmute(address) };
+            let kernel: unsafe extern "C" fn(*const WindowF32) =
+                unsafe { core::mem::transmute(address) };
             for at in 0..3 {
                 let mut a = [1f32, 5.0, 3.0];
                 a[at] = f32::NAN;
