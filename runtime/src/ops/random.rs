@@ -38,7 +38,7 @@ impl Generator {
     fn normal(&mut self) -> f64 {
         // 1 - u keeps the logarithm finite.
         let (u, v) = (1.0 - self.unit(), self.unit());
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+        (-2.0 * libm::log(u)).sqrt() * libm::cos(std::f64::consts::TAU * v)
     }
 }
 
@@ -117,7 +117,7 @@ pub fn multinomial(call: &Call) -> Results {
             .map(|c| number::float(logits, row * classes + c))
             .collect();
         let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = row.iter().map(|l| (l - top).exp()).collect();
+        let weights: Vec<f64> = row.iter().map(|l| libm::exp(l - top)).collect();
         let total: f64 = weights.iter().sum();
         for _ in 0..n {
             let mut left = generator.unit() * total;

@@ -172,7 +172,7 @@ fn post_transform(kind: i64, row: &mut [f64]) {
     let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     match kind {
         1 => {
-            row.iter_mut().for_each(|v| *v = (*v - top).exp());
+            row.iter_mut().for_each(|v| *v = libm::exp(*v - top));
             let sum: f64 = row.iter().sum();
             row.iter_mut().for_each(|v| *v /= sum);
         }
@@ -180,9 +180,9 @@ fn post_transform(kind: i64, row: &mut [f64]) {
         3 => {
             let zero = |v: f64| {
                 if v.abs() > 1e-7 {
-                    (v - top).exp()
+                    libm::exp(v - top)
                 } else {
-                    v * (-top).exp()
+                    v * libm::exp(-top)
                 }
             };
             row.iter_mut().for_each(|v| *v = zero(*v));
@@ -196,7 +196,7 @@ fn post_transform(kind: i64, row: &mut [f64]) {
 }
 
 fn logistic(v: f64) -> f64 {
-    let positive = 1.0 / (1.0 + (-v.abs()).exp());
+    let positive = 1.0 / (1.0 + libm::exp(-v.abs()));
     if v < 0.0 { 1.0 - positive } else { positive }
 }
 
@@ -207,7 +207,7 @@ fn probit(p: f64) -> f64 {
     if product == 0.0 {
         return 0.0;
     }
-    let log = product.ln();
+    let log = libm::log(product);
     let v = 2.0 / (std::f64::consts::PI * 0.147) + 0.5 * log;
     let root = (-v + (v * v - log / 0.147).sqrt()).sqrt();
     std::f64::consts::SQRT_2 * if x < 0.0 { -root } else { root }
