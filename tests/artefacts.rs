@@ -66,9 +66,11 @@ fn raw_f32(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn the_same_model_gives_the_same_bytes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for emit in ["exe", "image"] {
+    for emit in ["exe", "image", "staticlib", "dylib", "obj"] {
         let files = ["a", "b"].map(|name| {
-            let path = folder.path().join(name);
+            // The name of a library's functions comes from its file.
+            let path = folder.path().join(name).join("digits");
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
             let built = build(&["--emit", emit], &path);
             assert!(built.status.success(), "{}", text(&built.stderr));
             std::fs::read(&path).expect("it is there")

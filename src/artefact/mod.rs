@@ -1,12 +1,20 @@
 //! Artefacts: how program, code and weights become files.
 //!
 //! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
-//! `include_model!`. Every file is written beside its place and renamed when complete; weights stream through.
+//! `include_model!`; [`write_staticlib`] and [`write_dylib`] link them with the runtime behind a C interface,
+//! [`write_object`] makes one function without runtime; [`header`] writes their C headers. Every file is written beside its place and renamed when complete; weights stream through,
+//! except into object files.
 //! The same parts give the same bytes.
 
+mod archive;
 mod exe;
+pub mod header;
+mod library;
+mod object;
 
 pub use exe::{write_exe, write_image};
+pub use library::{write_dylib, write_staticlib};
+pub use object::write_object;
 
 use crate::error::Error;
 use lapidary_abi::program::Program;
@@ -43,6 +51,20 @@ impl Parts<'_> {
             at = piece.offset + piece.bytes;
         }
         zeros(out, self.program.weights_bytes - at).map_err(at_path(path))
+    }
+
+    /// The weights blob in memory.
+    fn read_weights(&self) -> Result<Vec<u8>, Error> {
+        let mut blob = Vec::with_capacity(self.program.weights_bytes as usize);
+        self.write_weights(&mut blob, Path::new(self.file))?;
+        Ok(blob)
+    }
+
+    fn code_error(&self, error: lapidary_cranelift::Error) -> Error {
+        Error::Code {
+            file: self.file.to_owned(),
+            error,
+        }
     }
 
     fn bad_weights(&self, reason: String) -> Error {
@@ -134,9 +156,43 @@ fn zeros(out: &mut dyn Write, mut n: u64) -> std::io::Result<()> {
     Ok(())
 }
 
+/// An identifier of C and Rust from a name: what is no letter or digit becomes `_`.
+pub(crate) fn identifier(name: &str) -> String {
+    let mut id: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
+        id.insert(0, '_');
+    }
+    id
+}
+
+/// Distinct identifiers for ports, in order.
+pub(crate) fn identifiers<'a>(names: impl Iterator<Item = &'a str>, taken: &[&str]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for name in names {
+        let base = identifier(name);
+        let mut id = base.clone();
+        let mut n = 2;
+        while ids.contains(&id) || taken.contains(&id.as_str()) {
+            id = format!("{base}_{n}");
+            n += 1;
+        }
+        ids.push(id);
+    }
+    ids
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_become_distinct_identifiers() {
+        let ids = identifiers(["a.b", "a:b", "1", "", "if"].into_iter(), &["if"]);
+        assert_eq!(ids, ["a_b", "a_b_2", "_1", "_", "if_2"]);
+    }
 
     #[test]
     fn a_failed_write_leaves_nothing() {

@@ -2,7 +2,9 @@
 
 use super::print;
 use crate::cli::{Build, Emit};
-use lapidary::artefact::{Parts, write_exe, write_image};
+use lapidary::artefact::{
+    Parts, write_dylib, write_exe, write_image, write_object, write_staticlib,
+};
 use lapidary::{Compiled, Error, driver};
 use lapidary_ir::target::Target;
 
@@ -14,6 +16,9 @@ pub fn build(args: &Build) -> Result<(), Error> {
             threads: options.target.threads,
             ..target(triple)?
         };
+    }
+    if args.emit == Emit::Obj {
+        options.target.micro_kernels = false;
     }
     let file = args.model.file();
     let module = driver::import(&args.model.model, &options)?;
@@ -28,10 +33,13 @@ pub fn build(args: &Build) -> Result<(), Error> {
     match args.emit {
         Emit::Exe => write_exe(&args.output, &parts)?,
         Emit::Image => write_image(&args.output, &parts)?,
-        Emit::Obj | Emit::Staticlib | Emit::Dylib | Emit::Asm => {
+        Emit::Staticlib => write_staticlib(&args.output, &parts, &options.target)?,
+        Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,
+        Emit::Obj => write_object(&args.output, &parts, &options.target)?,
+        Emit::Asm => {
             return Err(Error::Usage {
-                message: format!("`{:?}` cannot be written yet", args.emit),
-                help: "use `--emit exe` or `--emit image`".to_owned(),
+                message: "a listing cannot be written yet".to_owned(),
+                help: "`lapidary inspect --at kernels` shows the kernels".to_owned(),
             });
         }
     }

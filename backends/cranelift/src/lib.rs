@@ -1,8 +1,8 @@
 //! Kernel IR to machine code by Cranelift.
 //!
 //! [`compile`] makes one position-independent blob without relocations from all kernels of a model; each
-//! kernel is one function with the convention of [`lapidary_abi::kernel::KernelFn`]. [`object`](fn@object)
-//! makes a linkable object with a plain C entry from a program of launches alone.
+//! kernel is one function with the convention of [`lapidary_abi::kernel::KernelFn`]. [`object`]
+//! makes linkable objects: with a plain C entry from a program of launches alone, or as data of a library.
 //!
 //! How a kernel is translated, from outside in: `function` is the frame (arguments, the loop over blocks,
 //! statements, control flow); `tile` says how a tile lies in Cranelift values; `elementwise` and `shape`
@@ -17,6 +17,7 @@ mod function;
 mod gemm;
 mod isa;
 mod memory;
+pub mod object;
 mod shape;
 mod tile;
 
