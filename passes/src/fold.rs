@@ -5,6 +5,8 @@
 //! (the reference evaluator computes it) or when shape arithmetic tells its contents. Large results are not
 //! materialised: folding trades at most [`Limits::elements`] elements for a node.
 
+mod dense;
+
 use lapidary_ir::builder::contents;
 use lapidary_ir::eval::eval_node;
 use lapidary_ir::graph::Def;
@@ -57,6 +59,13 @@ fn fold_region(module: &mut Module, region: RegionId, limits: Limits) -> usize {
         if let Some(taken) = constant_branch(module, id) {
             inline_branch(module, region, id, taken);
             folded += 1;
+        } else if let Some(constant) = dense_result(module, id) {
+            let result = module.node(id).results[0];
+            let name = module.value(result).name.clone();
+            let constant = module.add_constant(&name, constant);
+            module.replace_uses(result, constant);
+            module.region_mut(region).nodes.retain(|&n| n != id);
+            folded += 1;
         } else if let Some(values) = known_results(module, id, limits) {
             for (result, tensor) in values {
                 let name = module.value(result).name.clone();
@@ -79,6 +88,29 @@ fn known_results(module: &Module, id: NodeId, limits: Limits) -> Option<Vec<(Val
     by_contents(module, id).or_else(|| by_evaluation(module, id, limits))
 }
 
+/// The result of a node on weights, which may be large: computed on their bytes, or a view of them.
+fn dense_result(module: &Module, id: NodeId) -> Option<Constant> {
+    let node = module.node(id);
+    let &[result] = node.results.as_slice() else {
+        return None;
+    };
+    let first = module.as_constant(node.operand(0)?)?;
+    let shape = module.value(result).ty.as_tensor()?.const_shape()?;
+    dense::fold(node.op.name, &constants(module, id)?, first.elem(), shape)
+}
+
+/// The constant operands of a node, if all its operands are constant.
+fn constants(module: &Module, id: NodeId) -> Option<Vec<Option<&Constant>>> {
+    let operands = module.node(id).operands.iter();
+    operands
+        .map(|o| match o.map(|v| module.as_constant(v)) {
+            None => Some(None),
+            Some(Some(c)) => Some(Some(c)),
+            Some(None) => None,
+        })
+        .collect()
+}
+
 /// Shape arithmetic: one integer result of known shape and contents.
 fn by_contents(module: &Module, id: NodeId) -> Option<Vec<(ValueId, Tensor)>> {
     let &[result] = module.node(id).results.as_slice() else {
@@ -99,16 +131,7 @@ fn by_contents(module: &Module, id: NodeId) -> Option<Vec<(ValueId, Tensor)>> {
 /// Every operand is a constant: ask the evaluator.
 fn by_evaluation(module: &Module, id: NodeId, limits: Limits) -> Option<Vec<(ValueId, Tensor)>> {
     let node = module.node(id);
-    let constants: Vec<Option<&Constant>> = node
-        .operands
-        .iter()
-        .map(|o| o.map(|v| module.as_constant(v)))
-        .map(|c| match c {
-            None => Some(None),
-            Some(Some(c)) => Some(Some(c)),
-            Some(None) => None,
-        })
-        .collect::<Option<_>>()?;
+    let constants = constants(module, id)?;
     let operand_elements: usize = constants.iter().flatten().map(|c| count(c.shape())).sum();
     let result_elements: usize = node
         .results

@@ -1,7 +1,8 @@
 //! Cutting a region into blocks that are saturated one at a time.
 //!
 //! A block is a run of consecutive nodes that can enter the e-graph: pure, one result, no region. Long runs are cut
-//! where the fewest values cross, which in a deep network is the residual stream between layers. The first of equal
+//! where the fewest values cross, which in a deep network is the residual stream between layers, and rather before a
+//! product than between a product and what follows it. The first of equal
 //! places is taken, so that equal layers are cut equally and are solved once.
 
 use lapidary_ir::graph::Def;
@@ -12,7 +13,10 @@ use std::ops::Range;
 /// A block is cut once it has this many nodes …
 const FEWEST: usize = 24;
 /// … and at the latest at this many.
-const MOST: usize = 120;
+const MOST: usize = 56;
+
+/// Nodes that a block is best cut before: what follows them is fused into them, so it must be in their block.
+const HEADS: &[&str] = &["conv", "matmul", "gemm", "conv_transpose"];
 
 /// Ranges of positions in the region's node list, in order, that are blocks.
 pub fn blocks(module: &Module, region: RegionId) -> Vec<Range<usize>> {
@@ -36,9 +40,10 @@ pub fn blocks(module: &Module, region: RegionId) -> Vec<Range<usize>> {
             (FEWEST..=last)
                 .min_by_key(|&l| {
                     if l == run {
-                        (0, l)
+                        (0, false, l)
                     } else {
-                        (crossing[start + l], l)
+                        let next = module.node(nodes[start + l]).op.name;
+                        (crossing[start + l], !HEADS.contains(&next), l)
                     }
                 })
                 .unwrap_or(last)

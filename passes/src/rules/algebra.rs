@@ -7,6 +7,18 @@ use lapidary_ir::{ElemType, Module, Type, ValueId};
 /// The family's rules.
 pub static RULES: &[Rule] = &[
     Rule {
+        name: "algebra-sum-of-two-is-add",
+        left: "(sum ?a ?b attrs0)",
+        right: Right::Pattern("(add ?a ?b attrs0)"),
+        condition: None,
+        class: Class::Exact,
+        source: "one form for other rules to match",
+        samples: &[|b| {
+            let (x, y) = (input(b, "x", &[2, 3]), input(b, "y", &[3]));
+            b.op("sum", &[x, y])
+        }],
+    },
+    Rule {
         name: "algebra-add-constants-together",
         left: "(add (add ?x ?a attrs0) ?b attrs0)",
         right: Right::Pattern("(add ?x (add ?a ?b attrs0) attrs0)"),

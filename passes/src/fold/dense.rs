@@ -1,0 +1,125 @@
+//! Folding on the bytes of plainly stored weights: the reference evaluator holds every element in eight bytes or
+//! more, which large weights are too many for.
+
+use bytes::Bytes;
+use lapidary_ir::tensor::{count, strides};
+use lapidary_ir::{Constant, ElemType};
+
+/// Ops that only change the shape.
+const VIEWS: &[&str] = &["reshape", "squeeze", "unsqueeze", "flatten", "identity"];
+
+/// Fewest elements that are folded here; the evaluator is as good for less.
+const LARGE: usize = 1 << 12;
+
+/// The result of `op`, of this shape, on constants of element type `elem`; `None` if it is none of these.
+pub fn fold(
+    op: &str,
+    operands: &[Option<&Constant>],
+    elem: ElemType,
+    shape: Vec<usize>,
+) -> Option<Constant> {
+    let first = (*operands.first()?)?;
+    if count(&shape) < LARGE {
+        return None;
+    }
+    if VIEWS.contains(&op) {
+        let same = count(first.shape()) == count(&shape);
+        return same.then(|| Some(Constant::dense(elem, shape, first.dense_bytes()?.clone())))?;
+    }
+    let f: fn(f32, f32) -> f32 = match op {
+        "add" => |a, b| a + b,
+        "sub" => |a, b| a - b,
+        "mul" => |a, b| a * b,
+        "div" => |a, b| a / b,
+        _ => return None,
+    };
+    let second = (*operands.get(1)?)?;
+    if elem != ElemType::F32 || second.elem() != ElemType::F32 {
+        return None;
+    }
+    let bytes = arithmetic(first, second, &shape, f)?;
+    Some(Constant::dense(elem, shape, bytes))
+}
+
+/// `f` of two operands that broadcast to `shape`. One of them has the result's size, so that nothing grows.
+fn arithmetic(
+    a: &Constant,
+    b: &Constant,
+    shape: &[usize],
+    f: fn(f32, f32) -> f32,
+) -> Option<Bytes> {
+    let n = count(shape);
+    if a.shape() != shape && b.shape() != shape {
+        return None;
+    }
+    let (x, y) = (a.dense_bytes()?, b.dense_bytes()?);
+    let (xs, ys) = (steps(a.shape(), shape)?, steps(b.shape(), shape)?);
+    let inner = shape.last().copied().unwrap_or(1);
+    let (step_x, step_y) = (
+        xs.last().copied().unwrap_or(0),
+        ys.last().copied().unwrap_or(0),
+    );
+    let number = |bytes: &[u8], i: usize| {
+        let four = bytes.get(i * 4..i * 4 + 4)?;
+        Some(f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+    };
+    let mut out = Vec::with_capacity(n * 4);
+    let mut at = vec![0usize; shape.len()];
+    for _ in 0..n / inner.max(1) {
+        let start = |steps: &[usize]| -> usize { at.iter().zip(steps).map(|(i, s)| i * s).sum() };
+        let (i, j) = (start(&xs), start(&ys));
+        for k in 0..inner {
+            let v = f(number(x, i + k * step_x)?, number(y, j + k * step_y)?);
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        // The next row, the last but one axis fastest.
+        for axis in (0..shape.len().saturating_sub(1)).rev() {
+            at[axis] += 1;
+            if at[axis] < shape[axis] {
+                break;
+            }
+            at[axis] = 0;
+        }
+    }
+    Some(out.into())
+}
+
+/// Steps through an operand of shape `from` for each axis of `to`; 0 where it is broadcast.
+fn steps(from: &[usize], to: &[usize]) -> Option<Vec<usize>> {
+    let lead = to.len().checked_sub(from.len())?;
+    let own = strides(from);
+    let mut out = vec![0; lead];
+    for (i, &n) in from.iter().enumerate() {
+        out.push(match n {
+            1 => 0,
+            _ if n == to[lead + i] => own[i],
+            _ => return None,
+        });
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapidary_ir::Tensor;
+    use lapidary_ir::eval::eval_op;
+    use lapidary_ir::tensor::Value;
+
+    #[test]
+    fn large_weights_fold_as_the_evaluator_does() {
+        let values = |n: usize| (0..n).map(|i| (i % 37) as f64 * 0.3 - 4.0).collect();
+        let large = Tensor::from_f64(ElemType::F32, [32, 16, 3, 3], values(4608));
+        let column = Tensor::from_f64(ElemType::F32, [32, 1, 1, 1], values(32));
+        for op in ["add", "sub", "mul", "div"] {
+            for (a, b) in [(&large, &column), (&column, &large), (&large, &large)] {
+                let (x, y) = (Constant::from_tensor(a), Constant::from_tensor(b));
+                let got = fold(op, &[Some(&x), Some(&y)], ElemType::F32, vec![32, 16, 3, 3]);
+                let got = got.expect("dense").decode().expect("valid");
+                let operands = [Some(a.clone().into()), Some(b.clone().into())];
+                let want = eval_op(op, &operands, Default::default(), 1).expect("fits");
+                assert_eq!(Value::from(got), want[0], "{op}");
+            }
+        }
+    }
+}
