@@ -1,13 +1,225 @@
-//! Matrix products.
+//! Matrix products: panels of 32 columns where operands are `f32`, else element by element.
+//!
+//! ```text
+//! matmul, fused_linear => [pack b unless it is constant]  gemm (a, packed b, bias, residual)
+//! ```
+//! A constant right side is packed when the weights are written. Leading axes of the left side are rows if there is
+//! one right matrix for all of them.
 
-use super::Rule;
+use super::conv::{activated, bounds};
+use super::expand::Facts;
+use super::expr::E;
 use super::index::Pos;
-use lapidary_ir::Dim;
+use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use crate::schedules::gemm::Gemm;
+use crate::schedules::{Num, pack};
+use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
+use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
+use std::sync::Arc;
 
 /// The family's lowerings.
-pub static RULES: &[Rule] = &[Rule::general("matmul", |x, p| {
+pub static RULES: &[Rule] = &[
+    Rule::steps("matmul", steps),
+    Rule::steps("fused_linear", steps),
+];
+
+/// Operations worth waking another thread for.
+const THREAD_WORK: i64 = 64 << 10;
+
+/// A product that has a schedule.
+struct Plan {
+    a: ValueId,
+    w: ValueId,
+    bias: Option<ValueId>,
+    residual: Option<ValueId>,
+    /// Extents: products, rows, columns, inner.
+    batch: Dim,
+    m: Dim,
+    n: Dim,
+    k: Dim,
+    gemm: Gemm,
+}
+
+fn num(d: &Dim) -> Num {
+    d.as_const().map_or(Num::Sym, Num::Const)
+}
+
+fn product(d: &[Dim]) -> Dim {
+    d.iter().fold(Dim::from(1i64), |n, d| n * d.clone())
+}
+
+/// The schedule of a product, if it has one.
+fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
+    let node = facts.module.node(n);
+    let fused = node.op.name == "fused_linear";
+    let (a, w) = (node.operand(0)?, node.operand(1)?);
+    let out = *node.results.first()?;
+    let (bias, residual) = match fused {
+        true => (node.operand(2), node.operand(3)),
+        false => (None, None),
+    };
+    for v in [Some(a), Some(w), Some(out), bias, residual]
+        .into_iter()
+        .flatten()
+    {
+        if facts.elem(v) != Ok(ElemType::F32) || !facts.is_row_major(v) {
+            return None;
+        }
+    }
+    let (of_a, of_w, of_out) = (
+        facts.shape(a).ok()?,
+        facts.shape(w).ok()?,
+        facts.shape(out).ok()?,
+    );
+    let ([lead_a @ .., m, _], [lead_w @ .., k, columns]) = (&of_a[..], &of_w[..]) else {
+        return None;
+    };
+    if of_out.iter().chain([k]).any(|d| d.as_const() == Some(0)) {
+        return None;
+    }
+    let (lo, hi) = match fused {
+        true => bounds(node)?,
+        false => (None, None),
+    };
+    if bias.is_some_and(|b| facts.shape(b) != Ok(vec![columns.clone()]))
+        || residual.is_some_and(|r| facts.shape(r).ok().as_ref() != Some(&of_out))
+    {
+        return None;
+    }
+    let unit = |d: &[Dim]| d.iter().all(|d| d.as_const() == Some(1));
+    let (batch, m, a_batched, w_batched) = if unit(lead_w) {
+        // One matrix for all: leading axes are rows.
+        (Dim::from(1i64), product(lead_a) * m.clone(), false, false)
+    } else if lead_a == lead_w {
+        (product(lead_a), m.clone(), true, true)
+    } else if unit(lead_a) {
+        (product(lead_w), m.clone(), false, true)
+    } else {
+        return None;
+    };
+    let gemm = Gemm {
+        a_batched,
+        w_batched,
+        bias: bias.is_some(),
+        residual: residual.is_some(),
+        lo,
+        hi,
+        ..Gemm::new(num(&batch), num(&m), num(columns), num(k))
+    };
+    Some(Plan {
+        a,
+        w,
+        bias,
+        residual,
+        batch,
+        m,
+        n: columns.clone(),
+        k: k.clone(),
+        gemm,
+    })
+}
+
+fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
+    let out = low.facts.module.node(n).results[0];
+    let Some(plan) = plan(&low.facts, n) else {
+        return low.elements(n, out, element);
+    };
+    let w = packed(low, &plan)?;
+    let mut args: Vec<KernelArg> = [Some(plan.a), Some(w), plan.bias, plan.residual, Some(out)]
+        .into_iter()
+        .flatten()
+        .map(KernelArg::Value)
+        .collect();
+    args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
+    let panels = plan.n.ceil_div(&Dim::from(i64::from(PANEL)));
+    let rows = i64::from(plan.gemm.tile_rows());
+    let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
+    let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k;
+    let per_block = plan.k.as_const().unwrap_or(256) * 2 * i64::from(PANEL) * rows;
+    low.launch(
+        plan.gemm.kernel("gemm"),
+        &args,
+        &grid,
+        grain(per_block),
+        &flops,
+    )
+}
+
+fn grain(per_block: i64) -> u32 {
+    (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32
+}
+
+/// Size parameters of the extents that are not known.
+fn sizes<const N: usize>(dims: [&Dim; N]) -> impl Iterator<Item = KernelArg> {
+    dims.map(Dim::clone)
+        .into_iter()
+        .filter(|d| d.as_const().is_none())
+        .map(KernelArg::Size)
+}
+
+/// The right side in panels.
+fn packed(low: &mut Lowerer, plan: &Plan) -> Result<ValueId, OpError> {
+    let (w, products) = match plan.gemm.w_batched {
+        true => (plan.w, plan.batch.clone()),
+        false => (plan.w, Dim::from(1i64)),
+    };
+    let numbers = [&products, &plan.n, &plan.k].map(Dim::as_const);
+    if let ([Some(products), Some(n), Some(k)], Some(c)) =
+        (numbers, low.facts.module.as_constant(w).cloned())
+    {
+        let (products, n, k) = (products as usize, n as usize, k as usize);
+        let len = products * Gemm::packed_len(n as i64, k as i64) as usize;
+        let made = move || {
+            let bytes = dense(&c)?;
+            let mut out = Vec::with_capacity(len * 4);
+            for matrix in bytes.chunks_exact(n * k * 4) {
+                pack::pack_panels(matrix, k, n, |kk, column| kk * n + column, &mut out);
+            }
+            Ok(out)
+        };
+        return Ok(low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made))));
+    }
+    let width = Dim::from(i64::from(PANEL));
+    let panels = plan.n.ceil_div(&width);
+    let shape = vec![&(&products * &panels) * &plan.k, width];
+    let to = low.temporary(ElemType::F32, shape);
+    let kernel = pack::kernel("pack", num(&products), num(&plan.k), num(&plan.n), false);
+    let mut args = vec![KernelArg::Value(w), KernelArg::Value(to)];
+    args.extend(sizes([&products, &plan.k, &plan.n]));
+    let grid = &products * &panels * &plan.k;
+    let moved = &grid * &Dim::from(i64::from(PANEL));
+    low.launch(kernel, &args, &grid, grain(2 * i64::from(PANEL)), &moved)?;
+    Ok(to)
+}
+
+fn dense(c: &Constant) -> Result<bytes::Bytes, String> {
+    match c.dense_bytes() {
+        Some(b) => Ok(b.clone()),
+        None => {
+            let t = c.decode().map_err(|e| e.to_string())?;
+            Ok(t.to_bytes().ok_or("a weight of strings")?.into())
+        }
+    }
+}
+
+/// The element of a product, with what `fused_linear` adds to it.
+fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+    let mut y = sum(x, p)?;
+    if x.n().op.name != "fused_linear" {
+        return Ok(y);
+    }
+    for operand in [2, 3] {
+        if x.has(operand) {
+            let z = x.broadcast(operand, p)?;
+            y = x.b().binary(Binary::Add, y, z);
+        }
+    }
+    activated(x, y)
+}
+
+fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let (a, b, out) = (x.shape(0)?, x.shape(1)?, x.out_shape()?);
     let at = p.indices(&x.x.body, &out);
     let k = a
@@ -43,4 +255,56 @@ pub static RULES: &[Rule] = &[Rule::general("matmul", |x, p| {
     let b = x.b();
     let product = b.binary(Binary::Mul, l, r);
     Ok(b.reduce(ReduceKind::Sum, &[k], product))
-})];
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::checks::{check, numbers};
+    use lapidary_ir::{Attr, Attrs, Tensor};
+
+    #[test]
+    fn products_of_every_shape() {
+        // Left, right, whether the right side is constant.
+        let cases: &[(&[usize], &[usize])] = &[
+            (&[1, 70], &[70, 45]),
+            (&[33, 8], &[8, 64]),
+            (&[2, 3, 5, 9], &[9, 4]),
+            (&[2, 3, 5, 9], &[2, 3, 9, 40]),
+            (&[2, 3, 5, 9], &[1, 1, 9, 7]),
+            (&[1, 5, 9], &[4, 9, 7]),
+            (&[4, 5, 9], &[9]),
+            (&[2, 1, 5, 9], &[3, 9, 7]),
+            (&[9], &[9, 3]),
+        ];
+        for (i, &(a, w)) in cases.iter().enumerate() {
+            for (constant, symbolic) in [(true, false), (false, false), (true, true)] {
+                if symbolic && (a.len() < 2 || w.len() > 2) {
+                    continue;
+                }
+                let shapes: Vec<&[usize]> = if constant { vec![a] } else { vec![a, w] };
+                check(&format!("matmul{i}"), &shapes, symbolic, |b, x| {
+                    let w = match x.get(1) {
+                        Some(&w) => w,
+                        None => b.constant(&numbers(w, 5)),
+                    };
+                    b.op("matmul", &[x[0], w]).expect("a product")
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_what_follows() {
+        for activation in ["", "Relu", "Tanh", "LeakyRelu"] {
+            let a: &[usize] = &[3, 6, 21];
+            check(activation, &[a, &[3, 6, 37]], false, |b, x| {
+                let (w, bias): (Tensor, Tensor) = (numbers(&[21, 37], 5), numbers(&[37], 6));
+                let operands = vec![x[0], b.constant(&w), b.constant(&bias), x[1]];
+                let attrs: Attrs = [("activation".into(), Attr::Str(activation.into()))].into();
+                let operands = operands.into_iter().map(Some).collect();
+                b.node("fused_linear", operands, attrs, 1)
+                    .expect("a product")[0]
+            });
+        }
+    }
+}

@@ -11,6 +11,8 @@
 //! a hand-scheduled kernel has a [`Form::Steps`] function, which may fall back to elements.
 
 pub mod channels;
+#[cfg(test)]
+mod checks;
 mod control;
 mod decompose;
 mod emit;

@@ -59,6 +59,11 @@ impl Gemm {
         (n as u64).div_ceil(u64::from(PANEL)) as i64 * k * i64::from(PANEL)
     }
 
+    /// Rows of a tile.
+    pub fn tile_rows(&self) -> u32 {
+        even_rows(self.m, MAX_ROWS)
+    }
+
     /// The kernel. Parameters: `a`, `w` packed, `bias`?, `residual`?, `c`, then those of `batch`, `m`, `n`, `k` that are
     /// [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
@@ -77,7 +82,7 @@ impl Gemm {
             (self.k, "k"),
         ]
         .map(|(num, name)| num.bind(&mut b, name));
-        let rows = even_rows(self.m, MAX_ROWS);
+        let rows = self.tile_rows();
         let (batch_at, panel, tile) = (
             b.grid(batch.tiles(1)),
             b.grid(n.tiles(PANEL)),
