@@ -344,10 +344,14 @@ impl Query for Graph {
     }
 
     fn add_constant(&mut self, tensor: &Tensor) -> Id {
-        self.analysis
-            .made
-            .push(Arc::new(Constant::from_tensor(tensor)));
-        let head = Head::Made(self.analysis.made.len() - 1);
+        let constant = Constant::from_tensor(tensor);
+        let made = &mut self.analysis.made;
+        // A rule that fires again must not make new terms: equal constants are one.
+        let known = made.iter().position(|c| **c == constant);
+        let head = Head::Made(known.unwrap_or(made.len()));
+        if known.is_none() {
+            made.push(Arc::new(constant));
+        }
         self.add(Term {
             head,
             children: vec![],
