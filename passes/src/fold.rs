@@ -96,6 +96,9 @@ fn dense_result(module: &Module, id: NodeId) -> Option<Constant> {
     };
     let first = module.as_constant(node.operand(0)?)?;
     let shape = module.value(result).ty.as_tensor()?.const_shape()?;
+    if node.op.name == "transpose" {
+        return dense::transpose(first, node.ints("perm").as_deref(), shape);
+    }
     dense::fold(node.op.name, &constants(module, id)?, first.elem(), shape)
 }
 

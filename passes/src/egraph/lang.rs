@@ -272,9 +272,11 @@ fn op_fact(egraph: &Graph, op: Op, children: &[Id]) -> Fact {
         fresh: &egraph.analysis.fresh,
     };
     let ty = (op.infer)(&ctx).ok().and_then(|t| t.into_iter().next());
+    let given = facts.iter().any(|f| f.ty.is_some());
     Fact {
         ty,
         contents: op.contents.and_then(|rule| rule(&ctx)),
+        foldable: given && facts.iter().all(|f| f.is_constant()),
         ..Fact::default()
     }
 }

@@ -41,6 +41,37 @@ pub fn fold(
     Some(Constant::dense(elem, shape, bytes))
 }
 
+/// A transposed weight of shape `to`; without `perm` the axes are reversed.
+pub fn transpose(x: &Constant, perm: Option<&[i64]>, to: Vec<usize>) -> Option<Constant> {
+    let (rank, size, bytes) = (x.shape().len(), x.elem().size_bytes(), x.dense_bytes()?);
+    let perm: Vec<usize> = match perm {
+        Some(p) => p
+            .iter()
+            .map(|&axis| usize::try_from(axis).ok().filter(|&a| a < rank))
+            .collect::<Option<_>>()?,
+        None => (0..rank).rev().collect(),
+    };
+    if count(&to) < LARGE || perm.len() != rank || to.len() != rank {
+        return None;
+    }
+    let own = strides(x.shape());
+    let steps: Vec<usize> = perm.iter().map(|&p| own[p]).collect();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = vec![0usize; rank];
+    for _ in 0..count(&to) {
+        let i: usize = at.iter().zip(&steps).map(|(i, s)| i * s).sum();
+        out.extend_from_slice(bytes.get(i * size..(i + 1) * size)?);
+        for axis in (0..rank).rev() {
+            at[axis] += 1;
+            if at[axis] < to[axis] {
+                break;
+            }
+            at[axis] = 0;
+        }
+    }
+    Some(Constant::dense(x.elem(), to, out.into()))
+}
+
 /// `f` of two operands that broadcast to `shape`. One of them has the result's size, so that nothing grows.
 fn arithmetic(
     a: &Constant,
@@ -120,6 +151,19 @@ mod tests {
                 let want = eval_op(op, &operands, Default::default(), 1).expect("fits");
                 assert_eq!(Value::from(got), want[0], "{op}");
             }
+        }
+    }
+
+    #[test]
+    fn large_weights_transpose_as_the_evaluator_does() {
+        let values = (0..8 * 24 * 30).map(|i| f64::from(i) * 0.5).collect();
+        let x = Tensor::from_f64(ElemType::F32, [8, 24, 30], values);
+        let constant = Constant::from_tensor(&x);
+        for (perm, shape) in [(Some(vec![2i64, 0, 1]), vec![30, 8, 24]), (None, vec![30, 24, 8])] {
+            let attrs = perm.iter().map(|p| ("perm".to_owned(), lapidary_ir::Attr::Ints(p.clone()))).collect();
+            let want = eval_op("transpose", &[Some(Value::from(x.clone()))], attrs, 1).expect("evaluates");
+            let got = transpose(&constant, perm.as_deref(), shape).expect("folds");
+            assert_eq!(want[0].as_tensor(), Some(&got.decode().expect("valid")));
         }
     }
 }

@@ -44,6 +44,7 @@ pub use expand::{Element, Expand};
 pub use program::Lowerer;
 pub use schedule::Spec;
 
+use crate::fold::{Limits, fold_constants};
 use expr::E;
 use index::Pos;
 use lapidary_abi::program::Program;
@@ -301,5 +302,7 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
     decompose::decompose(&mut module).map_err(LowerErrors)?;
+    // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
+    fold_constants(&mut module, Limits::default());
     Lowerer::new(module, target.clone(), options.clone()).run()
 }
