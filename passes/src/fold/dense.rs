@@ -159,9 +159,16 @@ mod tests {
         let values = (0..8 * 24 * 30).map(|i| f64::from(i) * 0.5).collect();
         let x = Tensor::from_f64(ElemType::F32, [8, 24, 30], values);
         let constant = Constant::from_tensor(&x);
-        for (perm, shape) in [(Some(vec![2i64, 0, 1]), vec![30, 8, 24]), (None, vec![30, 24, 8])] {
-            let attrs = perm.iter().map(|p| ("perm".to_owned(), lapidary_ir::Attr::Ints(p.clone()))).collect();
-            let want = eval_op("transpose", &[Some(Value::from(x.clone()))], attrs, 1).expect("evaluates");
+        for (perm, shape) in [
+            (Some(vec![2i64, 0, 1]), vec![30, 8, 24]),
+            (None, vec![30, 24, 8]),
+        ] {
+            let attrs = perm
+                .iter()
+                .map(|p| ("perm".to_owned(), lapidary_ir::Attr::Ints(p.clone())))
+                .collect();
+            let want =
+                eval_op("transpose", &[Some(Value::from(x.clone()))], attrs, 1).expect("evaluates");
             let got = transpose(&constant, perm.as_deref(), shape).expect("folds");
             assert_eq!(want[0].as_tensor(), Some(&got.decode().expect("valid")));
         }
