@@ -74,7 +74,9 @@ impl Dim {
             (Some(a), Some(b)) if b != 0 && (a, b) != (i64::MIN, -1) => {
                 return Dim::from(a.div_euclid(b) - i64::from(b < 0 && a.rem_euclid(b) != 0));
             }
-            (None, Some(b)) if b != 0 && self.terms.values().all(|c| c % b == 0) => {
+            (None, Some(b))
+                if b != 0 && self.terms.values().all(|c| c.checked_rem(b) == Some(0)) =>
+            {
                 return Dim {
                     terms: self.terms.iter().map(|(a, c)| (a.clone(), c / b)).collect(),
                 };
@@ -95,7 +97,7 @@ impl Dim {
                 let at = rest.iter().position(|r| r == a)?;
                 rest.remove(at);
             }
-            if c % coefficient != 0 {
+            if c.checked_rem(coefficient) != Some(0) {
                 return None;
             }
             out.terms.insert(rest, c / coefficient);
@@ -313,7 +315,7 @@ arithmetic!(Mul mul |a: &Dim, b: &Dim| {
 impl fmt::Display for Atom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Atom::Sym(name) => f.write_str(name),
+            Atom::Sym(name) => f.write_str(&crate::text::symbol(name)),
             Atom::FloorDiv(a, b) => write!(f, "floordiv({a}, {b})"),
             Atom::Mod(a, b) => write!(f, "mod({a}, {b})"),
             Atom::Min(a, b) => write!(f, "min({a}, {b})"),

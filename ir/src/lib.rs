@@ -4,6 +4,8 @@
 //!   shapes), [`attr`] (attributes), [`ops`] (one table entry per op), [`constant`] and [`encodings`]
 //!   (how stored bytes decode to a tensor), [`builder`] (writing graphs);
 //! * the **kernel IR**: [`kernel`] (loops over tiles), what every backend translates;
+//! * [`text`] (printer and parser of the graph IR), [`verify`] (everything that must hold of a module) and
+//!   [`diagnostic`] (how both say what is wrong);
 //! * [`tensor`] and [`eval`]: the reference evaluator, which *is* the meaning of the graph IR.
 //!
 //! This crate knows nothing of ONNX, e-graphs or targets. Alone, it reads, checks, prints and runs a program.
@@ -11,17 +13,20 @@
 pub mod attr;
 pub mod builder;
 pub mod constant;
+pub mod diagnostic;
 pub mod dim;
 pub mod encodings;
 pub mod eval;
 pub mod graph;
 pub mod infer;
 pub mod kernel;
-
 pub mod ops;
+pub mod same;
 pub mod target;
 pub mod tensor;
+pub mod text;
 pub mod types;
+pub mod verify;
 
 pub use attr::{Attr, Attrs};
 pub use constant::Constant;

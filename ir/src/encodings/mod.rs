@@ -129,32 +129,8 @@ pub fn constructor(name: &str) -> Option<&'static Constructor> {
 }
 
 impl fmt::Display for Encoding {
-    /// `affine{group=32; dense f32[4,1], dense u8[4,1]; int{bits=4} u8[4,32]}` without the bytes.
+    /// The term as the text form writes it, without its bytes: `int{bits = 4} u8[4,32]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.ctor.name)?;
-        let params: Vec<String> = self
-            .params
-            .iter()
-            .map(|(k, v)| match v {
-                crate::Attr::Int(v) => format!("{k}={v}"),
-                crate::Attr::Elem(e) => format!("{k}={e}"),
-                other => format!("{k}={other:?}"),
-            })
-            .collect();
-        let children: Vec<String> = self.children.iter().map(|c| c.to_string()).collect();
-        if !params.is_empty() || !children.is_empty() {
-            write!(
-                f,
-                "{{{}{}{}}}",
-                params.join(", "),
-                if params.is_empty() || children.is_empty() {
-                    ""
-                } else {
-                    "; "
-                },
-                children.join(", ")
-            )?;
-        }
-        write!(f, " {}{:?}", self.elem, self.shape)
+        f.write_str(&crate::text::term(self))
     }
 }
