@@ -177,7 +177,11 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        write!(f, "{severity}[{}] {}: {}", self.code.code, self.place, self.message)?;
+        write!(
+            f,
+            "{severity}[{}] {}: {}",
+            self.code.code, self.place, self.message
+        )?;
         for (place, text) in &self.labels {
             write!(f, "; {place}: {text}")?;
         }

@@ -114,7 +114,10 @@ impl Parser<'_> {
 
     fn limit_terms(&mut self, n: usize) -> Result<(), Fail> {
         if n > MAX_TERMS {
-            return self.fail_before(&LIMIT, format!("a dimension has more than {MAX_TERMS} terms"));
+            return self.fail_before(
+                &LIMIT,
+                format!("a dimension has more than {MAX_TERMS} terms"),
+            );
         }
         Ok(())
     }

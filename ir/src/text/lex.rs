@@ -168,7 +168,11 @@ impl<'t> Lexer<'t> {
             if name.is_empty() {
                 return Err(self.error(start, "expected a name after `%`"));
             }
-            if name.chars().all(|c| c.is_ascii_digit()) { String::new() } else { name.to_owned() }
+            if name.chars().all(|c| c.is_ascii_digit()) {
+                String::new()
+            } else {
+                name.to_owned()
+            }
         };
         if self.peek() == Some('#') {
             self.at += 1;
@@ -232,11 +236,16 @@ impl<'t> Lexer<'t> {
             return Err(self.error(start, "expected hexadecimal digits up to a closing `\"`"));
         }
         self.at += 1;
-        let digits: Vec<u8> =
-            digits.chars().filter_map(|c| c.to_digit(16)).map(|d| d as u8).collect();
+        let digits: Vec<u8> = digits
+            .chars()
+            .filter_map(|c| c.to_digit(16))
+            .map(|d| d as u8)
+            .collect();
         if digits.len() % 2 != 0 {
             return Err(self.error(start, "bytes need an even number of digits"));
         }
-        Ok(Token::Hex(digits.chunks_exact(2).map(|p| p[0] << 4 | p[1]).collect()))
+        Ok(Token::Hex(
+            digits.chunks_exact(2).map(|p| p[0] << 4 | p[1]).collect(),
+        ))
     }
 }

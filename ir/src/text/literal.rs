@@ -9,7 +9,9 @@ const FUNCTIONS: &[&str] = &["floordiv", "mod", "min", "max"];
 /// True if `name` reads back as one word.
 fn is_word(name: &str) -> bool {
     let mut chars = name.chars();
-    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_' || c == '?')
+    chars
+        .next()
+        .is_some_and(|c| c.is_ascii_alphabetic() || c == '_' || c == '?')
         && chars.all(is_word_char)
 }
 
@@ -86,11 +88,17 @@ fn single(v: f32) -> String {
 /// The elements of a tensor.
 pub fn elements(tensor: &Tensor) -> String {
     let elem = tensor.elem();
-    let half = if elem == ElemType::C128 { ElemType::F64 } else { ElemType::F32 };
+    let half = if elem == ElemType::C128 {
+        ElemType::F64
+    } else {
+        ElemType::F32
+    };
     match tensor.data() {
         Data::Float(v) => list(v, |&v| float(elem, v)),
         Data::Int(v) => list(v, i128::to_string),
-        Data::Complex(v) => list(v, |v| format!("({}, {})", float(half, v[0]), float(half, v[1]))),
+        Data::Complex(v) => list(v, |v| {
+            format!("({}, {})", float(half, v[0]), float(half, v[1]))
+        }),
         Data::Str(v) => list(v, |v| string(v)),
     }
 }
@@ -121,7 +129,11 @@ pub fn attr(value: &Attr) -> String {
         Attr::Elem(v) => v.to_string(),
         Attr::Type(v) => v.to_string(),
         Attr::Tensor(t) => {
-            format!("tensor {} {}", tensor_type(t.elem(), t.shape()), elements(t))
+            format!(
+                "tensor {} {}",
+                tensor_type(t.elem(), t.shape()),
+                elements(t)
+            )
         }
     }
 }

@@ -52,8 +52,8 @@ pub fn parse(text: &str, weights: Option<&Bytes>) -> Result<Parsed, Vec<Diagnost
         let message = format!("the text is longer than {MAX_TEXT} bytes");
         return Err(vec![Diagnostic::new(&LIMIT, Place::Program, message)]);
     }
-    let tokens = tokens(text)
-        .map_err(|e| vec![Diagnostic::new(&SYNTAX, Place::Text(e.span), e.message)])?;
+    let tokens =
+        tokens(text).map_err(|e| vec![Diagnostic::new(&SYNTAX, Place::Text(e.span), e.message)])?;
     let fresh = Cell::new(first_fresh(&tokens));
     let mut p = Parser {
         tokens,
@@ -71,7 +71,11 @@ pub fn parse(text: &str, weights: Option<&Bytes>) -> Result<Parsed, Vec<Diagnost
         fresh,
     };
     let _ = p.function();
-    if p.errors.is_empty() { Ok(p.out) } else { Err(p.errors) }
+    if p.errors.is_empty() {
+        Ok(p.out)
+    } else {
+        Err(p.errors)
+    }
 }
 
 /// A number above those of all `?n` symbols in the text.
@@ -80,7 +84,11 @@ fn first_fresh(tokens: &[(Token, Range<usize>)]) -> u32 {
         Token::Word(w) => w.strip_prefix('?')?.parse::<u32>().ok(),
         _ => None,
     };
-    tokens.iter().filter_map(|(t, _)| number(t)).max().map_or(0, |n| n.saturating_add(1))
+    tokens
+        .iter()
+        .filter_map(|(t, _)| number(t))
+        .max()
+        .map_or(0, |n| n.saturating_add(1))
 }
 
 /// Tokens and mistakes.
@@ -90,7 +98,9 @@ impl Parser<'_> {
     }
 
     pub(super) fn peek_at(&self, ahead: usize) -> &Token {
-        self.tokens.get(self.at + ahead).map_or(&Token::End, |(t, _)| t)
+        self.tokens
+            .get(self.at + ahead)
+            .map_or(&Token::End, |(t, _)| t)
     }
 
     /// Bytes of the next token.
@@ -100,7 +110,9 @@ impl Parser<'_> {
 
     /// Bytes of the last token read.
     pub(super) fn before(&self) -> Range<usize> {
-        self.tokens[self.at.clamp(1, self.tokens.len()) - 1].1.clone()
+        self.tokens[self.at.clamp(1, self.tokens.len()) - 1]
+            .1
+            .clone()
     }
 
     pub(super) fn next(&mut self) -> Token {
@@ -117,7 +129,8 @@ impl Parser<'_> {
         span: Range<usize>,
         message: impl Into<String>,
     ) -> Result<T, Fail> {
-        self.errors.push(Diagnostic::new(code, Place::Text(span), message));
+        self.errors
+            .push(Diagnostic::new(code, Place::Text(span), message));
         Err(Fail)
     }
 
@@ -128,7 +141,8 @@ impl Parser<'_> {
         message: impl Into<String>,
         help: &str,
     ) -> Result<T, Fail> {
-        self.errors.push(Diagnostic::new(code, Place::Text(span), message).help(help));
+        self.errors
+            .push(Diagnostic::new(code, Place::Text(span), message).help(help));
         Err(Fail)
     }
 
@@ -144,7 +158,10 @@ impl Parser<'_> {
 
     /// The token just read is not what is needed.
     pub(super) fn expected<T>(&mut self, what: &str, found: &Token) -> Result<T, Fail> {
-        self.fail_before(&SYNTAX, format!("expected {what}, found {}", found.describe()))
+        self.fail_before(
+            &SYNTAX,
+            format!("expected {what}, found {}", found.describe()),
+        )
     }
 
     /// Runs `read` one level deeper.
@@ -212,7 +229,8 @@ impl Parser<'_> {
 
     /// True before `name = `.
     pub(super) fn names_value(&self) -> bool {
-        matches!(self.peek(), Token::Word(_) | Token::Str(_)) && *self.peek_at(1) == Token::Sign('=')
+        matches!(self.peek(), Token::Word(_) | Token::Str(_))
+            && *self.peek_at(1) == Token::Sign('=')
     }
 }
 
@@ -251,16 +269,27 @@ impl Parser<'_> {
             if unnamed {
                 name.clear();
             }
-            let ty = if self.eat_sign(':') { Some(self.ty()?) } else { None };
+            let ty = if self.eat_sign(':') {
+                Some(self.ty()?)
+            } else {
+                None
+            };
             out.push((name, ty, start..self.before().end));
         }
         Ok(out)
     }
 
-    fn name_outputs(&mut self, results: Vec<(String, Option<Type>, Range<usize>)>) -> Result<(), Fail> {
+    fn name_outputs(
+        &mut self,
+        results: Vec<(String, Option<Type>, Range<usize>)>,
+    ) -> Result<(), Fail> {
         let outputs = self.out.module.top().outputs.clone();
         if results.len() != outputs.len() {
-            let message = format!("{} outputs are declared, {} are returned", results.len(), outputs.len());
+            let message = format!(
+                "{} outputs are declared, {} are returned",
+                results.len(),
+                outputs.len()
+            );
             return self.fail_before(&LITERAL, message);
         }
         if !self.errors.is_empty() {
@@ -269,7 +298,8 @@ impl Parser<'_> {
         for ((_, ty, span), v) in results.iter().zip(outputs) {
             let found = &self.out.module.value(v).ty;
             if let Some(ty) = ty.as_ref().filter(|ty| *ty != found) {
-                let message = format!("the output is declared `{ty}`, the value returned is `{found}`");
+                let message =
+                    format!("the output is declared `{ty}`, the value returned is `{found}`");
                 return self.fail(&LITERAL, span.clone(), message);
             }
         }
@@ -330,7 +360,8 @@ impl Parser<'_> {
         for (at, written, span) in std::mem::take(&mut self.waiting) {
             let Some(&v) = self.names.get(&written) else {
                 let message = format!("`%{written}` is nowhere defined");
-                self.errors.push(Diagnostic::new(&UNDEFINED, Place::Text(span), message));
+                self.errors
+                    .push(Diagnostic::new(&UNDEFINED, Place::Text(span), message));
                 continue;
             };
             match at {
@@ -388,7 +419,10 @@ impl Parser<'_> {
                 }
             }
         };
-        let id = self.out.module.make_node(op, "", vec![], Attrs::new(), vec![], vec![]);
+        let id = self
+            .out
+            .module
+            .make_node(op, "", vec![], Attrs::new(), vec![], vec![]);
         self.operands(id)?;
         if *self.peek() == Token::Sign('{')
             && (*self.peek_at(1) == Token::Sign('}') || *self.peek_at(2) == Token::Sign('='))
@@ -472,7 +506,12 @@ impl Parser<'_> {
         self.nested(|p| {
             let label = p.word("a region's name")?;
             let node = p.out.module.node(owner);
-            let expected = node.op.regions.get(node.regions.len()).copied().unwrap_or("_");
+            let expected = node
+                .op
+                .regions
+                .get(node.regions.len())
+                .copied()
+                .unwrap_or("_");
             if label != expected && label != "_" {
                 let message = format!("expected region `{expected}`, found `{label}`");
                 return p.fail_before(&SYNTAX, message);
@@ -515,11 +554,24 @@ impl Parser<'_> {
     }
 
     /// Types that were left out, by the op's rule.
-    fn infer(&mut self, id: NodeId, n_results: usize, span: Range<usize>) -> Result<Vec<Type>, Fail> {
+    fn infer(
+        &mut self,
+        id: NodeId,
+        n_results: usize,
+        span: Range<usize>,
+    ) -> Result<Vec<Type>, Fail> {
         if n_results == 0 {
             return Ok(vec![]);
         }
         if !self.errors.is_empty() {
+            return Err(Fail);
+        }
+        let later = |name: &String| {
+            let defines = |(t, _): &(Token, Range<usize>)| matches!(t, Token::Value { written, .. } if written == name);
+            self.tokens[self.at..].iter().any(defines)
+        };
+        if self.waiting.iter().any(|(_, name, _)| !later(name)) {
+            self.resolve_waiting();
             return Err(Fail);
         }
         if !self.waiting.is_empty() {
@@ -528,11 +580,14 @@ impl Parser<'_> {
         }
         let wrong = signature(&self.out.module, id, n_results);
         if !wrong.is_empty() {
-            self.errors.extend(wrong.into_iter().map(|d| self.out.locate(d)));
+            self.errors
+                .extend(wrong.into_iter().map(|d| self.out.locate(d)));
             return Err(Fail);
         }
         match infer_node(&self.out.module, id, &self.fresh) {
-            Ok(types) if types.len() >= n_results => Ok(types.into_iter().take(n_results).collect()),
+            Ok(types) if types.len() >= n_results => {
+                Ok(types.into_iter().take(n_results).collect())
+            }
             Ok(types) => {
                 let message = format!("the op has {} results, {n_results} are named", types.len());
                 self.fail(&crate::diagnostic::RESULTS, span, message)

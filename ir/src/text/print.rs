@@ -71,7 +71,12 @@ impl Printer<'_> {
         let mut lines = String::new();
         for v in constants.into_iter().filter(|v| used.contains(v)) {
             if let Some(c) = m.as_constant(v) {
-                let _ = writeln!(lines, "  const {} = {}", self.name(v), write_term(c.encoding(), blobs));
+                let _ = writeln!(
+                    lines,
+                    "  const {} = {}",
+                    self.name(v),
+                    write_term(c.encoding(), blobs)
+                );
             }
         }
         let mut body = self.body(m.top(), 1);
@@ -82,7 +87,11 @@ impl Printer<'_> {
             .enumerate()
             .map(|(i, &v)| {
                 let name = m.output_names.get(i).filter(|n| !n.is_empty());
-                format!("{}: {}", name.map_or("_".into(), |n| word(n)), m.value(v).ty)
+                format!(
+                    "{}: {}",
+                    name.map_or("_".into(), |n| word(n)),
+                    m.value(v).ty
+                )
             })
             .collect();
         let _ = write!(body, "  return {}", self.list(&m.top().outputs));
@@ -118,7 +127,11 @@ impl Printer<'_> {
                 let n = self.uses.entry(own.to_owned()).or_insert(0);
                 *n += 1;
                 let base = value_name(own);
-                if *n == 1 { format!("%{base}") } else { format!("%{base}#{}", *n - 1) }
+                if *n == 1 {
+                    format!("%{base}")
+                } else {
+                    format!("%{base}#{}", *n - 1)
+                }
             };
             if self.taken.insert(name.clone()) {
                 break name;
@@ -154,13 +167,19 @@ impl Printer<'_> {
             .collect();
         let _ = write!(out, "{pad}{results} = {}({})", node.op, operands.join(", "));
         if !node.attrs.is_empty() {
-            let attrs: Vec<String> =
-                node.attrs.iter().map(|(k, v)| format!("{} = {}", word(k), attr(v))).collect();
+            let attrs: Vec<String> = node
+                .attrs
+                .iter()
+                .map(|(k, v)| format!("{} = {}", word(k), attr(v)))
+                .collect();
             let _ = write!(out, " {{{}}}", attrs.join(", "));
         }
         if !node.results.is_empty() {
-            let types: Vec<String> =
-                node.results.iter().map(|&v| self.module.value(v).ty.to_string()).collect();
+            let types: Vec<String> = node
+                .results
+                .iter()
+                .map(|&v| self.module.value(v).ty.to_string())
+                .collect();
             let _ = write!(out, " : {}", types.join(", "));
         }
         if !node.name.is_empty() {
@@ -185,7 +204,11 @@ impl Printer<'_> {
         }
         let region = self.module.region(id);
         let inputs = self.inputs(region);
-        let parentheses = if inputs.is_empty() { String::new() } else { format!("({inputs})") };
+        let parentheses = if inputs.is_empty() {
+            String::new()
+        } else {
+            format!("({inputs})")
+        };
         let _ = writeln!(out, "{pad}{label}{parentheses} {{");
         let body = self.body(region, depth + 1);
         let outputs = self.list(&region.outputs);
@@ -208,8 +231,11 @@ fn used_values(m: &Module) -> HashSet<ValueId> {
 }
 
 fn write_term(e: &Encoding, blobs: &mut Blobs) -> String {
-    let mut parts: Vec<String> =
-        e.params.iter().map(|(k, v)| format!("{} = {}", word(k), attr(v))).collect();
+    let mut parts: Vec<String> = e
+        .params
+        .iter()
+        .map(|(k, v)| format!("{} = {}", word(k), attr(v)))
+        .collect();
     for (i, child) in e.children.iter().enumerate() {
         let label = e.ctor.children.get(i).map(|n| n.trim_end_matches('?'));
         let text = write_term(child, blobs);

@@ -92,7 +92,14 @@ impl Parser<'_> {
             }
             let (elem, shape) = p.sized_type()?;
             let blob = p.blob(elem, &shape)?;
-            Ok(Encoding { ctor, elem, shape, params, children, blob })
+            Ok(Encoding {
+                ctor,
+                elem,
+                shape,
+                params,
+                children,
+                blob,
+            })
         })
     }
 
@@ -104,7 +111,9 @@ impl Parser<'_> {
             return self.fail_before(&LITERAL, "the shape of a constant must be numbers");
         };
         // A zero must not hide an absurd dimension: strides multiply the others.
-        let size = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
+        let size = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
         if size.is_none_or(|n| n > MAX_ELEMENTS) || shape.len() > 64 {
             return self.fail_before(&LIMIT, "the constant is too large");
         }
@@ -121,7 +130,9 @@ impl Parser<'_> {
                 let tensor = self.elements(elem, shape.to_vec())?;
                 match tensor.to_bytes() {
                     Some(bytes) => Ok(Some(Bytes::from(bytes))),
-                    None => self.fail_before(&LITERAL, "texts are written as the parameter `strings`"),
+                    None => {
+                        self.fail_before(&LITERAL, "texts are written as the parameter `strings`")
+                    }
                 }
             }
             Token::Word(w) if w == "bytes" => self.distant_bytes().map(Some),
@@ -137,28 +148,54 @@ impl Parser<'_> {
         let len = self.count()?;
         self.sign(',')?;
         let sum = self.count()?;
-        let at = if self.eat_sign(',') { Some(self.count()?) } else { None };
+        let at = if self.eat_sign(',') {
+            Some(self.count()?)
+        } else {
+            None
+        };
         self.sign(')')?;
         let span = start..self.before().end;
         let missing = |p: &mut Self, why: &str, help: &str| {
-            p.fail_help(&ELIDED, span.clone(), format!("the {len} bytes of this constant are {why}"), help)
+            p.fail_help(
+                &ELIDED,
+                span.clone(),
+                format!("the {len} bytes of this constant are {why}"),
+                help,
+            )
         };
         let Some(at) = at else {
-            return missing(self, "left out of this text", "print it with its bytes to read it back");
+            return missing(
+                self,
+                "left out of this text",
+                "print it with its bytes to read it back",
+            );
         };
         let Some(weights) = self.weights else {
-            return missing(self, "in the side file, which is not given", "read it together with its `.weights` file");
+            return missing(
+                self,
+                "in the side file, which is not given",
+                "read it together with its `.weights` file",
+            );
         };
-        let range = usize::try_from(at).ok().zip(at.checked_add(len).and_then(|e| usize::try_from(e).ok()));
+        let range = usize::try_from(at)
+            .ok()
+            .zip(at.checked_add(len).and_then(|e| usize::try_from(e).ok()));
         let Some((from, to)) = range.filter(|&(_, to)| to <= weights.len()) else {
-            return missing(self, "beyond the end of the side file", "is it the file that was written with this text?");
+            return missing(
+                self,
+                "beyond the end of the side file",
+                "is it the file that was written with this text?",
+            );
         };
         let bytes = weights.slice(from..to);
         if checksum(&bytes) != sum {
             return self.fail_help(
                 &CHECKSUM,
                 span,
-                format!("the bytes have checksum 0x{:016x}, expected 0x{sum:016x}", checksum(&bytes)),
+                format!(
+                    "the bytes have checksum 0x{:016x}, expected 0x{sum:016x}",
+                    checksum(&bytes)
+                ),
                 "is it the side file that was written with this text?",
             );
         }
@@ -182,9 +219,7 @@ impl Parser<'_> {
     fn elements(&mut self, elem: ElemType, shape: Vec<usize>) -> Result<Tensor, Fail> {
         let start = self.here().start;
         let data = match elem.class() {
-            ElemClass::Float => {
-                Data::Float(self.list(|p| Ok(p.number()?.element(elem)))?)
-            }
+            ElemClass::Float => Data::Float(self.list(|p| Ok(p.number()?.element(elem)))?),
             ElemClass::String => Data::Str(self.list(Self::string)?),
             ElemClass::Complex => Data::Complex(self.list(|p| p.complex(elem))?),
             _ => Data::Int(self.list(|p| p.integer(elem))?),
@@ -206,7 +241,11 @@ impl Parser<'_> {
     }
 
     fn complex(&mut self, elem: ElemType) -> Result<[f64; 2], Fail> {
-        let half = if elem == ElemType::C128 { ElemType::F64 } else { ElemType::F32 };
+        let half = if elem == ElemType::C128 {
+            ElemType::F64
+        } else {
+            ElemType::F32
+        };
         self.sign('(')?;
         let re = self.number()?.element(half);
         self.sign(',')?;
@@ -219,7 +258,9 @@ impl Parser<'_> {
         let number = self.number()?;
         match (number, elem.int_range()) {
             (Number::Int(v), Some((lo, hi))) if (lo..=hi).contains(&v) => Ok(v),
-            (Number::Int(v), _) => self.fail_before(&LITERAL, format!("{v} is out of range for {elem}")),
+            (Number::Int(v), _) => {
+                self.fail_before(&LITERAL, format!("{v} is out of range for {elem}"))
+            }
             _ => self.fail_before(&LITERAL, format!("an element of {elem} must be an integer")),
         }
     }
@@ -262,7 +303,11 @@ impl Parser<'_> {
                     self.next();
                     self.sign('[')?;
                     self.sign(']')?;
-                    Ok(if w == "floats" { Attr::Floats(vec![]) } else { Attr::Strs(vec![]) })
+                    Ok(if w == "floats" {
+                        Attr::Floats(vec![])
+                    } else {
+                        Attr::Strs(vec![])
+                    })
                 }
                 "tensor" => {
                     self.next();
@@ -284,7 +329,9 @@ impl Parser<'_> {
         match self.number()? {
             Number::Int(v) => match i64::try_from(v) {
                 Ok(v) => Ok(Attr::Int(v)),
-                Err(_) => self.fail_before(&LITERAL, format!("{v} is out of range for an attribute")),
+                Err(_) => {
+                    self.fail_before(&LITERAL, format!("{v} is out of range for an attribute"))
+                }
             },
             other => Ok(Attr::Float(other.f32())),
         }
@@ -311,7 +358,10 @@ impl Parser<'_> {
     }
 
     /// `[a, b]`.
-    fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Fail>) -> Result<Vec<T>, Fail> {
+    fn list<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, Fail>,
+    ) -> Result<Vec<T>, Fail> {
         self.sign('[')?;
         let mut out = vec![];
         while !self.eat_sign(']') {
