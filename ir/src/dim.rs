@@ -2,6 +2,8 @@
 //!
 //! `P + N` and `N + P` are the same [`Dim`], and `2*N - N` is `N`; so equality of shapes is equality of
 //! values. What is not polynomial (`floordiv`, `mod`, `min`, `max`) is an opaque atom over such sums.
+//! Expressions larger than [`Dim::MAX_WEIGHT`], which only absurd programs make, become a symbol of their
+//! own, named by their content; so arithmetic on what a file says takes bounded time and memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,6 +57,50 @@ impl Dim {
         self.terms.iter().map(|(atoms, c)| (atoms.as_slice(), *c))
     }
 
+    /// Most weight of an expression: far more than real shapes have.
+    pub const MAX_WEIGHT: usize = 512;
+
+    /// Its size: terms, factors, and 8 for each nested expression, so that depth is bounded too.
+    pub fn weight(&self) -> usize {
+        let factor = |atom: &Atom| match atom {
+            Atom::Sym(_) => 1,
+            Atom::FloorDiv(a, b) | Atom::Mod(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => {
+                8 + a.weight() + b.weight()
+            }
+        };
+        let terms = self.terms.keys();
+        terms
+            .map(|atoms| 1 + atoms.iter().map(factor).sum::<usize>())
+            .sum()
+    }
+
+    /// True if `self * other` may be too large to be written out.
+    pub fn outgrows_product(&self, other: &Dim) -> bool {
+        let (a, b) = (self.terms.len(), other.terms.len());
+        a * other.weight() + b * self.weight() > Dim::MAX_WEIGHT
+    }
+
+    /// True if their sum, or another function of both, may be too large to be written out.
+    pub fn outgrows_sum(&self, other: &Dim) -> bool {
+        8 + self.weight() + other.weight() > Dim::MAX_WEIGHT
+    }
+
+    /// The symbol that stands for a too large expression; the same one for the same expression.
+    fn opaque(&self, function: &str, other: &Dim) -> Dim {
+        let text = format!("{function}({self}, {other})");
+        Dim::sym(&format!(
+            "?p{:016x}",
+            crate::text::checksum(text.as_bytes())
+        ))
+    }
+
+    fn function(&self, other: &Dim, name: &str, make: fn(Dim, Dim) -> Atom) -> Dim {
+        if self.outgrows_sum(other) {
+            return self.opaque(name, other);
+        }
+        Dim::atom(make(self.clone(), other.clone()))
+    }
+
     fn combine(&self, other: &Dim, sign: i64) -> Dim {
         let mut terms = self.terms.clone();
         for (atoms, c) in &other.terms {
@@ -84,7 +130,7 @@ impl Dim {
             _ => {}
         }
         self.div_by_monomial(by)
-            .unwrap_or_else(|| Dim::atom(Atom::FloorDiv(self.clone(), by.clone())))
+            .unwrap_or_else(|| self.function(by, "floordiv", Atom::FloorDiv))
     }
 
     /// `self / by` when `by` is one term that divides every term of `self` (its symbols taken as non-zero).
@@ -125,7 +171,7 @@ impl Dim {
         if by.as_const() == Some(1) || self.div_by_monomial(by).is_some() {
             return Dim::from(0i64);
         }
-        Dim::atom(Atom::Mod(self.clone(), by.clone()))
+        self.function(by, "mod", Atom::Mod)
     }
 
     /// True if `other` is a maximum (or, if not `max`, a minimum) with `self` as one side: then
@@ -151,7 +197,7 @@ impl Dim {
             }
             None if self.is_one_of(other, true) => self.clone(),
             None if other.is_one_of(self, true) => other.clone(),
-            None => Dim::atom(Atom::Min(self.clone(), other.clone())),
+            None => self.function(other, "min", Atom::Min),
         }
     }
 
@@ -167,7 +213,7 @@ impl Dim {
             }
             None if self.is_one_of(other, false) => self.clone(),
             None if other.is_one_of(self, false) => other.clone(),
-            None => Dim::atom(Atom::Max(self.clone(), other.clone())),
+            None => self.function(other, "max", Atom::Max),
         }
     }
 
@@ -298,9 +344,16 @@ macro_rules! arithmetic {
     };
 }
 
-arithmetic!(Add add |a: &Dim, b: &Dim| a.combine(b, 1));
-arithmetic!(Sub sub |a: &Dim, b: &Dim| a.combine(b, -1));
+arithmetic!(Add add |a: &Dim, b: &Dim| {
+    if a.outgrows_sum(b) { a.opaque("add", b) } else { a.combine(b, 1) }
+});
+arithmetic!(Sub sub |a: &Dim, b: &Dim| {
+    if a.outgrows_sum(b) { a.opaque("sub", b) } else { a.combine(b, -1) }
+});
 arithmetic!(Mul mul |a: &Dim, b: &Dim| {
+    if a.outgrows_product(b) {
+        return a.opaque("mul", b);
+    }
     let mut sum = Dim::default();
     for (x, cx) in &a.terms {
         for (y, cy) in &b.terms {
@@ -378,5 +431,19 @@ mod tests {
             (&n + Dim::from(1i64)).substitute(&|_| Some(Dim::from(3i64))),
             Dim::from(4i64)
         );
+    }
+
+    #[test]
+    fn outgrown_expressions_become_symbols() {
+        let (a, b) = (Dim::sym("a"), Dim::sym("b"));
+        let (mut square, mut nested) = (&a + &b, a.clone());
+        for _ in 0..99 {
+            square = &square * &square;
+            nested = nested.floor_div(&b);
+            assert!(square.weight() <= Dim::MAX_WEIGHT && nested.weight() <= Dim::MAX_WEIGHT);
+        }
+        // The same expression is the same symbol, so that equal shapes stay equal.
+        let large = (0..7).fold(&a + &b, |p, _| &p * &(&p + &b));
+        assert_eq!(&large * &large, &large * &large);
     }
 }

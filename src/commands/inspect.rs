@@ -28,7 +28,7 @@ pub fn inspect(args: &Inspect) -> Result<(), Error> {
         return Ok(());
     }
     print(&match args.format {
-        Format::Text => text(&module),
+        Format::Text => lapidary_ir::text::print_elided(&module),
         Format::Dot => dot(&module),
         Format::Json => format!("{}\n", graph_json(&module)),
     });
@@ -118,28 +118,4 @@ fn graph_json(module: &Module) -> serde_json::Value {
         })
         .collect();
     json!({ "name": module.name, "regions": regions })
-}
-
-/// One line a node, until the text form proper prints it.
-fn text(module: &Module) -> String {
-    let mut text = String::new();
-    for r in module.reachable_regions() {
-        for &n in &module.region(r).nodes {
-            let node = module.node(n);
-            let of = |v: &lapidary_ir::ValueId| format!("%{}: {}", v.0, module.value(*v).ty);
-            let results: Vec<_> = node.results.iter().map(of).collect();
-            let operands: Vec<_> = node
-                .operands
-                .iter()
-                .map(|o| o.map_or("none".to_owned(), |v| format!("%{}", v.0)))
-                .collect();
-            text += &format!(
-                "{} = {}({})\n",
-                results.join(", "),
-                node.op.name,
-                operands.join(", ")
-            );
-        }
-    }
-    text
 }

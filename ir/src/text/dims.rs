@@ -6,9 +6,6 @@ use crate::diagnostic::{LIMIT, LITERAL};
 use crate::types::TensorType;
 use crate::{Dim, ElemType, Type};
 
-/// Most terms of a dimension, so that products of sums stay small.
-const MAX_TERMS: usize = 256;
-
 impl Parser<'_> {
     /// `f32[batch,4]`, `f32[*]`, `sequence<T>`, `optional<T>`.
     pub(super) fn ty(&mut self) -> Result<Type, Fail> {
@@ -60,8 +57,8 @@ impl Parser<'_> {
             let mut negative = p.eat_sign('-');
             loop {
                 let term = p.product()?;
+                p.limit(sum.outgrows_sum(&term))?;
                 sum = if negative { sum - term } else { sum + term };
-                p.limit_terms(sum.terms().count())?;
                 negative = match () {
                     () if p.eat_sign('+') => false,
                     () if p.eat_sign('-') => true,
@@ -73,12 +70,9 @@ impl Parser<'_> {
 
     fn product(&mut self) -> Result<Dim, Fail> {
         let mut product = self.factor()?;
-        let mut factors = 1;
         while self.eat_sign('*') {
             let factor = self.factor()?;
-            factors += 1;
-            self.limit_terms(factors)?;
-            self.limit_terms(product.terms().count() * factor.terms().count())?;
+            self.limit(product.outgrows_product(&factor))?;
             product = product * factor;
         }
         Ok(product)
@@ -109,15 +103,13 @@ impl Parser<'_> {
         self.sign(',')?;
         let b = self.dim()?;
         self.sign(')')?;
+        self.limit(a.outgrows_sum(&b))?;
         Ok(function(&a, &b))
     }
 
-    fn limit_terms(&mut self, n: usize) -> Result<(), Fail> {
-        if n > MAX_TERMS {
-            return self.fail_before(
-                &LIMIT,
-                format!("a dimension has more than {MAX_TERMS} terms"),
-            );
+    fn limit(&mut self, outgrown: bool) -> Result<(), Fail> {
+        if outgrown {
+            return self.fail_before(&LIMIT, "a dimension has too many terms");
         }
         Ok(())
     }

@@ -13,11 +13,11 @@ use crate::verify::signature;
 use crate::{Attrs, Constant, Module, NodeId, Op, RegionId, Type, ValueId};
 use bytes::Bytes;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// How deeply regions, types, terms and dimensions nest, all together.
-const MAX_DEPTH: usize = 64;
+const MAX_DEPTH: usize = 160;
 
 /// Reading stops here; the mistake is in the parser's list.
 pub struct Fail;
@@ -566,15 +566,22 @@ impl Parser<'_> {
         if !self.errors.is_empty() {
             return Err(Fail);
         }
-        let later = |name: &String| {
-            let defines = |(t, _): &(Token, Range<usize>)| matches!(t, Token::Value { written, .. } if written == name);
-            self.tokens[self.at..].iter().any(defines)
-        };
-        if self.waiting.iter().any(|(_, name, _)| !later(name)) {
-            self.resolve_waiting();
-            return Err(Fail);
-        }
         if !self.waiting.is_empty() {
+            let later: HashSet<&str> = self.tokens[self.at..]
+                .iter()
+                .filter_map(|(t, _)| match t {
+                    Token::Value { written, .. } => Some(written.as_str()),
+                    _ => None,
+                })
+                .collect();
+            if self
+                .waiting
+                .iter()
+                .any(|(_, name, _)| !later.contains(name.as_str()))
+            {
+                self.resolve_waiting();
+                return Err(Fail);
+            }
             let help = "write `: type` after the operands";
             return self.fail_help(&LITERAL, span, "the result types must be written, as something above is used before its definition", help);
         }
