@@ -4,7 +4,7 @@
 //! A [`Region`] is a flat list of nodes in an order in which every operand is defined before its use;
 //! control-flow nodes (`if`, `loop`, `scan`) own further regions, whose nodes may also use values of the
 //! regions around them. Nodes that a pass replaces are dropped from their region's list; their table
-//! entries stay until [`Module::compact`].
+//! entries stay.
 
 use crate::{Attr, Attrs, Constant, Op, Type};
 use std::collections::HashSet;

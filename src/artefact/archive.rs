@@ -52,9 +52,9 @@ pub fn write(out: &mut dyn Write, members: Vec<Member>) -> Result<()> {
 
 fn header(out: &mut dyn Write, name: &str, bytes: u64) -> Result<()> {
     let (time, owner, group, mode) = (0, 0, 0, "100644");
-    write!(
+    writeln!(
         out,
-        "{name:<16}{time:<12}{owner:<6}{group:<6}{mode:<8}{bytes:<10}`\n"
+        "{name:<16}{time:<12}{owner:<6}{group:<6}{mode:<8}{bytes:<10}`"
     )
 }
 

@@ -1,7 +1,7 @@
 //! Expands what no backend should have to know.
 //!
-//! Elementary functions become polynomials ([`math`](super::math)), conversions of small floats become integer
-//! arithmetic ([`convert`](super::convert)), both as ordinary kernel IR, so that they are defined once for
+//! Elementary functions become polynomials ([`super::math`]), conversions of small floats become integer
+//! arithmetic ([`super::convert`]), both as ordinary kernel IR, so that they are defined once for
 //! every backend. What stays: arithmetic, comparisons, square roots, roundings, conversions between `f32`,
 //! `f64` and integers.
 

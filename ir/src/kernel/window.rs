@@ -16,7 +16,7 @@ use super::contraction::{
 };
 use super::*;
 
-/// What [`window`] computes.
+/// What [`window()`] computes.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowTile {
     /// Pixels, `1..=MAX_ROWS`.
@@ -66,7 +66,7 @@ pub fn window(
     })[0]
 }
 
-/// Recognises what [`window`] writes.
+/// Recognises what [`window()`] writes.
 pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k>> {
     let l = single_loop(facts, stmt)?;
     let taps = u32::try_from(facts.int(l.end)?).ok().filter(|&t| t > 0)?;

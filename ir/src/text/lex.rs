@@ -241,7 +241,7 @@ impl<'t> Lexer<'t> {
             .filter_map(|c| c.to_digit(16))
             .map(|d| d as u8)
             .collect();
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(self.error(start, "bytes need an even number of digits"));
         }
         Ok(Token::Hex(

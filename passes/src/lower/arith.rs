@@ -121,13 +121,13 @@ fn pow(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     };
     let b = x.b();
     match constant {
-        Some(e) if e == 1.0 => return Ok(base),
-        Some(e) if e == 2.0 => return Ok(b.binary(Binary::Mul, base, base)),
-        Some(e) if e == 3.0 => {
+        Some(1.0) => return Ok(base),
+        Some(2.0) => return Ok(b.binary(Binary::Mul, base, base)),
+        Some(3.0) => {
             let square = b.binary(Binary::Mul, base, base);
             return Ok(b.binary(Binary::Mul, square, base));
         }
-        Some(e) if e == 0.5 && tb.is_float() => return Ok(b.unary(Unary::Sqrt, base)),
+        Some(0.5) if tb.is_float() => return Ok(b.unary(Unary::Sqrt, base)),
         _ => {}
     }
     if !tb.is_float() && !te.is_float() {

@@ -672,13 +672,13 @@ impl<'b> Emit<'b> {
         let start = self.literal(elem, neutral(kind, ty));
         if let Some((_, _, n)) = on_lanes {
             let start = self.repeat(start, n);
-            return self.reduce_loops(kind, &vars, body, &[start], &mut |s, acc| {
+            return self.reduce_loops(&vars, &[start], &mut |s, acc| {
                 vec![s.accumulate(kind, acc[0], body)]
             })[0];
         }
         let lanes = vars.last().map_or(1, |&v| self.reduce_lanes(v, body, ty));
         let (Some(&last), true) = (vars.last(), lanes > 1) else {
-            return self.reduce_loops(kind, &vars, body, &[start], &mut |s, acc| {
+            return self.reduce_loops(&vars, &[start], &mut |s, acc| {
                 vec![s.accumulate(kind, acc[0], body)]
             })[0];
         };
@@ -686,24 +686,18 @@ impl<'b> Emit<'b> {
         let extent = self.body.extent(last).clone();
         let middle = self.whole_lanes(&extent, lanes);
         let (zero, mid, end) = (self.int(0), self.index(&middle), self.index(&extent));
-        let both = self.reduce_loops(
-            kind,
-            &vars[..vars.len() - 1],
-            body,
-            &[wide, start],
-            &mut |s, acc| {
-                let w = s.for_loop(last, (zero, mid), lanes, &acc[..1], &mut |s, acc| {
-                    vec![s.accumulate(kind, acc[0], body)]
-                })[0];
-                if middle == extent {
-                    return vec![w, acc[1]];
-                }
-                let x = s.for_loop(last, (mid, end), 1, &acc[1..], &mut |s, acc| {
-                    vec![s.accumulate(kind, acc[0], body)]
-                })[0];
-                vec![w, x]
-            },
-        );
+        let both = self.reduce_loops(&vars[..vars.len() - 1], &[wide, start], &mut |s, acc| {
+            let w = s.for_loop(last, (zero, mid), lanes, &acc[..1], &mut |s, acc| {
+                vec![s.accumulate(kind, acc[0], body)]
+            })[0];
+            if middle == extent {
+                return vec![w, acc[1]];
+            }
+            let x = s.for_loop(last, (mid, end), 1, &acc[1..], &mut |s, acc| {
+                vec![s.accumulate(kind, acc[0], body)]
+            })[0];
+            vec![w, x]
+        });
         let across = self.push(
             TileType {
                 elem,
@@ -720,9 +714,7 @@ impl<'b> Emit<'b> {
 
     fn reduce_loops(
         &mut self,
-        kind: ReduceKind,
         vars: &[LoopVar],
-        body: E,
         init: &[Var],
         innermost: &mut dyn FnMut(&mut Self, &[Var]) -> Vec<Var>,
     ) -> Vec<Var> {
@@ -732,7 +724,7 @@ impl<'b> Emit<'b> {
         let extent = self.body.extent(v).clone();
         let (zero, end) = (self.int(0), self.index(&extent));
         self.for_loop(v, (zero, end), 1, init, &mut |s, acc| {
-            s.reduce_loops(kind, rest, body, acc, innermost)
+            s.reduce_loops(rest, acc, innermost)
         })
     }
 

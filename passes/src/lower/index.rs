@@ -296,10 +296,10 @@ pub fn nonnegative(d: &Dim) -> bool {
         return c >= 0;
     }
     let shifted = d.substitute(&|s| Some(Dim::sym(s) + Dim::from(1i64)));
-    let plain = shifted
+
+    shifted
         .terms()
-        .all(|(atoms, c)| c >= 0 && atoms.iter().all(|a| matches!(a, Atom::Sym(_))));
-    plain
+        .all(|(atoms, c)| c >= 0 && atoms.iter().all(|a| matches!(a, Atom::Sym(_))))
 }
 
 #[cfg(test)]

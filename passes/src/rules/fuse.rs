@@ -13,7 +13,7 @@ pub static RULES: &[Rule] = &[
     Rule {
         name: "fuse-bias-into-matmul",
         left: "(add (matmul ?a ?w attrs0) ?bias attrs0)",
-        right: Right::Build(|graph, m| bias_into_matmul(graph, m)),
+        right: Right::Build(bias_into_matmul),
         condition: None,
         class: Class::Exact,
         source: "the row is added while the tile is in registers",
@@ -26,7 +26,7 @@ pub static RULES: &[Rule] = &[
     Rule {
         name: "fuse-bias-first-into-matmul",
         left: "(add ?bias (matmul ?a ?w attrs0) attrs0)",
-        right: Right::Build(|graph, m| bias_into_matmul(graph, m)),
+        right: Right::Build(bias_into_matmul),
         condition: None,
         class: Class::Exact,
         source: "addition commutes exactly",
@@ -246,7 +246,7 @@ fn activation_into(graph: &mut Graph, m: &Bound, op: &str, operands: [&str; 4], 
         attrs.insert("activation_params".into(), Attr::Floats(params.to_vec()));
     }
     let operands: Vec<Id> = operands.iter().filter(|n| !n.is_empty()).map(|n| m.get(n)).collect();
-    if !graph.ty(operands[0]).and_then(|t| t.elem()).is_some_and(|e| e == ElemType::F32) {
+    if graph.ty(operands[0]).and_then(|t| t.elem()).is_none_or(|e| e != ElemType::F32) {
         return Err("only f32 is fused");
     }
     Ok(graph.add_op_attrs(op, &operands, &attrs))

@@ -2,7 +2,7 @@
 //!
 //! A library holds a [`LinkedImage`] and small functions `NAME_create`, `NAME_run`, … that call these ones. Errors
 //! become status codes, with the text kept for [`lapidary_last_error`] in the thread. A panic, which would
-//! be a defect of ours, does not cross the border: it becomes [`INTERNAL`].
+//! be a defect of ours, does not cross the border: it becomes `LAPIDARY_INTERNAL`.
 
 use crate::error::RunError;
 use crate::exec::{Model, ModelOptions};
