@@ -174,7 +174,7 @@ fn mix(mut z: u64) -> u64 {
 fn normal(ctx: &EvalCtx, rng: &mut Rng) -> f64 {
     // Box and Muller; 1 - u keeps the logarithm finite.
     let (u, v) = (1.0 - rng.unit(), rng.unit());
-    let z = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+    let z = (-2.0 * libm::log(u)).sqrt() * libm::cos(std::f64::consts::TAU * v);
     f64::from(ctx.float("mean").unwrap_or(0.0)) + f64::from(ctx.float("scale").unwrap_or(1.0)) * z
 }
 
@@ -236,7 +236,7 @@ fn multinomial(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
     let mut out = Vec::with_capacity(batch * draws);
     for row in logits.chunks_exact(classes) {
         let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = row.iter().map(|v| (v - top).exp()).collect();
+        let weights: Vec<f64> = row.iter().map(|v| libm::exp(v - top)).collect();
         let total: f64 = weights.iter().sum();
         for _ in 0..draws {
             let mut left = rng.unit() * total;
