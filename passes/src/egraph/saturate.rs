@@ -14,6 +14,7 @@ use lapidary_ir::ops::Op;
 use lapidary_ir::target::Target;
 use lapidary_ir::tensor::count;
 use lapidary_ir::{Attrs, Constant, Module, NodeId, RegionId, ValueId};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -66,20 +67,34 @@ pub fn saturate(
     let log = Arc::new(Mutex::new(Report::default()));
     let rewrites = compile_rules(rules, options, &log);
     let mut solved: HashMap<String, Option<Recipe>> = HashMap::new();
+    // What every block needs to know of the whole module is found once, and what a block's outputs became is
+    // told to the others at the end: work grows with the module, not with its square.
+    let uses = Uses::new(module);
+    let fresh = Cell::new(first_fresh(module));
+    let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
     for region in module.reachable_regions() {
         // Blocks are replaced from the last to the first, so that earlier positions stay valid.
         for range in blocks(module, region).into_iter().rev() {
-            let block = Block::new(module, region, range);
+            let block = Block::new(module, &uses, region, range);
             log.lock().expect("no holder panics").blocks += 1;
-            let recipe = solved
-                .entry(block.key(module))
-                .or_insert_with(|| solve(module, &block, target, options, &rewrites, &log));
+            let recipe = solved.entry(block.key(module)).or_insert_with(|| {
+                solve(
+                    module,
+                    fresh.get(),
+                    &block,
+                    target,
+                    options,
+                    &rewrites,
+                    &log,
+                )
+            });
             if let Some(recipe) = recipe {
-                instantiate(module, region, &block, recipe);
+                instantiate(module, &fresh, region, &block, recipe, &mut renamed);
                 log.lock().expect("no holder panics").improved += 1;
             }
         }
     }
+    rename(module, &renamed);
     module.remove_dead_nodes();
     infer_module(module);
     drop(rewrites);
@@ -87,6 +102,56 @@ pub fn saturate(
         .expect("the rewrites that shared it are gone")
         .into_inner()
         .expect("no holder panics")
+}
+
+/// Tells every user of a replaced value what it became.
+fn rename(module: &mut Module, renamed: &HashMap<ValueId, ValueId>) {
+    let current = |mut v: ValueId| {
+        while let Some(&next) = renamed.get(&v) {
+            v = next;
+        }
+        v
+    };
+    for r in module.reachable_regions() {
+        for v in &mut module.region_mut(r).outputs {
+            *v = current(*v);
+        }
+        for n in module.region(r).nodes.clone() {
+            for v in module.node_mut(n).operands.iter_mut().flatten() {
+                *v = current(*v);
+            }
+        }
+    }
+}
+
+/// Who uses each value, in the module as it is before blocks are replaced.
+struct Uses {
+    users: HashMap<ValueId, Vec<NodeId>>,
+    yielded: HashSet<ValueId>,
+}
+
+impl Uses {
+    fn new(module: &Module) -> Uses {
+        let mut uses = Uses {
+            users: HashMap::new(),
+            yielded: HashSet::new(),
+        };
+        for r in module.reachable_regions() {
+            uses.yielded.extend(&module.region(r).outputs);
+            for &n in &module.region(r).nodes {
+                for &v in module.node(n).operands.iter().flatten() {
+                    uses.users.entry(v).or_default().push(n);
+                }
+            }
+        }
+        uses
+    }
+
+    /// True if a value is used by anything but these nodes.
+    fn outside(&self, v: ValueId, own: &HashSet<NodeId>) -> bool {
+        let users = self.users.get(&v);
+        self.yielded.contains(&v) || users.is_some_and(|u| u.iter().any(|n| !own.contains(n)))
+    }
 }
 
 /// A run of nodes, the values it takes and those it gives.
@@ -98,7 +163,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(module: &Module, region: RegionId, range: Range<usize>) -> Block {
+    fn new(module: &Module, uses: &Uses, region: RegionId, range: Range<usize>) -> Block {
         let nodes = module.region(region).nodes[range.clone()].to_vec();
         let own: HashSet<NodeId> = nodes.iter().copied().collect();
         let defined: HashSet<ValueId> = nodes.iter().map(|&n| module.node(n).results[0]).collect();
@@ -111,32 +176,10 @@ impl Block {
                 }
             }
         }
-        let mut used_outside = HashSet::new();
-        for r in module.reachable_regions() {
-            used_outside.extend(
-                module
-                    .region(r)
-                    .outputs
-                    .iter()
-                    .copied()
-                    .filter(|v| defined.contains(v)),
-            );
-            for n in module.region(r).nodes.iter().filter(|n| !own.contains(n)) {
-                used_outside.extend(
-                    module
-                        .node(*n)
-                        .operands
-                        .iter()
-                        .flatten()
-                        .copied()
-                        .filter(|v| defined.contains(v)),
-                );
-            }
-        }
         let outputs = nodes
             .iter()
             .map(|&n| module.node(n).results[0])
-            .filter(|v| used_outside.contains(v))
+            .filter(|v| uses.outside(*v, &own))
             .collect();
         Block {
             range,
@@ -204,13 +247,14 @@ enum Step {
 
 fn solve(
     module: &Module,
+    first_fresh: u32,
     block: &Block,
     target: &Target,
     options: &Options,
     rewrites: &[Rewrite<Term, Facts>],
     log: &Mutex<Report>,
 ) -> Option<Recipe> {
-    let mut facts = Facts::new(first_fresh(module));
+    let mut facts = Facts::new(first_fresh);
     for &leaf in &block.leaves {
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
         facts
@@ -346,7 +390,14 @@ fn recipe(graph: &Graph, choice: &Choice, block: &Block, roots: &[Id]) -> Option
 }
 
 /// Replaces a block's nodes by a recipe's.
-fn instantiate(module: &mut Module, region: RegionId, block: &Block, recipe: &Recipe) {
+fn instantiate(
+    module: &mut Module,
+    fresh: &Cell<u32>,
+    region: RegionId,
+    block: &Block,
+    recipe: &Recipe,
+    renamed: &mut HashMap<ValueId, ValueId>,
+) {
     let mut values: Vec<Option<ValueId>> = vec![];
     let mut nodes = vec![];
     // New nodes keep the name of the block's last node of the same op, or of its last node, for messages.
@@ -376,10 +427,9 @@ fn instantiate(module: &mut Module, region: RegionId, block: &Block, recipe: &Re
                 while operands.last() == Some(&None) {
                     operands.pop();
                 }
-                let fresh = std::cell::Cell::new(first_fresh(module));
                 let id = module.make_node(*op, &name, operands, attrs.clone(), vec![], vec![]);
                 let mut types =
-                    lapidary_ir::builder::infer_node(module, id, &fresh).unwrap_or_default();
+                    lapidary_ir::builder::infer_node(module, id, fresh).unwrap_or_default();
                 types.truncate(1);
                 module.set_result_types(id, types);
                 nodes.push(id);
@@ -397,7 +447,7 @@ fn instantiate(module: &mut Module, region: RegionId, block: &Block, recipe: &Re
                 info.name = name;
                 info.ty = ty;
             }
-            module.replace_uses(old, new);
+            renamed.insert(old, new);
         }
     }
     module
@@ -517,7 +567,8 @@ fn same_type(a: &Fact, b: &Fact) -> bool {
 pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
     let log = Arc::new(Mutex::new(Report::default()));
     let rewrites = compile_rules(&[rule], &Options::default(), &log);
-    let block = Block::new(module, Module::TOP, 0..module.top().nodes.len());
+    let uses = Uses::new(module);
+    let block = Block::new(module, &uses, Module::TOP, 0..module.top().nodes.len());
     let mut facts = Facts::new(first_fresh(module));
     for &leaf in &block.leaves {
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
@@ -545,7 +596,10 @@ pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
         return false;
     }
     let recipe = recipe(&graph, &choice, &block, &[root]).expect("a chosen term has a schedule");
-    instantiate(module, Module::TOP, &block, &recipe);
+    let fresh = Cell::new(first_fresh(module));
+    let mut renamed = HashMap::new();
+    instantiate(module, &fresh, Module::TOP, &block, &recipe, &mut renamed);
+    rename(module, &renamed);
     module.remove_dead_nodes();
     infer_module(module);
     true
