@@ -150,7 +150,9 @@ pub fn infer_node(
     fresh: &Cell<u32>,
 ) -> Result<Vec<Type>, OpError> {
     let node = module.node(id);
-    (node.op.infer)(&infer_ctx(module, node, fresh))
+    let types = (node.op.infer)(&infer_ctx(module, node, fresh))?;
+    types.iter().try_for_each(Type::check).map_err(OpError)?;
+    Ok(types)
 }
 
 /// The context for a node's type rule. Contents of operands are found by walking their producers.

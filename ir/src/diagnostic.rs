@@ -85,6 +85,7 @@ codes! {
     INTERFACE_NAME "LAP0111" Error Verify "two inputs or two outputs of a program share a name";
     SHARED_NAME "LAP0112" Warning Verify "two values share a name";
     STRUCTURE "LAP0113" Error Structure "the tables of a module contradict each other";
+    IMPOSSIBLE_TYPE "LAP0114" Error Verify "no value can have this type";
     IMPORT "LAP0201" Error Import "a model cannot be imported";
     LOWER "LAP0301" Error Lower "an op cannot be lowered";
     EVAL "LAP0401" Error Eval "a program cannot be evaluated";

@@ -3,6 +3,12 @@
 use crate::{Dim, ElemType};
 use std::fmt;
 
+/// Longest dimension that is a number.
+pub const MAX_DIM: i64 = 1 << 48;
+
+/// Most dimensions.
+pub const MAX_RANK: usize = 64;
+
 /// Type of a tensor. `shape` is `None` while the rank is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorType {
@@ -79,6 +85,26 @@ impl Type {
     /// Shape of a tensor of known rank.
     pub fn shape(&self) -> Option<&[Dim]> {
         self.as_tensor()?.shape.as_deref()
+    }
+
+    /// An error if no value can have it: a length below 0 or above [`MAX_DIM`], or more than [`MAX_RANK`]
+    /// dimensions. Type rules may compute with lengths of possible types without a thought of overflow.
+    pub fn check(&self) -> Result<(), String> {
+        let shape = match self {
+            Type::Tensor(t) => t.shape.as_deref().unwrap_or_default(),
+            Type::Sequence(t) | Type::Optional(t) => return t.check(),
+        };
+        if shape.len() > MAX_RANK {
+            let rank = shape.len();
+            return Err(format!("rank {rank} is above the limit of {MAX_RANK}"));
+        }
+        let impossible = |d: &&Dim| d.as_const().is_some_and(|d| !(0..=MAX_DIM).contains(&d));
+        match shape.iter().find(impossible) {
+            Some(d) => Err(format!(
+                "dimension {d} is impossible: lengths are 0 to {MAX_DIM}"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Replaces symbols in every dimension (see [`Dim::substitute`]).

@@ -7,9 +7,9 @@
 
 use crate::builder::infer_node;
 use crate::diagnostic::{
-    ATTRIBUTE_KIND, Code, DOMINANCE, Diagnostic, ENCODING, INTERFACE_NAME, MISSING_ATTRIBUTE,
-    OPERANDS, Place, REGIONS, RESULTS, SHARED_NAME, STRUCTURE, TYPE_DIFFERS, TYPE_RULE,
-    UNKNOWN_ATTRIBUTE,
+    ATTRIBUTE_KIND, Code, DOMINANCE, Diagnostic, ENCODING, IMPOSSIBLE_TYPE, INTERFACE_NAME,
+    MISSING_ATTRIBUTE, OPERANDS, Place, REGIONS, RESULTS, SHARED_NAME, STRUCTURE, TYPE_DIFFERS,
+    TYPE_RULE, UNKNOWN_ATTRIBUTE,
 };
 use crate::graph::{Def, Node};
 use crate::infer::first_fresh;
@@ -39,10 +39,11 @@ pub fn verify(module: &Module) -> Vec<Diagnostic> {
     v.region(Module::TOP, 0);
     v.names();
     v.constants();
+    v.lengths();
     if !v
         .out
         .iter()
-        .any(|d| [&DOMINANCE, &STRUCTURE].contains(&d.code))
+        .any(|d| [&DOMINANCE, &STRUCTURE, &IMPOSSIBLE_TYPE].contains(&d.code))
     {
         v.types();
     }
@@ -58,7 +59,7 @@ pub fn errors(module: &Module) -> Vec<Diagnostic> {
 }
 
 /// Whether a node is as its op's table entry says, types aside; `n_results` results are used.
-pub(crate) fn signature(module: &Module, id: NodeId, n_results: usize) -> Vec<Diagnostic> {
+pub fn signature(module: &Module, id: NodeId, n_results: usize) -> Vec<Diagnostic> {
     let node = module.node(id);
     let mut s = Signature {
         node,
@@ -378,6 +379,15 @@ impl Verifier<'_> {
             };
             if let Err(e) = c.encoding().check() {
                 self.error(&ENCODING, value_place(self.module, v), e.to_string());
+            }
+        }
+    }
+
+    fn lengths(&mut self) {
+        for i in 0..self.module.value_count() as u32 {
+            let v = ValueId(i);
+            if let Err(e) = self.module.value(v).ty.check() {
+                self.error(&IMPOSSIBLE_TYPE, value_place(self.module, v), e);
             }
         }
     }

@@ -52,6 +52,10 @@ pub(super) struct Problems {
 impl Problems {
     const MAX: usize = 100;
 
+    /// What to do where nothing better is known.
+    const REMEDY: &str =
+        "`onnx.checker.check_model(path, full_check=True)` tells whether the model itself is wrong";
+
     /// Adds a problem.
     pub fn add(&mut self, place: &str, reason: impl Into<String>, remedy: Option<&str>) {
         if self.list.len() == Problems::MAX {
@@ -61,7 +65,7 @@ impl Problems {
         let problem = Problem {
             place: place.to_owned(),
             reason: reason.into(),
-            remedy: remedy.map(str::to_owned),
+            remedy: Some(remedy.unwrap_or(Problems::REMEDY).to_owned()),
         };
         self.list.push(problem);
     }

@@ -9,7 +9,7 @@ use super::error::{ImportError, Problems};
 use super::files::{Files, map};
 use super::order::{definition_order, label};
 use super::proto::{
-    AttributeProto, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
+    AttributeProto, EXTERNAL, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
     OperatorSetIdProto, decode,
 };
 use super::types::{check_declared, value_type};
@@ -18,8 +18,12 @@ use bytes::Bytes;
 use lapidary_ir::infer::infer_module;
 use lapidary_ir::{Constant, Module, RegionId, Type, ValueId};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+
+/// What to do where a weight's file is wrong.
+const EXTERNAL_REMEDY: &str =
+    "put the weights' file, complete, where the model says, inside the model's folder";
 
 /// What the importer may be told.
 #[derive(Clone, Debug)]
@@ -42,7 +46,14 @@ impl Default for ImportOptions {
 /// Imports a model file. The file stays mapped while the module holds views of its weights.
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Module, ImportError> {
     let file = path.display().to_string();
-    let bytes = map(path).map_err(|e| one_problem(&file, "file", e))?;
+    let bytes = map(path).map_err(|e| {
+        one_problem(
+            &file,
+            "file",
+            e,
+            Some("is the path right, and may you read it?"),
+        )
+    })?;
     let folder = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
@@ -57,7 +68,10 @@ pub fn import_bytes(
     folder: Option<&Path>,
     options: &ImportOptions,
 ) -> Result<Module, ImportError> {
-    let model: ModelProto = decode(bytes).map_err(|e| one_problem(file, "file", e))?;
+    let model: ModelProto = decode(bytes).map_err(|e| {
+        let remedy = "is it an ONNX model, and is the file complete?";
+        one_problem(file, "file", e, Some(remedy))
+    })?;
     import_model(&model, file, folder, options)
 }
 
@@ -72,7 +86,8 @@ pub fn import_model(
         return Err(one_problem(
             file,
             "model",
-            "has no graph; is this an ONNX file?".into(),
+            "has no graph".into(),
+            Some("is this an ONNX file?"),
         ));
     };
     let mut importer = Importer {
@@ -103,9 +118,9 @@ pub fn import_model(
     }
 }
 
-fn one_problem(file: &str, place: &str, reason: String) -> ImportError {
+fn one_problem(file: &str, place: &str, reason: String, remedy: Option<&str>) -> ImportError {
     let mut problems = Problems::default();
-    problems.add(place, reason, None);
+    problems.add(place, reason, remedy);
     ImportError {
         file: file.to_owned(),
         problems: problems.list,
@@ -292,18 +307,23 @@ impl Importer<'_> {
         let path = scope.frame.path.clone();
         for t in &graph.initializer {
             let constant = tensor::constant(t, &self.files);
-            self.initializer(&t.name, constant, scope);
+            let remedy = (t.data_location == Some(EXTERNAL)).then_some(EXTERNAL_REMEDY);
+            self.initializer(&t.name, constant, remedy, scope);
         }
         for t in &graph.sparse_initializer {
             let name = t.values.as_ref().map_or("", |v| v.name.as_str());
             let constant = tensor::sparse(t, &self.files);
-            self.initializer(name, constant, scope);
+            self.initializer(name, constant, None, scope);
         }
         let free = graph
             .input
             .iter()
             .filter(|i| !scope.names.contains_key(&i.name))
             .collect::<Vec<_>>();
+        self.shared_names("input", free.iter().map(|i| &i.name), &path);
+        if region == Module::TOP {
+            self.shared_names("output", graph.output.iter().map(|o| &o.name), &path);
+        }
         for (i, input) in free.into_iter().enumerate() {
             let declared = match (&input.r#type, given.get(i)) {
                 (Some(t), _) => value_type(t, &input.name, &self.options.dims),
@@ -325,6 +345,10 @@ impl Importer<'_> {
             .iter()
             .map(|v| (v.name.as_str(), v))
             .collect();
+        let results = graph.node.iter().flat_map(|n| &n.output);
+        for name in results.filter(|o| scope.names.contains_key(*o)) {
+            self.defined_twice(&format!("value `{path}{name}`"));
+        }
         self.nodes(&graph.node, region, scope, &hints);
         for output in &graph.output {
             match scope.find(&output.name) {
@@ -339,14 +363,43 @@ impl Importer<'_> {
         }
     }
 
-    fn initializer(&mut self, name: &str, constant: Result<Constant, String>, scope: &mut Scope) {
+    fn shared_names<'n>(
+        &mut self,
+        kind: &str,
+        names: impl Iterator<Item = &'n String>,
+        path: &str,
+    ) {
+        let mut seen = HashSet::new();
+        for name in names.filter(|n| !n.is_empty()) {
+            if !seen.insert(name) {
+                self.defined_twice(&format!("{kind} `{path}{name}`"));
+            }
+        }
+    }
+
+    fn defined_twice(&mut self, place: &str) {
+        let remedy = "give each value of the model its own name";
+        self.problems
+            .add(place, "two values have this name", Some(remedy));
+    }
+
+    fn initializer(
+        &mut self,
+        name: &str,
+        constant: Result<Constant, String>,
+        remedy: Option<&str>,
+        scope: &mut Scope,
+    ) {
+        if scope.names.contains_key(name) {
+            self.defined_twice(&format!("initializer `{}{name}`", scope.frame.path));
+        }
         let slot = match constant {
             Ok(c) => Slot::Value(self.module.add_constant(name, c)),
             Err(e) => {
                 self.problems.add(
                     &format!("initializer `{}{name}`", scope.frame.path),
                     e,
-                    None,
+                    remedy,
                 );
                 Slot::Failed
             }

@@ -6,15 +6,22 @@ use lapidary_ir::types::TensorType;
 use lapidary_ir::{Dim, Type};
 use std::collections::BTreeMap;
 
-/// The type, or why it cannot be expressed. Dimension `i` of `name` without a name or number becomes the
-/// symbol `?name_i`; symbols named in `dims` become numbers.
+/// The type, or why it cannot be expressed; see [`read_type`].
 pub fn value_type(
     proto: &TypeProto,
     name: &str,
     dims: &BTreeMap<String, i64>,
 ) -> Result<Type, String> {
+    let ty = read_type(proto, name, dims)?;
+    ty.check()?;
+    Ok(ty)
+}
+
+/// Dimension `i` of `name` without a name or number becomes the
+/// symbol `?name_i`; symbols named in `dims` become numbers.
+fn read_type(proto: &TypeProto, name: &str, dims: &BTreeMap<String, i64>) -> Result<Type, String> {
     let inner = |e: &Option<Box<TypeProto>>| match e {
-        Some(t) => value_type(t, name, dims).map(Box::new),
+        Some(t) => read_type(t, name, dims).map(Box::new),
         None => Err("element type is missing".to_owned()),
     };
     if let Some(t) = &proto.tensor_type {

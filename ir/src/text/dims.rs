@@ -56,9 +56,9 @@ impl Parser<'_> {
             let mut sum = Dim::default();
             let mut negative = p.eat_sign('-');
             loop {
-                let term = p.product()?;
+                let term = p.product(negative)?;
                 p.limit(sum.outgrows_sum(&term))?;
-                sum = if negative { sum - term } else { sum + term };
+                sum = sum + term;
                 negative = match () {
                     () if p.eat_sign('+') => false,
                     () if p.eat_sign('-') => true,
@@ -68,8 +68,16 @@ impl Parser<'_> {
         })
     }
 
-    fn product(&mut self) -> Result<Dim, Fail> {
-        let mut product = self.factor()?;
+    fn product(&mut self, negative: bool) -> Result<Dim, Fail> {
+        let mut product = match self.peek() {
+            // The one number that is in range only with its sign.
+            Token::Number(n) if negative && n.parse() == Ok(i64::MIN.unsigned_abs()) => {
+                self.next();
+                Dim::from(i64::MIN)
+            }
+            _ if negative => Dim::default() - self.factor()?,
+            _ => self.factor()?,
+        };
         while self.eat_sign('*') {
             let factor = self.factor()?;
             self.limit(product.outgrows_product(&factor))?;

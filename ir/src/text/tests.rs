@@ -85,6 +85,8 @@ fn dimensions_read_back() {
     let cases = [
         Dim::from(0i64),
         Dim::from(-3i64),
+        Dim::from(i64::MIN),
+        &n * Dim::from(i64::MIN) + Dim::from(i64::MAX),
         &n * &p * &two - Dim::from(1i64),
         Dim::from(0i64) - &n,
         (&n + &p).floor_div(&two),

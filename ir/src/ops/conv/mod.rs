@@ -146,7 +146,12 @@ pub static CAUSAL_CONV_WITH_STATE: OpDef = OpDef {
 /// Kernel taps: the attribute, or the spatial part of the filters.
 pub(super) fn kernel_of(node: &Node, filters: Option<&[Dim]>) -> Result<Option<Vec<i64>>, OpError> {
     let own: Option<Vec<i64>> = filters.and_then(|f| f.get(2..)?.iter().map(Dim::as_const).collect());
-    match (node.ints("kernel_shape").filter(|k| !k.is_empty()), own) {
+    let given = node.ints("kernel_shape").filter(|k| !k.is_empty());
+    let taps = given.iter().chain(&own).flatten();
+    if let Some(k) = taps.copied().find(|k| !(0..=i64::from(i32::MAX)).contains(k)) {
+        return Err(OpError::new(format!("a filter must not have {k} taps along an axis")));
+    }
+    match (given, own) {
         (Some(a), Some(b)) if a != b => {
             Err(OpError::new(format!("attribute `kernel_shape` is {a:?}, the filters have {b:?}")))
         }
