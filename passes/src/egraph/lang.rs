@@ -6,6 +6,8 @@
 //! Only pure ops with one result and no region enter; everything else is a leaf ([`Head::Value`]) at which the
 //! e-graph of a block ends.
 
+use super::traits;
+pub use super::traits::Trait;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use lapidary_ir::builder::SMALL_CONSTANT;
 use lapidary_ir::graph::Node;
@@ -285,8 +287,8 @@ fn op_fact(egraph: &Graph, op: Op, children: &[Id]) -> Fact {
 pub trait Query {
     /// Type of a class.
     fn ty(&self, id: Id) -> Option<&Type>;
-    /// The class as a small constant tensor.
-    fn tensor(&self, id: Id) -> Option<Tensor>;
+    /// True if the class is a constant with this trait.
+    fn has_trait(&self, id: Id, asked: Trait) -> bool;
     /// The class as a float constant of one element.
     fn scalar(&self, id: Id) -> Option<f64>;
     /// Integer contents as numbers.
@@ -313,9 +315,9 @@ impl Query for Graph {
         self[id].data.ty.as_ref()
     }
 
-    fn tensor(&self, id: Id) -> Option<Tensor> {
-        let constant = self[id].data.constant.as_ref()?;
-        (count(constant.shape()) <= 1 << 20).then(|| constant.decode().ok())?
+    fn has_trait(&self, id: Id, asked: Trait) -> bool {
+        let constant = self[id].data.constant.as_ref();
+        constant.is_some_and(|c| traits::has(c, asked))
     }
 
     fn scalar(&self, id: Id) -> Option<f64> {

@@ -9,5 +9,7 @@ mod cost;
 mod extract;
 pub mod lang;
 pub mod saturate;
+mod single;
+pub mod traits;
 
 pub use saturate::{Options, Report, saturate};

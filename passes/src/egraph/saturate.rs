@@ -3,10 +3,14 @@
 use super::blocks::blocks;
 use super::cost::cost;
 use super::extract::{Choice, extract};
+use super::single::split_to_slices;
+use super::traits;
 use super::lang::{Fact, Facts, Graph, Head, Query, Term};
+use crate::rules::reading::OTHER;
 use crate::rules::{Bound, Class, Right, Rule};
 use egg::{
-    Applier, Id, Pattern, PatternAst, RecExpr, Rewrite, Runner, SimpleScheduler, Subst, Symbol, Var,
+    Applier, Id, Pattern, PatternAst, RecExpr, Rewrite, Runner, SearchMatches, Searcher,
+    SimpleScheduler, Subst, Symbol, Var,
 };
 use lapidary_ir::graph::Def;
 use lapidary_ir::infer::{first_fresh, infer_module};
@@ -66,6 +70,9 @@ pub fn saturate(
 ) -> Report {
     let log = Arc::new(Mutex::new(Report::default()));
     let rewrites = compile_rules(rules, options, &log);
+    let mut parts = HashMap::new();
+    split_to_slices(module, &mut parts);
+    rename(module, &parts);
     let mut solved: HashMap<String, Option<Recipe>> = HashMap::new();
     // What every block needs to know of the whole module is found once, and what a block's outputs became is
     // told to the others at the end: work grows with the module, not with its square.
@@ -189,7 +196,8 @@ impl Block {
         }
     }
 
-    /// Equal for blocks of equal structure: ops, attributes, wiring, leaf types, and the contents of small constants.
+    /// Equal for blocks of equal structure: ops, attributes, wiring, leaf types, the contents of small constants and the
+    /// traits of large ones.
     fn key(&self, module: &Module) -> String {
         use std::fmt::Write;
         let mut names: HashMap<ValueId, usize> = HashMap::new();
@@ -205,7 +213,7 @@ impl Block {
                     if small {
                         format!("{:?}", c.encoding())
                     } else {
-                        "constant".into()
+                        format!("constant{:?}", traits::ALL.map(|t| traits::has(c, t)))
                     }
                 );
             }
@@ -461,14 +469,15 @@ fn compile_rules(
     options: &Options,
     log: &Arc<Mutex<Report>>,
 ) -> Vec<Rewrite<Term, Facts>> {
-    rules
+    let accepted = rules
         .iter()
-        .filter(|r| options.reassociate || r.class == Class::Exact)
-        .map(|&rule| {
-            let left: Pattern<Term> = rule
-                .left
-                .parse()
-                .expect("the rule table's left sides are checked by a test");
+        .filter(|r| options.reassociate || r.class == Class::Exact);
+    let each_left =
+        accepted.flat_map(|&rule| rule.left.iter().enumerate().map(move |(i, &left)| (rule, i, left)));
+    each_left
+        .map(|(rule, i, left)| {
+            // egg wants every left side to have a name of its own.
+            let name = format!("{}#{i}", rule.name);
             let right = match rule.right {
                 Right::Pattern(text) => Some(
                     text.parse()
@@ -481,10 +490,54 @@ fn compile_rules(
                 right,
                 log: log.clone(),
             };
-            Rewrite::new(rule.name, left, applier)
-                .expect("every variable on the right is bound on the left")
+            let made = match Op::named(left) {
+                Some(op) => Rewrite::new(name, Every(op), applier),
+                None => {
+                    let left: Pattern<Term> = left
+                        .parse()
+                        .expect("the rule table's left sides are checked by a test");
+                    Rewrite::new(name, left, applier)
+                }
+            };
+            made.expect("every variable on the right is bound on the left")
         })
         .collect()
+}
+
+/// Finds every node of an op. Its operands are bound to `?#0`, `?#1`, …, its attributes to `?at`.
+struct Every(Op);
+
+impl Searcher<Term, Facts> for Every {
+    fn search_eclass_with_limit(
+        &self,
+        graph: &Graph,
+        class: Id,
+        limit: usize,
+    ) -> Option<SearchMatches<'_, Term>> {
+        let nodes = graph[class].nodes.iter();
+        let substs: Vec<Subst> = nodes
+            .filter(|t| t.head == Head::Op(self.0))
+            .take(limit)
+            .filter_map(|t| {
+                let (&attrs, operands) = t.children.split_last()?;
+                let mut subst = Subst::with_capacity(t.children.len());
+                for (i, &operand) in operands.iter().enumerate() {
+                    subst.insert(Var::from_u32(i as u32), operand);
+                }
+                subst.insert("?at".parse().ok()?, attrs);
+                Some(subst)
+            })
+            .collect();
+        (!substs.is_empty()).then_some(SearchMatches {
+            eclass: class,
+            substs,
+            ast: None,
+        })
+    }
+
+    fn vars(&self) -> Vec<Var> {
+        vec![]
+    }
 }
 
 struct RuleApplier {
@@ -530,6 +583,7 @@ impl Applier<Term, Facts> for RuleApplier {
                 }
                 changed
             }
+            Err(OTHER) => vec![],
             Err(why) => {
                 *log.refused.entry((self.rule.name, why)).or_default() += 1;
                 vec![]

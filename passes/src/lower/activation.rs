@@ -4,9 +4,10 @@
 use super::expr::{Body, E};
 use super::index::Pos;
 use super::{Element, Rule};
+use crate::schedules::activation::{Activation, Formula};
+use lapidary_ir::graph::Node;
 use lapidary_ir::kernel::{Binary, Unary};
 use lapidary_ir::ops::OpError;
-use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[
@@ -17,92 +18,108 @@ pub static RULES: &[Rule] = &[
         Ok(b.binary(Binary::Max, a, zero))
     }),
     Rule::pointwise("leaky_relu", |x, p| {
-        let (alpha, a) = (param(x, "alpha")?, x.at(0, p)?);
-        let b = x.b();
-        let zero = b.float(b.ty(a), 0.0);
-        let scaled = times(b, a, alpha);
-        let below = b.binary(Binary::Lt, a, zero);
-        Ok(b.select(below, scaled, a))
+        let alpha = param(x, "alpha")?;
+        of(x, p, Activation::LeakyRelu(alpha))
     }),
-    Rule::pointwise("sigmoid", |x, p| {
-        let a = x.at(0, p)?;
-        Ok(sigmoid(x.b(), a))
-    }),
+    Rule::pointwise("sigmoid", |x, p| of(x, p, Activation::Sigmoid)),
     Rule::pointwise("swish", |x, p| {
-        let (alpha, a) = (param(x, "alpha")?, x.at(0, p)?);
-        let b = x.b();
-        let y = times(b, a, alpha);
-        let y = sigmoid(b, y);
-        Ok(b.binary(Binary::Mul, a, y))
+        let alpha = param(x, "alpha")?;
+        of(x, p, Activation::Swish(alpha))
     }),
     Rule::pointwise("hard_sigmoid", |x, p| {
         let (alpha, beta) = (param(x, "alpha")?, param(x, "beta")?);
-        let a = x.at(0, p)?;
-        Ok(ramp(x.b(), a, alpha, beta))
+        of(x, p, Activation::HardSigmoid(alpha, beta))
     }),
-    Rule::pointwise("hard_swish", |x, p| {
-        let a = x.at(0, p)?;
-        let b = x.b();
-        let y = ramp(b, a, 1.0 / 6.0, 0.5);
-        Ok(b.binary(Binary::Mul, a, y))
+    Rule::pointwise("hard_swish", |x, p| of(x, p, Activation::HardSwish)),
+    Rule::pointwise("gelu", |x, p| match x.text("approximate").as_str() {
+        "none" => of(x, p, Activation::Gelu),
+        "tanh" => of(x, p, Activation::GeluTanh),
+        other => Err(OpError::new(format!("`approximate` is `{other}`"))),
     }),
-    Rule::pointwise("gelu", gelu),
 ];
 
-fn param(x: &Element, name: &str) -> Result<f64, OpError> {
-    x.float(name)
-        .ok_or_else(|| OpError::new(format!("attribute `{name}` is missing")))
+fn param(x: &Element, name: &str) -> Result<f32, OpError> {
+    let value = x.float(name).map(|v| v as f32);
+    value.ok_or_else(|| OpError::new(format!("attribute `{name}` is missing")))
 }
 
-fn times(b: &mut Body, a: E, factor: f64) -> E {
-    if factor == 1.0 {
-        return a;
-    }
-    let factor = b.float(b.ty(a), factor);
-    b.binary(Binary::Mul, a, factor)
-}
-
-fn plus(b: &mut Body, a: E, term: f64) -> E {
-    let term = b.float(b.ty(a), term);
-    b.binary(Binary::Add, a, term)
-}
-
-fn sigmoid(b: &mut Body, a: E) -> E {
-    let one = b.float(b.ty(a), 1.0);
-    let y = b.unary(Unary::Neg, a);
-    let y = b.unary(Unary::Exp, y);
-    let y = b.binary(Binary::Add, y, one);
-    b.binary(Binary::Div, one, y)
-}
-
-fn ramp(b: &mut Body, a: E, alpha: f64, beta: f64) -> E {
-    let (zero, one) = (b.float(b.ty(a), 0.0), b.float(b.ty(a), 1.0));
-    let y = times(b, a, alpha);
-    let y = plus(b, y, beta);
-    let y = b.binary(Binary::Max, y, zero);
-    b.binary(Binary::Min, y, one)
-}
-
-fn gelu(x: &mut Element, p: &Pos) -> Result<E, OpError> {
-    let form = x.text("approximate");
+fn of(x: &mut Element, p: &Pos, activation: Activation) -> Result<E, OpError> {
     let a = x.at(0, p)?;
+    Ok(activation.apply(x.b(), a))
+}
+
+impl Formula for Body {
+    type V = E;
+    fn number(&mut self, like: E, value: f64) -> E {
+        let ty = self.ty(like);
+        self.float(ty, value)
+    }
+    fn unary(&mut self, f: Unary, x: E) -> E {
+        Body::unary(self, f, x)
+    }
+    fn binary(&mut self, f: Binary, a: E, b: E) -> E {
+        Body::binary(self, f, a, b)
+    }
+    fn select(&mut self, c: E, a: E, b: E) -> E {
+        Body::select(self, c, a, b)
+    }
+}
+
+/// What a fused op's `activation` attribute says: a clamp, a function, or neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fused {
+    /// Lower bound.
+    pub lo: Option<f32>,
+    /// Upper bound.
+    pub hi: Option<f32>,
+    /// A function that is no clamp.
+    pub activation: Option<Activation>,
+}
+
+impl Fused {
+    /// Reads the attributes; `None` if the name is not known.
+    pub fn of(node: &Node) -> Option<Fused> {
+        let params = node.floats("activation_params").unwrap_or_default();
+        let param = |i: usize, default: f32| params.get(i).copied().unwrap_or(default);
+        let mut fused = Fused::default();
+        fused.activation = Some(match node.text("activation").as_str() {
+            "" => return Some(fused),
+            "Relu" => {
+                fused.lo = Some(0.0);
+                return Some(fused);
+            }
+            "Clip" => {
+                (fused.lo, fused.hi) = (Some(param(0, f32::MIN)), Some(param(1, f32::MAX)));
+                return Some(fused);
+            }
+            "Tanh" => Activation::Tanh,
+            "Sigmoid" => Activation::Sigmoid,
+            "LeakyRelu" => Activation::LeakyRelu(param(0, 0.01)),
+            "HardSigmoid" => Activation::HardSigmoid(param(0, 0.2), param(1, 0.5)),
+            "HardSwish" => Activation::HardSwish,
+            "Swish" => Activation::Swish(param(0, 1.0)),
+            "Gelu" => Activation::Gelu,
+            "GeluTanh" => Activation::GeluTanh,
+            _ => return None,
+        });
+        Some(fused)
+    }
+}
+
+/// The activation that a fused op names, of `y`.
+pub fn activated(x: &mut Element, mut y: E) -> Result<E, OpError> {
+    let fused = Fused::of(x.n()).ok_or_else(|| {
+        OpError::new(format!("activation `{}` is not known", x.text("activation")))
+    })?;
     let b = x.b();
-    let bent = match form.as_str() {
-        "none" => {
-            let y = times(b, a, FRAC_1_SQRT_2);
-            b.unary(Unary::Erf, y)
+    for (bound, f) in [(fused.lo, Binary::Max), (fused.hi, Binary::Min)] {
+        if let Some(bound) = bound {
+            let bound = b.number(y, f64::from(bound));
+            y = Body::binary(b, f, y, bound);
         }
-        "tanh" => {
-            let y = b.binary(Binary::Mul, a, a);
-            let y = times(b, y, 0.044715);
-            let y = plus(b, y, 1.0);
-            let y = b.binary(Binary::Mul, y, a);
-            let y = times(b, y, (2.0 / PI).sqrt());
-            b.unary(Unary::Tanh, y)
-        }
-        other => return Err(OpError::new(format!("`approximate` is `{other}`"))),
-    };
-    let y = plus(b, bent, 1.0);
-    let y = times(b, y, 0.5);
-    Ok(b.binary(Binary::Mul, a, y))
+    }
+    Ok(match fused.activation {
+        Some(activation) => activation.apply(b, y),
+        None => y,
+    })
 }

@@ -1,5 +1,6 @@
 //! Convolutions: as products over channels-last pixels where weights are constant, else element by element.
 
+use super::activation::{Fused, activated};
 use super::expand::Facts;
 use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
@@ -7,9 +8,8 @@ use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
-use lapidary_ir::graph::Node;
 use lapidary_ir::kernel::contraction::PANEL;
-use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
+use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::window::WindowAttrs;
 use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
@@ -74,8 +74,12 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     }
     let window = WindowAttrs::read(node, kernel.clone()).ok()?;
     let pads = pads(&window, &input[1..], &output[1..]).ok()?;
-    let (lo, hi) = bounds(node)?;
+    let Fused { lo, hi, activation } = Fused::of(node)?;
     let groups = node.int("group").unwrap_or(1).max(1);
+    let depthwise = groups > 1 && groups == channels && groups == oc;
+    if depthwise && activation.is_some() {
+        return None;
+    }
     // One spatial axis is the second of two.
     let two = |v: &[i64], unit: i64| {
         if rank == 1 {
@@ -108,6 +112,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
             residual: residual.map(|_| Pixels::dense(oc)),
             lo,
             hi,
+            activation,
         },
         pads,
     })
@@ -133,21 +138,6 @@ pub fn pads(w: &WindowAttrs, input: &[i64], out: &[i64]) -> Result<Vec<(i64, i64
             })
         })
         .collect()
-}
-
-/// The bounds that a fused activation clamps to; `None` if it is something else.
-#[allow(clippy::type_complexity, reason = "two optional bounds, or no clamp")]
-pub fn bounds(node: &Node) -> Option<(Option<f32>, Option<f32>)> {
-    let params = node.floats("activation_params").unwrap_or_default();
-    match node.text("activation").as_str() {
-        "" => Some((None, None)),
-        "Relu" => Some((Some(0.0), None)),
-        "Clip" => Some((
-            Some(*params.first().unwrap_or(&f32::MIN)),
-            Some(*params.get(1).unwrap_or(&f32::MAX)),
-        )),
-        _ => None,
-    }
 }
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
@@ -360,6 +350,7 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
         residual: None,
         lo: None,
         hi: None,
+        activation: None,
     };
     Some((conv, shape[0].clone()))
 }
@@ -378,49 +369,6 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
         y = x.b().binary(Binary::Add, y, z);
     }
     activated(x, y)
-}
-
-/// The activation that a fused op names, of `y`.
-pub fn activated(x: &mut Element, y: E) -> Result<E, OpError> {
-    let params = x.n().floats("activation_params").unwrap_or_default();
-    let param = |i: usize, default: f32| f64::from(*params.get(i).unwrap_or(&default));
-    let activation = x.text("activation");
-    let b = x.b();
-    let ty = b.ty(y);
-    let (zero, one) = (b.float(ty, 0.0), b.float(ty, 1.0));
-    Ok(match activation.as_str() {
-        "" => y,
-        "Relu" => b.binary(Binary::Max, y, zero),
-        "Tanh" => b.unary(Unary::Tanh, y),
-        "Sigmoid" => {
-            let e = b.unary(Unary::Neg, y);
-            let e = b.unary(Unary::Exp, e);
-            let e = b.binary(Binary::Add, e, one);
-            b.binary(Binary::Div, one, e)
-        }
-        "LeakyRelu" => {
-            let alpha = b.float(ty, param(0, 0.01));
-            let low = b.binary(Binary::Mul, y, alpha);
-            let negative = b.binary(Binary::Lt, y, zero);
-            b.select(negative, low, y)
-        }
-        "HardSigmoid" => {
-            let (alpha, beta) = (b.float(ty, param(0, 0.2)), b.float(ty, param(1, 0.5)));
-            let line = b.binary(Binary::Mul, y, alpha);
-            let line = b.binary(Binary::Add, line, beta);
-            let line = b.binary(Binary::Max, line, zero);
-            b.binary(Binary::Min, line, one)
-        }
-        "Clip" => {
-            let (lo, hi) = (
-                b.float(ty, param(0, f32::MIN)),
-                b.float(ty, param(1, f32::MAX)),
-            );
-            let y = b.binary(Binary::Max, y, lo);
-            b.binary(Binary::Min, y, hi)
-        }
-        other => return Err(OpError::new(format!("activation `{other}` is not known"))),
-    })
 }
 
 fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {

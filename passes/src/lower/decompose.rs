@@ -64,8 +64,9 @@ impl Run<'_> {
             self.region(r);
         }
         let name = node.op.name;
-        let keep =
-            rule(name).is_some() || library::reason(name).is_some() || !node.regions.is_empty();
+        let keep = rule(name).is_some_and(|r| (r.takes)(self.module, id))
+            || library::reason(name).is_some()
+            || !node.regions.is_empty();
         let Some(f) = node.op.decompose.filter(|_| !keep && depth < MAX_DEPTH) else {
             self.module.region_mut(region).nodes.push(id);
             return;

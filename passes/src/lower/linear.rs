@@ -6,7 +6,7 @@
 //! A constant right side is packed when the weights are written. Leading axes of the left side are rows if there is
 //! one right matrix for all of them.
 
-use super::conv::{activated, bounds};
+use super::activation::{Fused, activated};
 use super::expand::Facts;
 use super::expr::E;
 use super::index::Pos;
@@ -79,9 +79,9 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     if of_out.iter().chain([k]).any(|d| d.as_const() == Some(0)) {
         return None;
     }
-    let (lo, hi) = match fused {
-        true => bounds(node)?,
-        false => (None, None),
+    let Fused { lo, hi, activation } = match fused {
+        true => Fused::of(node)?,
+        false => Fused::default(),
     };
     if bias.is_some_and(|b| facts.shape(b) != Ok(vec![columns.clone()]))
         || residual.is_some_and(|r| facts.shape(r).ok().as_ref() != Some(&of_out))
@@ -106,6 +106,7 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         residual: residual.is_some(),
         lo,
         hi,
+        activation,
         ..Gemm::new(num(&batch), num(&m), num(columns), num(k))
     };
     Some(Plan {
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn products_with_what_follows() {
-        for activation in ["", "Relu", "Tanh", "LeakyRelu"] {
+        for activation in ["", "Relu", "Tanh", "LeakyRelu", "Sigmoid", "Swish", "Gelu", "GeluTanh", "HardSwish"] {
             let a: &[usize] = &[3, 6, 21];
             check(activation, &[a, &[3, 6, 37]], false, |b, x| {
                 let (w, bias): (Tensor, Tensor) = (numbers(&[21, 37], 5), numbers(&[37], 6));

@@ -28,6 +28,7 @@ pub mod testing;
 
 mod activation;
 mod arith;
+mod attention;
 mod cast;
 mod conv;
 mod indexing;
@@ -207,6 +208,8 @@ pub struct Rule {
     pub fuse: Fuse,
     /// Its meaning in kernels.
     pub form: Form,
+    /// Which nodes it is for; the others decompose.
+    pub takes: fn(&Module, NodeId) -> bool,
 }
 
 impl Rule {
@@ -216,6 +219,7 @@ impl Rule {
             op,
             fuse: Fuse::Pointwise,
             form: Form::Elements(f),
+            takes: |_, _| true,
         }
     }
 
@@ -225,6 +229,7 @@ impl Rule {
             op,
             fuse: Fuse::View,
             form: Form::Elements(f),
+            takes: |_, _| true,
         }
     }
 
@@ -234,6 +239,7 @@ impl Rule {
             op,
             fuse: Fuse::Reshape,
             form: Form::Elements(f),
+            takes: |_, _| true,
         }
     }
 
@@ -243,6 +249,7 @@ impl Rule {
             op,
             fuse: Fuse::Reduce,
             form: Form::Elements(f),
+            takes: |_, _| true,
         }
     }
 
@@ -252,6 +259,7 @@ impl Rule {
             op,
             fuse: Fuse::Never,
             form: Form::Elements(f),
+            takes: |_, _| true,
         }
     }
 
@@ -261,6 +269,19 @@ impl Rule {
             op,
             fuse: Fuse::Never,
             form: Form::Steps(f),
+            takes: |_, _| true,
+        }
+    }
+
+    /// An op some of whose nodes have kernels of their own.
+    pub const fn steps_for(
+        op: &'static str,
+        f: StepsFn,
+        takes: fn(&Module, NodeId) -> bool,
+    ) -> Rule {
+        Rule {
+            takes,
+            ..Rule::steps(op, f)
         }
     }
 }
@@ -277,6 +298,7 @@ pub static RULES: &[&[Rule]] = &[
     conv::RULES,
     pool::RULES,
     norm::RULES,
+    attention::RULES,
     scatter::RULES,
     sample::RULES,
 ];

@@ -12,7 +12,7 @@ use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
 pub static RULES: &[Rule] = &[
     Rule {
         name: "fold-batch-norm-into-conv",
-        left: "(batch_normalization (conv ?x ?w ?b ?conv) ?scale ?shift ?mean ?var ?norm)",
+        left: &["(batch_normalization (conv ?x ?w ?b ?conv) ?scale ?shift ?mean ?var ?norm)"],
         right: Right::Build(fold_batch_norm),
         condition: None,
         class: Class::Reassociates,
@@ -21,7 +21,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fold-scale-into-conv",
-        left: "(mul (conv ?x ?w ?b ?conv) ?s attrs0)",
+        left: &["(mul (conv ?x ?w ?b ?conv) ?s attrs0)"],
         right: Right::Build(fold_scale),
         condition: None,
         class: Class::Reassociates,
@@ -32,7 +32,101 @@ pub static RULES: &[Rule] = &[
             b.op("mul", &[y, s])
         }],
     },
+    Rule {
+        name: "fold-scale-into-linear",
+        left: &["(mul (fused_linear ?a ?w ?b none ?at) ?s attrs0)"],
+        right: Right::Build(|graph, m| scale_columns(graph, m, "mul")),
+        condition: None,
+        class: Class::Reassociates,
+        source: "a factor of each column after a linear map; one multiplication less for each output",
+        samples: &[
+            |b| {
+                let y = linear(b)?;
+                let s = b.constant(&Tensor::from_f64(ElemType::F32, [4], vec![0.5, -1.5, 2.0, 1.0]));
+                b.op("mul", &[y, s])
+            },
+            |b| {
+                let y = linear(b)?;
+                let s = b.scalar(ElemType::F32, 0.125);
+                b.op("mul", &[y, s])
+            },
+        ],
+    },
+    Rule {
+        name: "fold-divisor-into-linear",
+        left: &["(div (fused_linear ?a ?w ?b none ?at) ?s attrs0)"],
+        right: Right::Build(|graph, m| scale_columns(graph, m, "div")),
+        condition: None,
+        class: Class::Reassociates,
+        source: "a divisor of each column after a linear map; one division less for each output",
+        samples: &[|b| {
+            let y = linear(b)?;
+            let s = b.scalar(ElemType::F32, 8.0);
+            b.op("div", &[y, s])
+        }],
+    },
+    Rule {
+        name: "fold-scale-into-rows",
+        left: &["(fused_linear (mul ?a ?s attrs0) ?w ?b ?r ?at)"],
+        right: Right::Build(|graph, m| {
+            if !constant(graph, m, &["w", "s"]) || constant(graph, m, &["a"]) {
+                return Err("weights and scale must be constant");
+            }
+            let k = graph.const_shape(m.get("w")).and_then(|s| s.first().copied()).ok_or("the weights' shape is not known")?;
+            let own = graph.const_shape(m.get("s")).ok_or("the scale's shape is not known")?;
+            let one_per_row = own.iter().rev().enumerate().all(|(i, &d)| d == 1 || i == 0 && d == k);
+            if !one_per_row || !super::reading::fits_into(graph, m.get("s"), m.get("a")) {
+                return Err("the scale is not one number per row of the weights");
+            }
+            let column = graph.add_constant(&Tensor::ints(&[-1, 1]));
+            let scale = graph.add_op("reshape", &[m.get("s"), column], []);
+            let w = graph.add_op("mul", &[m.get("w"), scale], []);
+            let attrs = graph.attrs(m.get("at")).cloned().ok_or("no attributes")?;
+            Ok(graph.add_op_attrs("fused_linear", &[m.get("a"), w, m.get("b"), m.get("r")], &attrs))
+        }),
+        condition: None,
+        class: Class::Reassociates,
+        source: "a factor of each input before a linear map; one pass over the input less",
+        samples: &[|b| {
+            let x = input(b, "x", &[3, 5]);
+            let s = b.constant(&Tensor::from_f64(ElemType::F32, [5], vec![0.5, -1.5, 2.0, 1.0, 0.25]));
+            let x = b.op("mul", &[x, s])?;
+            let w = b.constant(&Tensor::from_f64(ElemType::F32, [5, 4], (0..20).map(|i| f64::from(i % 7) * 0.5 - 1.0).collect()));
+            b.op("fused_linear", &[x, w])
+        }],
+    },
 ];
+
+fn scale_columns(graph: &mut Graph, m: &Bound, by: &'static str) -> Result<Id, &'static str> {
+    if !constant(graph, m, &["w", "b", "s"]) {
+        return Err("weights and scale must be constant");
+    }
+    let attrs = graph.attrs(m.get("at")).cloned().ok_or("no attributes")?;
+    if !matches!(attrs.get("activation"), None | Some(Attr::Str(_))) || matches!(attrs.get("activation"), Some(Attr::Str(s)) if !s.is_empty()) {
+        return Err("there is an activation before it");
+    }
+    let n = graph.const_shape(m.get("w")).and_then(|s| s.last().copied()).ok_or("the weights' shape is not known")?;
+    let own = graph.const_shape(m.get("s")).ok_or("the scale's shape is not known")?;
+    let count: usize = own.iter().product();
+    if own.last().is_some_and(|&d| d != count) || (count != 1 && count != n) {
+        return Err("the scale is not one number per column");
+    }
+    let flat = graph.add_constant(&Tensor::ints(&[-1]));
+    let scale = graph.add_op("reshape", &[m.get("s"), flat], []);
+    let w = graph.add_op(by, &[m.get("w"), scale], []);
+    let bias = match graph.ty(m.get("b")) {
+        Some(_) => graph.add_op(by, &[m.get("b"), scale], []),
+        None => m.get("b"),
+    };
+    Ok(graph.add_op_attrs("fused_linear", &[m.get("a"), w, bias], &attrs))
+}
+
+fn linear(b: &mut Builder) -> Result<ValueId, OpError> {
+    let x = input(b, "x", &[3, 5]);
+    let w = b.constant(&Tensor::from_f64(ElemType::F32, [5, 4], (0..20).map(|i| f64::from(i % 7) * 0.5 - 1.0).collect()));
+    let bias = b.constant(&Tensor::from_f64(ElemType::F32, [4], vec![0.1, 0.2, -0.3, 0.4]));
+    b.op("fused_linear", &[x, w, bias])
+}
 
 /// `weights * scale` along output channels, and `(bias - mean) * scale + shift`, as terms over constants.
 fn scaled_conv(graph: &mut Graph, m: &Bound, scale: Id, mean: Option<Id>, shift: Option<Id>) -> Result<Id, &'static str> {

@@ -1,6 +1,7 @@
 //! Products and convolutions take in what follows them: bias, residual, activation.
 
 use super::algebra::input;
+use super::reading::{float, int};
 use super::{Bound, Class, Right, Rule};
 use crate::egraph::lang::{Graph, Query};
 use egg::Id;
@@ -8,11 +9,45 @@ use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
 
+/// A row: an activation after a product is part of it.
+macro_rules! into_linear {
+    ($name:literal, $op:literal, $read:expr, $samples:expr) => {
+        Rule {
+            name: $name,
+            left: &[concat!("(", $op, " (fused_linear ?a ?w ?bias ?r ?at) ?act)")],
+            right: Right::Build(|graph, m| function_into(graph, m, "fused_linear", ["a", "w", "bias", "r"], $read)),
+            condition: None,
+            class: Class::Exact,
+            source: "computed while the tile is in cache",
+            samples: $samples,
+        }
+    };
+}
+
+/// A row: an activation after a convolution is part of it.
+macro_rules! into_conv {
+    ($name:literal, $op:literal, $read:expr, $samples:expr) => {
+        Rule {
+            name: $name,
+            left: &[concat!("(", $op, " (conv ?x ?w ?b ?at) ?act)"), concat!("(", $op, " (fused_conv ?x ?w ?b ?z ?at) ?act)")],
+            right: Right::Build(|graph, m| {
+                if int(graph.attrs(m.get("at")).ok_or("no attributes")?, "group", 1) != 1 && depthwise(graph, m) {
+                    return Err("windows over single channels only clamp");
+                }
+                function_into(graph, m, "fused_conv", ["x", "w", "b", "z"], $read)
+            }),
+            condition: None,
+            class: Class::Exact,
+            source: "computed while the tile is in cache",
+            samples: $samples,
+        }
+    };
+}
 /// The family's rules. Each makes one pass over a result of two.
 pub static RULES: &[Rule] = &[
     Rule {
         name: "fuse-bias-into-matmul",
-        left: "(add (matmul ?a ?w attrs0) ?bias attrs0)",
+        left: &["(add (matmul ?a ?w attrs0) ?bias attrs0)"],
         right: Right::Build(bias_into_matmul),
         condition: None,
         class: Class::Exact,
@@ -25,7 +60,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-bias-first-into-matmul",
-        left: "(add ?bias (matmul ?a ?w attrs0) attrs0)",
+        left: &["(add ?bias (matmul ?a ?w attrs0) attrs0)"],
         right: Right::Build(bias_into_matmul),
         condition: None,
         class: Class::Exact,
@@ -38,7 +73,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-matmul-plain",
-        left: "(matmul ?a ?w attrs0)",
+        left: &["(matmul ?a ?w attrs0)"],
         right: Right::Build(|graph, m| {
             matrix(graph, m.get("w"))?;
             Ok(graph.add_op("fused_linear", &[m.get("a"), m.get("w")], []))
@@ -50,7 +85,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-gemm-plain",
-        left: "(gemm ?a ?w ?bias ?at)",
+        left: &["(gemm ?a ?w ?bias ?at)"],
         right: Right::Build(gemm_to_linear),
         condition: None,
         class: Class::Exact,
@@ -64,7 +99,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-residual-into-linear",
-        left: "(add (fused_linear ?a ?w ?bias none ?at) ?r attrs0)",
+        left: &["(add (fused_linear ?a ?w ?bias none ?at) ?r attrs0)"],
         right: Right::Build(|graph, m| residual_into(graph, m, "fused_linear", ["a", "w", "bias"])),
         condition: None,
         class: Class::Exact,
@@ -77,7 +112,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-residual-first-into-linear",
-        left: "(add ?r (fused_linear ?a ?w ?bias none ?at) attrs0)",
+        left: &["(add ?r (fused_linear ?a ?w ?bias none ?at) attrs0)"],
         right: Right::Build(|graph, m| residual_into(graph, m, "fused_linear", ["a", "w", "bias"])),
         condition: None,
         class: Class::Exact,
@@ -90,7 +125,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-relu-into-linear",
-        left: "(relu (fused_linear ?a ?w ?bias ?r ?at) attrs0)",
+        left: &["(relu (fused_linear ?a ?w ?bias ?r ?at) attrs0)"],
         right: Right::Build(|graph, m| activation_into(graph, m, "fused_linear", ["a", "w", "bias", "r"], ("Relu", None))),
         condition: None,
         class: Class::Exact,
@@ -102,7 +137,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-residual-into-conv",
-        left: "(add (conv ?x ?w ?b ?at) ?r attrs0)",
+        left: &["(add (conv ?x ?w ?b ?at) ?r attrs0)"],
         right: Right::Build(|graph, m| residual_into(graph, m, "fused_conv", ["x", "w", "b"])),
         condition: None,
         class: Class::Exact,
@@ -115,7 +150,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-residual-first-into-conv",
-        left: "(add ?r (conv ?x ?w ?b ?at) attrs0)",
+        left: &["(add ?r (conv ?x ?w ?b ?at) attrs0)"],
         right: Right::Build(|graph, m| residual_into(graph, m, "fused_conv", ["x", "w", "b"])),
         condition: None,
         class: Class::Exact,
@@ -128,7 +163,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-relu-into-conv",
-        left: "(relu (conv ?x ?w ?b ?at) attrs0)",
+        left: &["(relu (conv ?x ?w ?b ?at) attrs0)"],
         right: Right::Build(|graph, m| activation_into(graph, m, "fused_conv", ["x", "w", "b", ""], ("Relu", None))),
         condition: None,
         class: Class::Exact,
@@ -140,7 +175,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-relu-into-fused-conv",
-        left: "(relu (fused_conv ?x ?w ?b ?z ?at) attrs0)",
+        left: &["(relu (fused_conv ?x ?w ?b ?z ?at) attrs0)"],
         right: Right::Build(|graph, m| activation_into(graph, m, "fused_conv", ["x", "w", "b", "z"], ("Relu", None))),
         condition: None,
         class: Class::Exact,
@@ -155,7 +190,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         name: "fuse-clip-into-conv",
-        left: "(clip (conv ?x ?w ?b ?at) ?lo ?hi attrs0)",
+        left: &["(clip (conv ?x ?w ?b ?at) ?lo ?hi attrs0)"],
         right: Right::Build(|graph, m| {
             let clip = clip_bounds(graph, m)?;
             activation_into(graph, m, "fused_conv", ["x", "w", "b", ""], ("Clip", Some(clip)))
@@ -169,7 +204,70 @@ pub static RULES: &[Rule] = &[
             b.op("clip", &[y, lo, hi])
         }],
     },
+    into_linear!("fuse-gelu-into-linear", "gelu", gelu, &[|b| linear_then(b, "gelu", []), |b| linear_then(b, "gelu", [("approximate", Attr::Str("tanh".into()))])]),
+    into_conv!("fuse-gelu-into-conv", "gelu", gelu, &[|b| conv_then(b, "gelu", [])]),
+    into_linear!("fuse-swish-into-linear", "swish", |at| Ok(("Swish", vec![float(at, "alpha", 1.0)])), &[|b| linear_then(b, "swish", [])]),
+    into_conv!("fuse-swish-into-conv", "swish", |at| Ok(("Swish", vec![float(at, "alpha", 1.0)])), &[|b| conv_then(b, "swish", [])]),
+    into_linear!("fuse-sigmoid-into-linear", "sigmoid", |_| Ok(("Sigmoid", vec![])), &[|b| linear_then(b, "sigmoid", [])]),
+    into_conv!("fuse-sigmoid-into-conv", "sigmoid", |_| Ok(("Sigmoid", vec![])), &[|b| conv_then(b, "sigmoid", [])]),
+    into_linear!("fuse-tanh-into-linear", "tanh", |_| Ok(("Tanh", vec![])), &[|b| linear_then(b, "tanh", [])]),
+    into_conv!("fuse-tanh-into-conv", "tanh", |_| Ok(("Tanh", vec![])), &[|b| conv_then(b, "tanh", [])]),
+    into_linear!("fuse-leaky-relu-into-linear", "leaky_relu", |at| Ok(("LeakyRelu", vec![float(at, "alpha", 0.01)])), &[|b| linear_then(b, "leaky_relu", [("alpha", Attr::Float(0.2))])]),
+    into_conv!("fuse-leaky-relu-into-conv", "leaky_relu", |at| Ok(("LeakyRelu", vec![float(at, "alpha", 0.01)])), &[|b| conv_then(b, "leaky_relu", [])]),
+    into_linear!("fuse-hard-swish-into-linear", "hard_swish", |_| Ok(("HardSwish", vec![])), &[|b| linear_then(b, "hard_swish", [])]),
+    into_conv!("fuse-hard-swish-into-conv", "hard_swish", |_| Ok(("HardSwish", vec![])), &[|b| conv_then(b, "hard_swish", [])]),
+    into_linear!("fuse-hard-sigmoid-into-linear", "hard_sigmoid", hard_sigmoid, &[|b| linear_then(b, "hard_sigmoid", [])]),
+    into_conv!("fuse-hard-sigmoid-into-conv", "hard_sigmoid", hard_sigmoid, &[|b| conv_then(b, "hard_sigmoid", [])]),
 ];
+
+/// Reads an activation's attributes: its name in a fused op, and its parameters there.
+type Reading = fn(&Attrs) -> Result<(&'static str, Vec<f32>), &'static str>;
+
+
+fn gelu(at: &Attrs) -> Result<(&'static str, Vec<f32>), &'static str> {
+    match at.get("approximate") {
+        Some(Attr::Str(s)) if s == "tanh" => Ok(("GeluTanh", vec![])),
+        _ => Ok(("Gelu", vec![])),
+    }
+}
+
+fn hard_sigmoid(at: &Attrs) -> Result<(&'static str, Vec<f32>), &'static str> {
+    Ok(("HardSigmoid", vec![float(at, "alpha", 0.2), float(at, "beta", 0.5)]))
+}
+
+/// One filter for each channel.
+fn depthwise(graph: &Graph, m: &Bound) -> bool {
+    let group = graph.attrs(m.get("at")).map_or(1, |a| int(a, "group", 1));
+    graph.const_shape(m.get("w")).is_none_or(|w| w.first() == Some(&(group as usize)))
+}
+
+fn function_into(graph: &mut Graph, m: &Bound, op: &'static str, operands: [&str; 4], read: Reading) -> Result<Id, &'static str> {
+    let (name, params) = read(graph.attrs(m.get("act")).ok_or("no attributes")?)?;
+    let mut attrs = graph.attrs(m.get("at")).cloned().ok_or("no attributes")?;
+    no_activation(&attrs)?;
+    let operands: Vec<Id> = operands.iter().filter_map(|n| m.find(n)).collect();
+    if graph.ty(operands[0]).and_then(|t| t.elem()) != Some(ElemType::F32) {
+        return Err("only f32 is fused");
+    }
+    if !graph[operands[1]].data.is_constant() {
+        return Err("the weights are not constant");
+    }
+    attrs.insert("activation".into(), Attr::Str(name.into()));
+    if !params.is_empty() {
+        attrs.insert("activation_params".into(), Attr::Floats(params));
+    }
+    Ok(graph.add_op_attrs(op, &operands, &attrs))
+}
+
+fn linear_then<const N: usize>(b: &mut Builder, op: &str, attrs: [(&'static str, Attr); N]) -> Result<ValueId, OpError> {
+    let y = linear(b)?;
+    b.op_with(op, &[y], attrs)
+}
+
+fn conv_then<const N: usize>(b: &mut Builder, op: &str, attrs: [(&'static str, Attr); N]) -> Result<ValueId, OpError> {
+    let y = conv(b)?;
+    b.op_with(op, &[y], attrs)
+}
 
 fn rank(graph: &Graph, id: Id) -> Option<usize> {
     Some(graph.ty(id)?.shape()?.len())

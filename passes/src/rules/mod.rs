@@ -5,7 +5,8 @@
 //! evaluated on random inputs of the row's samples.
 //!
 //! Pattern syntax is egg's: `(add ?x ?y attrs0)`. The last child of an op is its attribute set: `attrs0` for none, or a
-//! variable. An absent operand is `none`.
+//! variable. An absent operand is `none`. A row may have several left sides: the ways in which exporters write one thing.
+//! The name of an op alone (`concat`) matches every node of it, whatever the number of its operands.
 
 use crate::egraph::lang::Graph;
 use egg::{Id, Subst, Var};
@@ -21,11 +22,18 @@ macro_rules! families {
     };
 }
 
+pub mod reading;
+
 families! {
+    activation,
     algebra,
+    attention,
+    conv,
     fold,
     fuse,
     layout,
+    norm,
+    rotary,
 }
 
 /// How exact a rule is.
@@ -42,7 +50,7 @@ pub enum Class {
 pub enum Right {
     /// A pattern over the left side's variables.
     Pattern(&'static str),
-    /// A function that adds the replacement, or says why it does not apply.
+    /// A function that adds the replacement, or says why it does not apply ([`reading::OTHER`]: it is not about this).
     Build(fn(&mut Graph, &Bound) -> Result<Id, &'static str>),
 }
 
@@ -50,8 +58,8 @@ pub enum Right {
 pub struct Rule {
     /// `family-what-it-does`.
     pub name: &'static str,
-    /// Pattern.
-    pub left: &'static str,
+    /// Patterns, any of which is replaced; all bind the variables that the right side uses.
+    pub left: &'static [&'static str],
     /// Replacement.
     pub right: Right,
     /// Checked before a pattern is applied; the text says why it may refuse.
@@ -82,6 +90,19 @@ impl Bound<'_> {
             .expect("rule variables are identifiers");
         self.subst[var]
     }
+
+    /// The class bound to `?name`, if the left side that matched has it.
+    pub fn find(&self, name: &str) -> Option<Id> {
+        let var: Var = format!("?{name}").parse().ok()?;
+        self.subst.get(var).copied()
+    }
+
+    /// The operands of the node that a left side of an op's name alone matched.
+    pub fn operands(&self) -> Vec<Id> {
+        (0..)
+            .map_while(|i| self.subst.get(Var::from_u32(i)).copied())
+            .collect()
+    }
 }
 
 /// Every rule.
@@ -93,7 +114,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
 mod tests {
     use super::*;
     use crate::egraph::saturate::{force, pattern};
-    use egg::{ENodeOrVar, Language};
+    use egg::ENodeOrVar;
     use lapidary_ir::tensor::{Tensor, Value, count};
     use lapidary_ir::{Module, eval};
     use std::cell::Cell;
@@ -121,21 +142,20 @@ mod tests {
                     rule.name
                 );
                 assert!(!rule.samples.is_empty(), "`{}` has no sample", rule.name);
-                let left = variables(rule.left);
-                if let Right::Pattern(right) = rule.right {
-                    assert!(
-                        variables(right).is_subset(&left),
-                        "`{}` uses an unbound variable",
-                        rule.name
-                    );
+                assert!(!rule.left.is_empty(), "`{}` has no left side", rule.name);
+                for left in rule.left {
+                    let bound = variables(left);
+                    if let Right::Pattern(right) = rule.right {
+                        assert!(
+                            variables(right).is_subset(&bound),
+                            "`{}` uses an unbound variable",
+                            rule.name
+                        );
+                    }
+                    let ast = pattern(left).expect("parsed above");
+                    let ops = ast.iter().any(|n| matches!(n, ENodeOrVar::ENode(_)));
+                    assert!(ops, "`{}` matches everything", rule.name);
                 }
-                let ops: Vec<_> = pattern(rule.left)
-                    .expect("parsed above")
-                    .iter()
-                    .filter(|n| !n.is_leaf())
-                    .cloned()
-                    .collect();
-                assert!(!ops.is_empty(), "`{}` matches everything", rule.name);
             }
         }
     }

@@ -7,6 +7,8 @@
 //! A tile is a run of output pixels in one row, so the rows of its window are `stride * c` apart and need no copy; pixels in
 //! the padding are masked rows. The product sums over taps and then over channels.
 
+use super::activation::Activation;
+use super::epilogue::finish;
 use super::{Num, add, add_const, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
@@ -67,6 +69,8 @@ pub struct Conv {
     pub lo: Option<f32>,
     /// Upper bound of the result.
     pub hi: Option<f32>,
+    /// Applied last.
+    pub activation: Option<Activation>,
 }
 
 impl Conv {
@@ -256,7 +260,7 @@ impl Conv {
             c_at: y_at,
             cols: (group_out % i64::from(PANEL) != 0).then_some(cols),
         };
-        contraction::epilogue(&mut b, acc, epilogue);
+        finish(&mut b, acc, epilogue, self.activation);
         b.finish()
     }
 }
@@ -446,6 +450,7 @@ mod tests {
             residual: None,
             lo: Some(0.0),
             hi: None,
+            activation: None,
         };
         let cases = [
             base.clone(),

@@ -6,6 +6,8 @@
 //! A panel of `w` is `[k][32]`, so a block reads one forward stream of weights. Rows of a tile divide `m` evenly: 128 rows
 //! are 9 tiles of 13 and one of 11, not 9 of 14 and one of 2.
 
+use super::activation::Activation;
+use super::epilogue::finish;
 use super::{Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
@@ -35,6 +37,8 @@ pub struct Gemm {
     pub lo: Option<f32>,
     /// Upper bound of the result.
     pub hi: Option<f32>,
+    /// Applied last.
+    pub activation: Option<Activation>,
 }
 
 impl Gemm {
@@ -51,6 +55,7 @@ impl Gemm {
             residual: false,
             lo: None,
             hi: None,
+            activation: None,
         }
     }
 
@@ -161,7 +166,7 @@ impl Gemm {
             c_at,
             cols: (!exact).then_some(cols),
         };
-        contraction::epilogue(&mut b, acc, epilogue);
+        finish(&mut b, acc, epilogue, self.activation);
         b.finish()
     }
 }

@@ -3,8 +3,11 @@
 //! Each file is one form and knows nothing of graphs: it takes extents and says what parameters its kernel has. Which
 //! op uses which schedule, and how operands are laid out and packed for it, is decided in `lower/`.
 
+pub mod activation;
+pub mod attention;
 pub mod conv;
 pub mod depthwise;
+pub mod epilogue;
 pub mod gemm;
 pub mod pack;
 #[cfg(test)]

@@ -95,7 +95,7 @@ pub static FUSED_CONV: OpDef = OpDef {
         KERNEL_SHAPE,
         PADS,
         STRIDES,
-        AttrDef::new("activation", AttrKind::Str, Default::Absent, "Relu, Tanh, Sigmoid, LeakyRelu, Clip or HardSigmoid"),
+        AttrDef::new("activation", AttrKind::Str, Default::Absent, "Relu, Tanh, Sigmoid, LeakyRelu, Clip, HardSigmoid, HardSwish, Swish, Gelu or GeluTanh"),
         AttrDef::new("activation_params", AttrKind::Floats, Default::Absent, "parameters of the activation"),
     ],
     infer: |ctx| infer_conv(ctx, 0, 1, ctx.elem(0)?),
@@ -293,6 +293,10 @@ pub(in crate::ops) fn fused_activation(b: &mut Builder, node: &Node, y: ValueId)
         "HardSigmoid" => {
             b.op_with("hard_sigmoid", &[y], [("alpha", param(0, 0.2).into()), ("beta", param(1, 0.5).into())])
         }
+        "HardSwish" => b.op("hard_swish", &[y]),
+        "Swish" => b.op_with("swish", &[y], [("alpha", param(0, 1.0).into())]),
+        "Gelu" => b.op("gelu", &[y]),
+        "GeluTanh" => b.op_with("gelu", &[y], [("approximate", "tanh".into())]),
         "Clip" => {
             let least = b.lit(y, f64::from(param(0, f32::MIN)))?;
             let most = b.lit(y, f64::from(param(1, f32::MAX)))?;

@@ -1,0 +1,643 @@
+//! Attention without a matrix of scores: a tile of queries meets the keys run by run, with a running softmax.
+//!
+//! ```text
+//! q, y rows of a head, any distance apart      kp [b][kv head][keys / 32][d][32]      vp [b][kv head][dv / 32][keys][32]
+//! grid (b, head, tile of up to 14 queries)
+//!   for each run of up to RUN keys                       a causal tile stops at its last query
+//!     s = q k'                                            micro-kernel, 32 keys at a time, into scratch
+//!     for each row: x = s * scale + mask; m' = max(m, x); p = exp(x - m'); l = l * exp(m - m') + sum p; o *= exp(m - m')
+//!     o += p v                                            micro-kernel, 32 columns at a time
+//!   y = o / l                                             zero where nothing may be attended
+//! ```
+//! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
+
+use super::{Bound, Num, add, even_rows, mul, mul_const};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::{
+    Axis, Binary, Buf, Extent, Kernel, Literal, ReduceKind, TileType, Unary, Var,
+};
+
+/// Keys of a run: scores of a tile are then 28 KiB.
+const RUN: i64 = 512;
+/// Elements of a row that are computed together.
+const LANES: u32 = 16;
+
+/// How heads lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// `[b][h][s][d]`.
+    Apart,
+    /// `[b][s][h][d]`.
+    Packed,
+}
+
+/// A mask `[b or 1][h or 1][queries or 1][keys]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// One for each sequence of the batch.
+    pub batch: bool,
+    /// One for each head.
+    pub heads: bool,
+    /// One for each query.
+    pub rows: bool,
+    /// `bool`, where true is allowed; else `f32`, which is added.
+    pub condition: bool,
+}
+
+/// Extents and restraints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Sequences.
+    pub batch: Num,
+    /// Heads of queries.
+    pub heads: i64,
+    /// Heads of keys and values.
+    pub kv_heads: i64,
+    /// Queries.
+    pub queries: Num,
+    /// Keys.
+    pub keys: Num,
+    /// Numbers of a head of queries and keys.
+    pub size: i64,
+    /// Numbers of a head of values.
+    pub value_size: i64,
+    /// Layout of all four.
+    pub layout: Heads,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Mask.
+    pub mask: Option<Mask>,
+    /// A query sees keys up to its own position.
+    pub causal: bool,
+}
+
+/// Which operand is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// Keys: columns of a panel are keys.
+    Keys,
+    /// Values: columns of a panel are numbers of a head.
+    Values,
+}
+
+/// The extents inside a kernel.
+struct Extents {
+    batch: Bound,
+    queries: Bound,
+    keys: Bound,
+}
+
+fn panels(n: i64) -> i64 {
+    (n as u64).div_ceil(u64::from(PANEL)) as i64
+}
+
+/// `ceil(n / 32)` inside a kernel.
+fn panels_of(b: &mut KernelBuilder, num: Num, bound: Bound) -> Var {
+    if let Some(n) = num.known() {
+        return b.index(panels(n));
+    }
+    let up = super::add_const(b, bound.var, i64::from(PANEL) - 1);
+    let width = b.index(i64::from(PANEL));
+    b.binary(Binary::FloorDiv, up, width)
+}
+
+impl Attention {
+    /// Queries of a tile.
+    pub fn tile_rows(&self) -> u32 {
+        even_rows(self.queries, MAX_ROWS)
+    }
+
+    fn run(&self) -> i64 {
+        self.keys
+            .known()
+            .map_or(RUN, |k| (panels(k) * i64::from(PANEL)).min(RUN))
+    }
+
+    /// Distance between rows, heads and sequences of an operand with this many heads of this size.
+    fn strides(
+        &self,
+        b: &mut KernelBuilder,
+        heads: i64,
+        size: i64,
+        rows: Var,
+    ) -> (i64, Var, Var) {
+        let all = mul_const(b, rows, heads * size);
+        match self.layout {
+            Heads::Apart => (size, mul_const(b, rows, size), all),
+            Heads::Packed => (heads * size, b.index(size), all),
+        }
+    }
+
+    /// Packs keys or values. Parameters: `src`, `dst`, then those of `batch`, `keys` that are [`Num::Sym`].
+    pub fn pack(&self, what: Packed) -> Kernel {
+        let size = match what {
+            Packed::Keys => self.size,
+            Packed::Values => self.value_size,
+        };
+        let mut b = KernelBuilder::new("pack_heads");
+        let src = b.buffer("src", ElemType::F32, false);
+        let dst = b.buffer("dst", ElemType::F32, true);
+        let batch = self.batch.bind(&mut b, "batch");
+        let keys = self.keys.bind(&mut b, "keys");
+        let at = b.grid(batch.tiles(1));
+        let head = b.grid(Extent::Const(self.kv_heads as u64));
+        let panel = match what {
+            Packed::Keys => b.grid(keys.tiles(PANEL)),
+            Packed::Values => b.grid(Extent::Const(panels(size) as u64)),
+        };
+        let key_panels = panels_of(&mut b, self.keys, keys);
+        let (row, by_head, by_batch) = self.strides(&mut b, self.kv_heads, size, keys.var);
+        let (x, y) = (mul(&mut b, at, by_batch), mul(&mut b, head, by_head));
+        let first = add(&mut b, x, y);
+        let heads_before = mul_const(&mut b, at, self.kv_heads);
+        let head_index = add(&mut b, heads_before, head);
+        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let zero = b.index(0);
+        match what {
+            Packed::Keys => {
+                let before = mul(&mut b, head_index, key_panels);
+                let index = add(&mut b, before, panel);
+                let to = mul_const(&mut b, index, size * i64::from(PANEL));
+                let skip = mul_const(&mut b, col0, row);
+                let from = add(&mut b, first, skip);
+                let left = b.binary(Binary::Sub, keys.var, col0);
+                let end = b.index(size);
+                b.for_loop(zero, end, 1, &[], |b, j, _| {
+                    let at = add(b, from, j);
+                    // Keys that do not exist read as zero.
+                    let x = b.load(src, at, &[PANEL], vec![Axis::stride(row).valid(left)]);
+                    let skip = mul_const(b, j, i64::from(PANEL));
+                    let at = add(b, to, skip);
+                    b.store(dst, at, vec![Axis::stride(1)], x);
+                    vec![]
+                });
+            }
+            Packed::Values => {
+                let before = mul_const(&mut b, head_index, panels(size));
+                let index = add(&mut b, before, panel);
+                let rows_before = mul(&mut b, index, keys.var);
+                let to = mul_const(&mut b, rows_before, i64::from(PANEL));
+                let from = add(&mut b, first, col0);
+                let end = b.index(size);
+                let left = b.binary(Binary::Sub, end, col0);
+                let mut axis = Axis::stride(1);
+                if size % i64::from(PANEL) != 0 {
+                    axis = axis.valid(left);
+                }
+                b.for_loop(zero, keys.var, 1, &[], |b, key, _| {
+                    let skip = mul_const(b, key, row);
+                    let at = add(b, from, skip);
+                    let x = b.load(src, at, &[PANEL], vec![axis]);
+                    let skip = mul_const(b, key, i64::from(PANEL));
+                    let at = add(b, to, skip);
+                    b.store(dst, at, vec![Axis::stride(1)], x);
+                    vec![]
+                });
+            }
+        }
+        b.finish()
+    }
+
+    /// The kernel. Parameters: `q`, `kp`, `vp`, `mask`?, `y`, then those of `batch`, `queries`, `keys` that are
+    /// [`Num::Sym`].
+    pub fn kernel(&self, name: &str) -> Kernel {
+        let mut b = KernelBuilder::new(name);
+        let q = b.buffer("q", ElemType::F32, false);
+        let kp = b.buffer("kp", ElemType::F32, false);
+        let vp = b.buffer("vp", ElemType::F32, false);
+        let mask = self.mask.map(|m| {
+            let elem = if m.condition { ElemType::Bool } else { ElemType::F32 };
+            (b.buffer("mask", elem, false), m)
+        });
+        let y = b.buffer("y", ElemType::F32, true);
+        let n = Extents {
+            batch: self.batch.bind(&mut b, "batch"),
+            queries: self.queries.bind(&mut b, "queries"),
+            keys: self.keys.bind(&mut b, "keys"),
+        };
+        let rows = self.tile_rows();
+        let (run, width) = (self.run(), panels(self.value_size) * i64::from(PANEL));
+        let at = b.grid(n.batch.tiles(1));
+        let head = b.grid(Extent::Const(self.heads as u64));
+        let tile = b.grid(n.queries.tiles(rows));
+        let scratch = Scratch {
+            s: b.scratch(ElemType::F32, rows * run as u32),
+            o: b.scratch(ElemType::F32, rows * width as u32),
+            m: b.scratch(ElemType::F32, rows),
+            l: b.scratch(ElemType::F32, rows),
+        };
+
+        let zero = b.index(0);
+        let row0 = mul_const(&mut b, tile, i64::from(rows));
+        let rows_left = b.binary(Binary::Sub, n.queries.var, row0);
+        let all = b.index(i64::from(rows));
+        let rows_here = b.binary(Binary::Min, rows_left, all);
+        let (q_row, q_head, q_batch) = self.strides(&mut b, self.heads, self.size, n.queries.var);
+        let q_at = place(&mut b, (at, q_batch), (head, q_head), (row0, q_row));
+        let (y_row, y_head, y_batch) = self.strides(&mut b, self.heads, self.value_size, n.queries.var);
+        let y_at = place(&mut b, (at, y_batch), (head, y_head), (row0, y_row));
+        // Several heads of queries share one of keys.
+        let group = b.index(self.heads / self.kv_heads);
+        let kv_head = b.binary(Binary::FloorDiv, head, group);
+        let kv_before = mul_const(&mut b, at, self.kv_heads);
+        let kv_index = add(&mut b, kv_before, kv_head);
+        let key_panels = panels_of(&mut b, self.keys, n.keys);
+        let k_panels = mul(&mut b, kv_index, key_panels);
+        let k_at = mul_const(&mut b, k_panels, self.size * i64::from(PANEL));
+        let v_rows = mul(&mut b, kv_index, n.keys.var);
+        let v_at = mul_const(&mut b, v_rows, width);
+        let mask = mask.map(|(buf, m)| {
+            let by_row = m.rows.then_some(n.keys.var);
+            let plane = if m.rows { mul(&mut b, n.queries.var, n.keys.var) } else { n.keys.var };
+            let planes = if m.heads { mul_const(&mut b, plane, self.heads) } else { plane };
+            let mut base = zero;
+            for (index, stride, there) in [(at, planes, m.batch), (head, plane, m.heads), (row0, n.keys.var, m.rows)] {
+                if there {
+                    let skip = mul(&mut b, index, stride);
+                    base = add(&mut b, base, skip);
+                }
+            }
+            MaskAt { buf, base, by_row, condition: m.condition }
+        });
+
+        let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
+        let nothing = b.constant(scalar(), Literal::Float(0.0));
+        b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
+            b.store(scratch.m, r, vec![], low);
+            b.store(scratch.l, r, vec![], nothing);
+            let from = mul_const(b, r, width);
+            let end = b.index(width);
+            b.for_loop(zero, end, LANES, &[], |b, j, _| {
+                let zeros = b.constant(TileType::of(ElemType::F32, &[LANES]), Literal::Float(0.0));
+                let at = add(b, from, j);
+                b.store(scratch.o, at, vec![Axis::stride(1)], zeros);
+                vec![]
+            });
+            vec![]
+        });
+        let end = if self.causal {
+            let reach = add(&mut b, row0, rows_here);
+            b.binary(Binary::Min, n.keys.var, reach)
+        } else {
+            n.keys.var
+        };
+        b.for_loop(zero, end, run as u32, &[], |b, key0, _| {
+            let left = b.binary(Binary::Sub, end, key0);
+            let most = b.index(run);
+            let here = b.binary(Binary::Min, left, most);
+            self.scores(b, &scratch, (q, q_at, q_row), (kp, k_at), (key0, here), rows_left);
+            b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
+                let row = add(b, row0, r);
+                self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
+                vec![]
+            });
+            self.weighted(b, &scratch, (vp, v_at, n.keys.var), (key0, here), rows_left);
+            vec![]
+        });
+        b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
+            let sum = b.load(scratch.l, r, &[], vec![]);
+            let empty = b.binary(Binary::Eq, sum, nothing);
+            let inverse = b.unary(Unary::Reciprocal, sum);
+            let inverse = b.select(empty, nothing, inverse);
+            let from = mul_const(b, r, width);
+            let skip = mul_const(b, r, y_row);
+            let to = add(b, y_at, skip);
+            let size = b.index(self.value_size);
+            b.for_loop(zero, size, LANES, &[], |b, j, _| {
+                let at = add(b, from, j);
+                let x = b.load(scratch.o, at, &[LANES], vec![Axis::stride(1)]);
+                let x = b.binary(Binary::Mul, x, inverse);
+                let mut axis = Axis::stride(1);
+                if self.value_size % i64::from(LANES) != 0 {
+                    axis = axis.valid(b.binary(Binary::Sub, size, j));
+                }
+                let at = add(b, to, j);
+                b.store(y, at, vec![axis], x);
+                vec![]
+            });
+            vec![]
+        });
+        b.finish()
+    }
+
+    /// `s[rows][here] = q k'`, for a run of keys.
+    fn scores(
+        &self,
+        b: &mut KernelBuilder,
+        scratch: &Scratch,
+        (q, q_at, q_row): (Buf, Var, i64),
+        (kp, k_at): (Buf, Var),
+        (key0, here): (Var, Var),
+        rows_left: Var,
+    ) {
+        let rows = self.tile_rows();
+        let (zero, k) = (b.index(0), b.index(self.size));
+        b.for_loop(zero, here, PANEL, &[], |b, key, _| {
+            let first = add(b, key0, key);
+            // A panel of 32 keys has `size * 32` elements.
+            let skip = mul_const(b, first, self.size);
+            let b_base = add(b, k_at, skip);
+            let spec = GemmTile { kind: Kind::F32, rows, a: q, b: kp, b_base, k, taps: 1 };
+            let acc = contraction::gemm(b, spec, |_, _| RowsAt {
+                base: q_at,
+                rows: Axis::stride(q_row).valid(rows_left),
+            });
+            let c_at = RowsAt { base: key, rows: Axis::stride(self.run()).valid(rows_left) };
+            contraction::epilogue(b, acc, plain(scratch.s, c_at, None));
+            vec![]
+        });
+    }
+
+    /// Turns a row of scores into weights relative to the running maximum.
+    fn softmax_row(
+        &self,
+        b: &mut KernelBuilder,
+        scratch: &Scratch,
+        mask: Option<&MaskAt>,
+        (r, row): (Var, Var),
+        (key0, here): (Var, Var),
+    ) {
+        let from = mul_const(b, r, self.run());
+        let allowed = if self.causal {
+            // Keys of this run up to the query's own position.
+            let one = b.index(1);
+            let next = add(b, row, one);
+            let ahead = b.binary(Binary::Sub, next, key0);
+            let none = b.index(0);
+            let ahead = b.binary(Binary::Max, ahead, none);
+            b.binary(Binary::Min, here, ahead)
+        } else {
+            here
+        };
+        let mask_at = mask.map(|m| {
+            let mut at = m.base;
+            if let Some(by_row) = m.by_row {
+                let skip = mul(b, r, by_row);
+                at = add(b, at, skip);
+            }
+            (m, add(b, at, key0))
+        });
+        let exact = self.exact();
+        let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
+        let wide_low = b.broadcast(low, &[LANES], 0);
+        let scale = b.constant(scalar(), Literal::Float(f64::from(self.scale)));
+        let most = lanes(b, allowed, exact, wide_low, |b, j, axis, left, most| {
+            let at = add(b, from, j);
+            let mut x = b.load(scratch.s, at, &[LANES], vec![axis.clone()]);
+            x = b.binary(Binary::Mul, x, scale);
+            if let Some((m, at)) = mask_at {
+                let at = add(b, at, j);
+                let own = b.load(m.buf, at, &[LANES], vec![axis.clone()]);
+                x = if m.condition { b.select(own, x, low) } else { b.binary(Binary::Add, x, own) };
+            }
+            let at = add(b, from, j);
+            b.store(scratch.s, at, vec![axis], x);
+            let x = existing(b, x, low, left);
+            b.binary(Binary::Max, most, x)
+        });
+        let most = b.reduce(ReduceKind::Max, most, 0);
+        let before = b.load(scratch.m, r, &[], vec![]);
+        let now = b.binary(Binary::Max, before, most);
+        b.store(scratch.m, r, vec![], now);
+        // Where nothing is allowed yet the maximum is minus infinity, and any other number serves.
+        let nothing = b.constant(scalar(), Literal::Float(0.0));
+        let none = b.binary(Binary::Eq, now, low);
+        let top = b.select(none, nothing, now);
+        let sums = b.broadcast(nothing, &[LANES], 0);
+        let sum = lanes(b, allowed, exact, sums, |b, j, axis, left, sum| {
+            let at = add(b, from, j);
+            let x = b.load(scratch.s, at, &[LANES], vec![axis.clone()]);
+            let x = b.binary(Binary::Sub, x, top);
+            let e = b.unary(Unary::Exp, x);
+            let at = add(b, from, j);
+            b.store(scratch.s, at, vec![axis], e);
+            let e = existing(b, e, nothing, left);
+            b.binary(Binary::Add, sum, e)
+        });
+        let sum = b.reduce(ReduceKind::Sum, sum, 0);
+        if self.causal {
+            // What lies after the query weighs nothing.
+            b.for_loop(allowed, here, 1, &[], |b, j, _| {
+                let at = add(b, from, j);
+                b.store(scratch.s, at, vec![], nothing);
+                vec![]
+            });
+        }
+        let fall = b.binary(Binary::Sub, before, top);
+        let fall = b.unary(Unary::Exp, fall);
+        let old = b.load(scratch.l, r, &[], vec![]);
+        let total = b.mul_add(old, fall, sum);
+        b.store(scratch.l, r, vec![], total);
+        if self.one_run() {
+            return;
+        }
+        let width = panels(self.value_size) * i64::from(PANEL);
+        let from = mul_const(b, r, width);
+        let (zero, end) = (b.index(0), b.index(width));
+        b.for_loop(zero, end, LANES, &[], |b, j, _| {
+            let at = add(b, from, j);
+            let o = b.load(scratch.o, at, &[LANES], vec![Axis::stride(1)]);
+            let o = b.binary(Binary::Mul, o, fall);
+            let at = add(b, from, j);
+            b.store(scratch.o, at, vec![Axis::stride(1)], o);
+            vec![]
+        });
+    }
+
+    /// `o += p v`, for a run of keys.
+    fn weighted(
+        &self,
+        b: &mut KernelBuilder,
+        scratch: &Scratch,
+        (vp, v_at, keys): (Buf, Var, Var),
+        (key0, here): (Var, Var),
+        rows_left: Var,
+    ) {
+        let rows = self.tile_rows();
+        let width = panels(self.value_size) * i64::from(PANEL);
+        let (zero, end) = (b.index(0), b.index(width));
+        let skip = mul_const(b, key0, i64::from(PANEL));
+        let first = add(b, v_at, skip);
+        b.for_loop(zero, end, PANEL, &[], |b, column, _| {
+            // A panel of 32 columns has `keys * 32` elements.
+            let skip = mul(b, column, keys);
+            let b_base = add(b, first, skip);
+            let spec = GemmTile { kind: Kind::F32, rows, a: scratch.s, b: vp, b_base, k: here, taps: 1 };
+            let acc = contraction::gemm(b, spec, |_, _| RowsAt {
+                base: zero,
+                rows: Axis::stride(self.run()).valid(rows_left),
+            });
+            let c_at = RowsAt { base: column, rows: Axis::stride(width).valid(rows_left) };
+            let residual = (!self.one_run()).then(|| (scratch.o, c_at.clone()));
+            contraction::epilogue(b, acc, plain(scratch.o, c_at, residual));
+            vec![]
+        });
+    }
+
+    fn one_run(&self) -> bool {
+        self.keys.known().is_some_and(|k| k <= self.run())
+    }
+
+    /// True if rows are whole vectors.
+    fn exact(&self) -> bool {
+        let whole = |k: i64| k % i64::from(LANES) == 0;
+        !self.causal && self.keys.known().is_some_and(whole)
+    }
+}
+
+struct Scratch {
+    s: Buf,
+    o: Buf,
+    m: Buf,
+    l: Buf,
+}
+
+struct MaskAt {
+    buf: Buf,
+    base: Var,
+    by_row: Option<Var>,
+    condition: bool,
+}
+
+fn scalar() -> TileType {
+    TileType::of(ElemType::F32, &[])
+}
+
+fn place(b: &mut KernelBuilder, batch: (Var, Var), head: (Var, Var), (row, stride): (Var, i64)) -> Var {
+    let x = mul(b, batch.0, batch.1);
+    let y = mul(b, head.0, head.1);
+    let z = mul_const(b, row, stride);
+    let sum = add(b, x, y);
+    add(b, sum, z)
+}
+
+fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
+    Epilogue { bias: None, residual, lo: None, hi: None, c, c_at, cols: None }
+}
+
+/// `x` where it exists, else `other`.
+fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
+    let Some(left) = left else { return x };
+    let i = b.iota(LANES);
+    let there = b.binary(Binary::Lt, i, left);
+    b.select(there, x, other)
+}
+
+/// A loop over `n` elements by vectors that carries one, and a last vector that is not whole unless `exact`. The body
+/// gets the position, the axis, how many elements exist if that is not all, and the carried vector.
+fn lanes(
+    b: &mut KernelBuilder,
+    n: Var,
+    exact: bool,
+    init: Var,
+    body: impl Fn(&mut KernelBuilder, Var, Axis, Option<Var>, Var) -> Var,
+) -> Var {
+    let (zero, width) = (b.index(0), b.index(i64::from(LANES)));
+    let groups = b.binary(Binary::FloorDiv, n, width);
+    let whole = if exact { n } else { mul(b, groups, width) };
+    let most = b.for_loop(zero, whole, LANES, &[init], |b, j, x| {
+        vec![body(b, j, Axis::stride(1), None, x[0])]
+    })[0];
+    if exact {
+        return most;
+    }
+    let left = b.binary(Binary::Sub, n, whole);
+    let any = b.binary(Binary::Gt, left, zero);
+    b.if_else(
+        any,
+        |b| vec![body(b, whole, Axis::stride(1).valid(left), Some(left), most)],
+        |_| vec![most],
+    )[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedules::testing::{close, numbers, run};
+
+    fn check(a: &Attention, [batch, queries, keys]: [usize; 3]) {
+        let (h, hk) = (a.heads as usize, a.kv_heads as usize);
+        let (d, dv) = (a.size as usize, a.value_size as usize);
+        let q = numbers(batch * h * queries * d, 1);
+        let k = numbers(batch * hk * keys * d, 2);
+        let v = numbers(batch * hk * keys * dv, 3);
+        let of = |m: bool, n: usize| if m { n } else { 1 };
+        let mask_len = a.mask.map_or(0, |m| of(m.batch, batch) * of(m.heads, h) * of(m.rows, queries) * keys);
+        let mask: Vec<f32> = numbers(mask_len, 4).iter().map(|&x| if x > 0.6 { f32::NEG_INFINITY } else { x }).collect();
+        let index = |heads: usize, n: usize, size: usize, [b, h, i, j]: [usize; 4]| match a.layout {
+            Heads::Apart => ((b * heads + h) * n + i) * size + j,
+            Heads::Packed => ((b * n + i) * heads + h) * size + j,
+        };
+        let sizes = |all: &[(Num, usize)]| -> Vec<i64> {
+            all.iter().filter(|(num, _)| *num == Num::Sym).map(|&(_, v)| v as i64).collect()
+        };
+        let packing = sizes(&[(a.batch, batch), (a.keys, keys)]);
+        let width = |n: usize| n.div_ceil(32) * 32;
+        let kp = run(&a.pack(Packed::Keys), &[&k], batch * hk * width(keys) * d, &packing);
+        let vp = run(&a.pack(Packed::Values), &[&v], batch * hk * keys * width(dv), &packing);
+        let mut inputs: Vec<&[f32]> = vec![&q, &kp, &vp];
+        if a.mask.is_some() {
+            inputs.push(&mask);
+        }
+        let all = sizes(&[(a.batch, batch), (a.queries, queries), (a.keys, keys)]);
+        let got = run(&a.kernel("attention"), &inputs, batch * h * queries * dv, &all);
+        let mut want = vec![0.0; got.len()];
+        for b in 0..batch {
+            for head in 0..h {
+                for i in 0..queries {
+                    let own = head / (h / hk);
+                    let scores: Vec<f64> = (0..keys)
+                        .map(|t| {
+                            let dot: f32 = (0..d).map(|j| q[index(h, queries, d, [b, head, i, j])] * k[index(hk, keys, d, [b, own, t, j])]).sum();
+                            let bias = a.mask.map_or(0.0, |m| {
+                                let at = |m: bool, i: usize| if m { i } else { 0 };
+                                mask[((at(m.batch, b) * of(m.heads, h) + at(m.heads, head)) * of(m.rows, queries) + at(m.rows, i)) * keys + t]
+                            });
+                            let seen = !a.causal || t <= i;
+                            if seen { f64::from(dot * a.scale + bias) } else { f64::NEG_INFINITY }
+                        })
+                        .collect();
+                    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let e: Vec<f64> = scores.iter().map(|s| if top == f64::NEG_INFINITY { 0.0 } else { (s - top).exp() }).collect();
+                    let sum: f64 = e.iter().sum();
+                    for j in 0..dv {
+                        let y: f64 = (0..keys).map(|t| e[t] * f64::from(v[index(hk, keys, dv, [b, own, t, j])])).sum();
+                        want[index(h, queries, dv, [b, head, i, j])] = if sum == 0.0 { 0.0 } else { (y / sum) as f32 };
+                    }
+                }
+            }
+        }
+        close(&got, &want);
+    }
+
+    #[test]
+    fn attention_matches_the_definition() {
+        let c = Num::Const;
+        let base = Attention {
+            batch: c(2),
+            heads: 2,
+            kv_heads: 2,
+            queries: c(17),
+            keys: c(32),
+            size: 8,
+            value_size: 8,
+            layout: Heads::Packed,
+            scale: 0.4,
+            mask: None,
+            causal: false,
+        };
+        let mask = Mask { batch: true, heads: false, rows: false, condition: false };
+        check(&base, [2, 17, 32]);
+        check(&Attention { mask: Some(mask), ..base.clone() }, [2, 17, 32]);
+        check(&Attention { causal: true, queries: c(20), keys: c(20), ..base.clone() }, [2, 20, 20]);
+        let grouped = Attention { heads: 4, layout: Heads::Apart, keys: c(5), value_size: 40, ..base.clone() };
+        let full = Mask { batch: false, heads: true, rows: true, ..mask };
+        check(&Attention { mask: Some(full), ..grouped }, [2, 17, 5]);
+        let unknown = Attention { batch: Num::Sym, queries: Num::Sym, keys: Num::Sym, ..base };
+        check(&unknown, [1, 3, 1]);
+        check(&unknown, [1, 15, 530]);
+        check(&Attention { causal: true, ..unknown }, [1, 521, 521]);
+    }
+}

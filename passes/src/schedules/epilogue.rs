@@ -1,0 +1,72 @@
+//! What follows a product, with an activation that a micro-kernel does not know.
+//!
+//! ```text
+//! tile = clamp(acc + bias + residual)       the micro-kernel, into scratch memory: it stays in cache
+//! for each row: c = activation(tile)
+//! ```
+
+use super::activation::Activation;
+use super::{add, mul, mul_const};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, RowsAt};
+use lapidary_ir::kernel::{At, Axis, Binary, Var};
+
+/// Columns that are computed together.
+const LANES: u32 = 16;
+
+/// Writes the epilogue of `acc`, whose columns are a multiple of 16.
+pub fn finish(b: &mut KernelBuilder, acc: Var, e: Epilogue, activation: Option<Activation>) {
+    let Some(activation) = activation else {
+        return contraction::epilogue(b, acc, e);
+    };
+    let shape = b.ty(acc).shape;
+    let (rows, width) = (shape[0], shape[1]);
+    let tile = b.scratch(ElemType::F32, rows * width);
+    let zero = b.index(0);
+    let (c, c_at, cols) = (e.c, e.c_at.clone(), e.cols);
+    let inside = RowsAt {
+        base: zero,
+        rows: Axis {
+            valid: c_at.rows.valid,
+            ..Axis::stride(i64::from(width))
+        },
+    };
+    contraction::epilogue(
+        b,
+        acc,
+        Epilogue {
+            c: tile,
+            c_at: inside,
+            ..e
+        },
+    );
+    let all = b.index(i64::from(rows));
+    let end = match c_at.rows.valid {
+        Some(valid) => b.binary(Binary::Min, valid, all),
+        None => all,
+    };
+    b.for_loop(zero, end, 1, &[], |b, row, _| {
+        let skip = match c_at.rows.at {
+            At::Stride(s) => mul_const(b, row, s),
+            At::DynStride(s) => mul(b, row, s),
+            At::Offsets(_) => unreachable!("a schedule's rows are evenly apart"),
+        };
+        let to = add(b, c_at.base, skip);
+        let from = mul_const(b, row, i64::from(width));
+        let columns = b.index(i64::from(width));
+        b.for_loop(zero, columns, LANES, &[], |b, column, _| {
+            let axis = Axis {
+                valid: cols.map(|cols| b.binary(Binary::Sub, cols, column)),
+                ..Axis::stride(1)
+            };
+            let at = add(b, from, column);
+            let x = b.load(tile, at, &[LANES], vec![axis.clone()]);
+            let y = activation.apply(b, x);
+            let at = add(b, to, column);
+            b.store(c, at, vec![axis], y);
+            vec![]
+        });
+        vec![]
+    });
+}
