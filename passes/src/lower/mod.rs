@@ -190,6 +190,9 @@ pub type ElementFn = fn(&mut Element, &Pos) -> Result<E, OpError>;
 /// Writes the steps of a node.
 pub type StepsFn = fn(&mut Lowerer, NodeId) -> Result<(), OpError>;
 
+/// Writes the steps of a node, if there is a schedule for it.
+pub type ScheduleFn = fn(&mut Lowerer, NodeId) -> Result<bool, OpError>;
+
 /// How an op is lowered.
 #[derive(Clone, Copy, Debug)]
 pub enum Form {
@@ -210,6 +213,8 @@ pub struct Rule {
     pub form: Form,
     /// Which nodes it is for; the others decompose.
     pub takes: fn(&Module, NodeId) -> bool,
+    /// Kernels for some nodes of an op that is otherwise lowered by its elements; false if it has none for this one.
+    pub schedule: Option<ScheduleFn>,
 }
 
 impl Rule {
@@ -220,6 +225,7 @@ impl Rule {
             fuse: Fuse::Pointwise,
             form: Form::Elements(f),
             takes: |_, _| true,
+            schedule: None,
         }
     }
 
@@ -230,6 +236,7 @@ impl Rule {
             fuse: Fuse::View,
             form: Form::Elements(f),
             takes: |_, _| true,
+            schedule: None,
         }
     }
 
@@ -240,6 +247,7 @@ impl Rule {
             fuse: Fuse::Reshape,
             form: Form::Elements(f),
             takes: |_, _| true,
+            schedule: None,
         }
     }
 
@@ -250,6 +258,7 @@ impl Rule {
             fuse: Fuse::Reduce,
             form: Form::Elements(f),
             takes: |_, _| true,
+            schedule: None,
         }
     }
 
@@ -260,6 +269,7 @@ impl Rule {
             fuse: Fuse::Never,
             form: Form::Elements(f),
             takes: |_, _| true,
+            schedule: None,
         }
     }
 
@@ -270,6 +280,15 @@ impl Rule {
             fuse: Fuse::Never,
             form: Form::Steps(f),
             takes: |_, _| true,
+            schedule: None,
+        }
+    }
+
+    /// An op whose elements are computed from many, and a schedule for some of its nodes.
+    pub const fn scheduled(op: &'static str, f: ElementFn, schedule: ScheduleFn) -> Rule {
+        Rule {
+            schedule: Some(schedule),
+            ..Rule::general(op, f)
         }
     }
 

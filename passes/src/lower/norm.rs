@@ -3,17 +3,22 @@
 use super::expr::E;
 use super::index::{LoopVar, Pos};
 use super::reduce::count;
-use super::{Element, Rule};
+use super::{Element, KernelArg, Lowerer, Rule};
+use crate::schedules::{Num, softmax};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
-use lapidary_ir::ops::OpError;
-use lapidary_ir::{Attr, Dim, ElemType};
+use lapidary_ir::ops::{OpError, resolve_axis};
+use lapidary_ir::{Attr, Dim, ElemType, NodeId};
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[
-    Rule::general("softmax", |x, p| {
-        let (e, sum, _) = exponentials(x, p)?;
-        Ok(x.b().binary(Binary::Div, e, sum))
-    }),
+    Rule::scheduled(
+        "softmax",
+        |x, p| {
+            let (e, sum, _) = exponentials(x, p)?;
+            Ok(x.b().binary(Binary::Div, e, sum))
+        },
+        softmax_of_rows,
+    ),
     Rule::general("log_softmax", |x, p| {
         let (_, sum, shifted) = exponentials(x, p)?;
         let b = x.b();
@@ -23,6 +28,39 @@ pub static RULES: &[Rule] = &[
     Rule::general("layer_normalization", |x, p| normalized(x, p, true)),
     Rule::general("rms_normalization", |x, p| normalized(x, p, false)),
 ];
+
+/// Operations worth waking another thread for.
+const THREAD_WORK: i64 = 64 << 10;
+/// Operations of one element of a softmax.
+const SOFTMAX_WORK: i64 = 32;
+
+/// A softmax over the last axis of `f32`.
+fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
+    let node = low.facts.module.node(n);
+    let (Some(x), y) = (node.operand(0), node.results[0]) else {
+        return Ok(false);
+    };
+    let (shape, axis) = (low.facts.shape(x)?, node.int("axis")?);
+    let last = resolve_axis(axis, shape.len())? + 1 == shape.len();
+    let f32s = [x, y].iter().all(|&v| low.facts.elem(v) == Ok(ElemType::F32));
+    let rows_in_order = [x, y].iter().all(|&v| low.facts.is_row_major(v));
+    let Some((width, lead)) = shape.split_last() else {
+        return Ok(false);
+    };
+    if !last || !f32s || !rows_in_order || shape.iter().any(|d| d.as_const() == Some(0)) {
+        return Ok(false);
+    }
+    let rows = lead.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
+    let num = |d: &Dim| d.as_const().map_or(Num::Sym, Num::Const);
+    let mut args = vec![KernelArg::Value(x), KernelArg::Value(y)];
+    let unknown = [&rows, width].into_iter().filter(|d| d.as_const().is_none());
+    args.extend(unknown.cloned().map(KernelArg::Size));
+    let per_row = width.as_const().unwrap_or(256) * SOFTMAX_WORK;
+    let grain = (THREAD_WORK / per_row.max(1)).clamp(1, 1 << 20) as u32;
+    let flops = &(&rows * width) * &Dim::from(SOFTMAX_WORK);
+    low.launch(softmax::kernel(num(&rows), num(width)), &args, &rows, grain, &flops)?;
+    Ok(true)
+}
 
 /// `exp(x - max)`, the row's sum of them, and `x - max`.
 fn exponentials(x: &mut Element, p: &Pos) -> Result<(E, E, E), OpError> {

@@ -390,6 +390,11 @@ impl Lowerer {
         match rule.form {
             Form::Steps(f) => f(self, n),
             Form::Elements(f) => {
+                if let Some(schedule) = rule.schedule
+                    && schedule(self, n)?
+                {
+                    return Ok(());
+                }
                 for &v in &node.results {
                     let wanted = needed.contains(&v) && !self.facts.inlined.contains(&v);
                     if wanted && !self.facts.contents.contains_key(&v) {

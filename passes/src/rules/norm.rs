@@ -111,7 +111,7 @@ pub static RULES: &[Rule] = &[
             Ok(graph.add_op_attrs("layer_normalization", &[x, m.get("g"), b], &attrs))
         }),
         condition: None,
-        class: Class::Exact,
+        class: Class::Reassociates,
         source: "the bias of the normalization",
         samples: &[|b| {
             let y = normalized(b, "layer_normalization", true)?;

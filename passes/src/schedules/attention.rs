@@ -22,7 +22,7 @@ use lapidary_ir::kernel::{
 /// Keys of a run: scores of a tile are then 28 KiB.
 const RUN: i64 = 512;
 /// Elements of a row that are computed together.
-const LANES: u32 = 16;
+pub(super) const LANES: u32 = 16;
 
 /// How heads lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -518,7 +518,7 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
 }
 
 /// `x` where it exists, else `other`.
-fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
+pub(super) fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
     let Some(left) = left else { return x };
     let i = b.iota(LANES);
     let there = b.binary(Binary::Lt, i, left);
@@ -527,7 +527,7 @@ fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var
 
 /// A loop over `n` elements by vectors that carries one, and a last vector that is not whole unless `exact`. The body
 /// gets the position, the axis, how many elements exist if that is not all, and the carried vector.
-fn lanes(
+pub(super) fn lanes(
     b: &mut KernelBuilder,
     n: Var,
     exact: bool,

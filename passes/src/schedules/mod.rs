@@ -10,6 +10,7 @@ pub mod depthwise;
 pub mod epilogue;
 pub mod gemm;
 pub mod pack;
+pub mod softmax;
 #[cfg(test)]
 mod testing;
 
