@@ -6,7 +6,7 @@
 //! Only pure ops with one result and no region enter; everything else is a leaf ([`Head::Value`]) at which the
 //! e-graph of a block ends.
 
-use super::traits;
+use super::traits::{self, Known, Traits};
 pub use super::traits::Trait;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use lapidary_ir::builder::SMALL_CONSTANT;
@@ -105,6 +105,8 @@ pub struct Fact {
     pub attrs: Option<usize>,
     /// True if everything below it is constant, so that folding will compute it at compile time.
     pub foldable: bool,
+    /// What is known of its contents.
+    pub traits: Traits,
 }
 
 impl Fact {
@@ -122,7 +124,7 @@ pub struct Facts {
     /// Constants that rules made.
     pub made: Vec<Arc<Constant>>,
     /// Types and constants of the block's leaves.
-    pub leaves: HashMap<ValueId, (Type, Option<Arc<Constant>>)>,
+    pub leaves: HashMap<ValueId, (Type, Option<Arc<Constant>>, Traits)>,
     /// Counter for fresh symbols.
     pub fresh: Cell<u32>,
 }
@@ -158,8 +160,9 @@ impl Analysis<Term> for Facts {
     fn make(egraph: &mut Graph, term: &Term, _id: Id) -> Fact {
         match &term.head {
             Head::Value(v) => {
-                let (ty, constant) = egraph.analysis.leaves[v].clone();
+                let (ty, constant, traits) = egraph.analysis.leaves[v].clone();
                 Fact {
+                    traits,
                     contents: constant.as_deref().and_then(small_ints),
                     ty: Some(ty),
                     constant,
@@ -171,6 +174,7 @@ impl Analysis<Term> for Facts {
                 let ty = Type::tensor(constant.elem(), constant.shape().iter().copied());
                 Fact {
                     contents: small_ints(&constant),
+                    traits: Traits::of(&constant),
                     ty: Some(ty),
                     constant: Some(constant),
                     ..Fact::default()
@@ -192,6 +196,9 @@ impl Analysis<Term> for Facts {
         did = did | prefer(&mut to.attrs, from.attrs);
         did = did | DidMerge(from.foldable && !to.foldable, to.foldable && !from.foldable);
         to.foldable |= from.foldable;
+        let traits = to.traits.or(from.traits);
+        did = did | DidMerge(traits != to.traits, traits != from.traits);
+        to.traits = traits;
         // The more exact type wins: numbers over symbols.
         match (&to.ty, from.ty) {
             (Some(a), Some(b)) if *a != b => {
@@ -262,7 +269,7 @@ fn op_fact(egraph: &Graph, op: Op, children: &[Id]) -> Fact {
     let small = |f: &&Fact| {
         f.constant
             .as_ref()
-            .filter(|c| count(c.shape()) <= SMALL_CONSTANT)
+            .filter(|c| traits::is_visible(c))
             .and_then(|c| c.decode().ok())
     };
     let ctx = InferCtx {
@@ -275,7 +282,20 @@ fn op_fact(egraph: &Graph, op: Op, children: &[Id]) -> Fact {
     };
     let ty = (op.infer)(&ctx).ok().and_then(|t| t.into_iter().next());
     let given = facts.iter().any(|f| f.ty.is_some());
+    let known: Vec<Known> = operands
+        .iter()
+        .zip(&facts)
+        .filter(|(_, f)| f.ty.is_some())
+        .map(|(&o, f)| Known {
+            id: usize::from(egraph.find(o)),
+            shape: f.ty.as_ref().and_then(Type::shape),
+            traits: f.traits,
+        })
+        .collect();
+    let shape = ty.as_ref().and_then(Type::shape);
+    let traits = traits::of_result(op.name, &node.attrs, &known, shape);
     Fact {
+        traits,
         ty,
         contents: op.contents.and_then(|rule| rule(&ctx)),
         foldable: given && facts.iter().all(|f| f.is_constant()),
@@ -316,8 +336,7 @@ impl Query for Graph {
     }
 
     fn has_trait(&self, id: Id, asked: Trait) -> bool {
-        let constant = self[id].data.constant.as_ref();
-        constant.is_some_and(|c| traits::has(c, asked))
+        self[id].data.traits.has(asked)
     }
 
     fn scalar(&self, id: Id) -> Option<f64> {

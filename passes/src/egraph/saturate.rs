@@ -4,7 +4,7 @@ use super::blocks::blocks;
 use super::cost::cost;
 use super::extract::{Choice, extract};
 use super::single::split_to_slices;
-use super::traits;
+use super::traits::{self, Traits};
 use super::lang::{Fact, Facts, Graph, Head, Query, Term};
 use crate::rules::reading::OTHER;
 use crate::rules::{Bound, Class, Right, Rule};
@@ -16,7 +16,6 @@ use lapidary_ir::graph::Def;
 use lapidary_ir::infer::{first_fresh, infer_module};
 use lapidary_ir::ops::Op;
 use lapidary_ir::target::Target;
-use lapidary_ir::tensor::count;
 use lapidary_ir::{Attrs, Constant, Module, NodeId, RegionId, ValueId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -77,6 +76,7 @@ pub fn saturate(
     // What every block needs to know of the whole module is found once, and what a block's outputs became is
     // told to the others at the end: work grows with the module, not with its square.
     let uses = Uses::new(module);
+    let known = traits::of_module(module);
     let fresh = Cell::new(first_fresh(module));
     let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
     for region in module.reachable_regions() {
@@ -84,9 +84,10 @@ pub fn saturate(
         for range in blocks(module, region).into_iter().rev() {
             let block = Block::new(module, &uses, region, range);
             log.lock().expect("no holder panics").blocks += 1;
-            let recipe = solved.entry(block.key(module)).or_insert_with(|| {
+            let recipe = solved.entry(block.key(module, &known)).or_insert_with(|| {
                 solve(
                     module,
+                    &known,
                     fresh.get(),
                     &block,
                     target,
@@ -197,26 +198,22 @@ impl Block {
     }
 
     /// Equal for blocks of equal structure: ops, attributes, wiring, leaf types, the contents of small constants and the
-    /// traits of large ones.
-    fn key(&self, module: &Module) -> String {
+    /// traits of all others.
+    fn key(&self, module: &Module, known: &HashMap<ValueId, Traits>) -> String {
         use std::fmt::Write;
         let mut names: HashMap<ValueId, usize> = HashMap::new();
         let mut key = String::new();
         for &leaf in &self.leaves {
             names.insert(leaf, names.len());
             let _ = write!(key, "{}", module.value(leaf).ty);
-            if let Some(c) = module.as_constant(leaf) {
-                let small = count(c.shape()) <= 64;
-                let _ = write!(
-                    key,
-                    "={}",
-                    if small {
-                        format!("{:?}", c.encoding())
-                    } else {
-                        format!("constant{:?}", traits::ALL.map(|t| traits::has(c, t)))
-                    }
-                );
+            match module.as_constant(leaf) {
+                Some(c) if traits::is_visible(c) => {
+                    let _ = write!(key, "={:?}", c.encoding());
+                }
+                Some(_) => key.push_str("=constant"),
+                None => {}
             }
+            let _ = write!(key, "{:?}", known.get(&leaf));
             key.push(';');
         }
         for &n in &self.nodes {
@@ -253,8 +250,10 @@ enum Step {
     },
 }
 
+#[allow(clippy::too_many_arguments, reason = "what a block, the target and the options are")]
 fn solve(
     module: &Module,
+    known: &HashMap<ValueId, Traits>,
     first_fresh: u32,
     block: &Block,
     target: &Target,
@@ -267,31 +266,21 @@ fn solve(
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
         facts
             .leaves
-            .insert(leaf, (module.value(leaf).ty.clone(), constant));
+            .insert(leaf, (module.value(leaf).ty.clone(), constant, known.get(&leaf).copied().unwrap_or_default()));
     }
     let mut graph = Graph::new(facts);
     let ids = load(module, block, &mut graph);
     let roots: Vec<Id> = block.outputs.iter().map(|v| ids[v]).collect();
-    let before: u64 = {
-        let mut classes: Vec<Id> = block
-            .nodes
-            .iter()
-            .map(|n| graph.find(ids[&module.node(*n).results[0]]))
-            .collect();
-        classes.sort();
-        classes.dedup();
-        classes
-            .iter()
-            .map(|&c| {
-                graph[c]
-                    .nodes
-                    .iter()
-                    .map(|t| cost(target, &graph, t))
-                    .min()
-                    .unwrap_or(0)
-            })
-            .sum()
-    };
+    // What the nodes cost as they are: equal ones are one class, but are computed twice.
+    let before: u64 = block
+        .nodes
+        .iter()
+        .map(|n| {
+            let class = graph.find(ids[&module.node(*n).results[0]]);
+            let terms = graph[class].nodes.iter();
+            terms.map(|t| cost(target, &graph, t)).min().unwrap_or(0)
+        })
+        .sum();
     let runner = Runner::<Term, Facts>::new(Facts::default())
         .with_egraph(graph)
         .with_node_limit(options.nodes)
@@ -621,14 +610,14 @@ fn same_type(a: &Fact, b: &Fact) -> bool {
 pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
     let log = Arc::new(Mutex::new(Report::default()));
     let rewrites = compile_rules(&[rule], &Options::default(), &log);
-    let uses = Uses::new(module);
+    let (uses, known) = (Uses::new(module), traits::of_module(module));
     let block = Block::new(module, &uses, Module::TOP, 0..module.top().nodes.len());
     let mut facts = Facts::new(first_fresh(module));
     for &leaf in &block.leaves {
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
         facts
             .leaves
-            .insert(leaf, (module.value(leaf).ty.clone(), constant));
+            .insert(leaf, (module.value(leaf).ty.clone(), constant, known.get(&leaf).copied().unwrap_or_default()));
     }
     let mut graph = Graph::new(facts);
     let ids = load(module, &block, &mut graph);

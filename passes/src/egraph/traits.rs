@@ -1,10 +1,22 @@
-//! What rules may know of the contents of a large constant.
+//! What rules may know of the contents of a large constant, or of a value from another block.
 //!
 //! Blocks of equal structure share a solution whatever their weights are. So a rule must not look at weights in any other
 //! way than through these yes-or-no questions, whose answers are part of a block's key.
 
+use lapidary_ir::builder::SMALL_CONSTANT;
+use lapidary_ir::ops::resolve_axis;
 use lapidary_ir::tensor::count;
-use lapidary_ir::{Constant, ElemType};
+use lapidary_ir::{Attr, Attrs, Constant, Dim, ElemType, Module, ValueId};
+use std::collections::HashMap;
+
+/// Floats up to this many are numbers of a formula or sizes; more are weights.
+const FEW_FLOATS: usize = 8;
+
+/// True if rules and type rules may look at the contents: these are part of a block's key.
+pub fn is_visible(constant: &Constant) -> bool {
+    let most = if constant.elem().is_float() { FEW_FLOATS } else { SMALL_CONSTANT };
+    count(constant.shape()) <= most
+}
 
 /// A question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +31,122 @@ pub enum Trait {
 }
 
 /// Every question.
-pub const ALL: [Trait; 3] = [Trait::LowerTriangle, Trait::EqualHalves, Trait::EqualPairs];
+const ALL: [Trait; 3] = [Trait::LowerTriangle, Trait::EqualHalves, Trait::EqualPairs];
+
+/// The questions whose answer is yes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traits(u8);
+
+impl Traits {
+    /// Those of a constant.
+    pub fn of(constant: &Constant) -> Traits {
+        ALL.into_iter().filter(|&t| has(constant, t)).fold(Traits::default(), Traits::with)
+    }
+
+    /// True if the answer to this one is yes.
+    pub fn has(self, asked: Trait) -> bool {
+        self.0 & (1 << asked as u8) != 0
+    }
+
+    fn with(self, t: Trait) -> Traits {
+        Traits(self.0 | 1 << t as u8)
+    }
+
+    /// Those that are known of either of two equal values.
+    pub fn or(self, other: Traits) -> Traits {
+        Traits(self.0 | other.0)
+    }
+}
+
+/// An operand, as far as [`of_result`] asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Its identity: equal for equal values.
+    pub id: usize,
+    /// Its shape.
+    pub shape: Option<&'a [Dim]>,
+    /// Its traits.
+    pub traits: Traits,
+}
+
+/// Traits of an op's result: what works element by element, or moves whole rows, keeps rows that repeat.
+pub fn of_result(op: &str, attrs: &Attrs, operands: &[Known], result: Option<&[Dim]>) -> Traits {
+    let Some((first, width)) = operands.first().zip(result.and_then(<[Dim]>::last)) else {
+        return Traits::default();
+    };
+    let last = |k: &Known| k.shape.and_then(<[Dim]>::last).cloned();
+    let same_width = |k: &Known| last(k).as_ref() == Some(width);
+    let axis = |default: i64, rank: usize| {
+        let axis = match attrs.get("axis") {
+            Some(Attr::Int(v)) => *v,
+            _ => default,
+        };
+        resolve_axis(axis, rank).ok()
+    };
+    let rows = [Trait::EqualHalves, Trait::EqualPairs];
+    let keep = |k: &Known| rows.into_iter().filter(|&t| k.traits.has(t)).fold(Traits::default(), Traits::with);
+    let rank = result.map_or(0, <[Dim]>::len);
+    match op {
+        "cos" | "sin" | "cast" | "identity" => first.traits,
+        "unsqueeze" | "squeeze" | "slice" | "reshape" if same_width(first) => keep(first),
+        // Pairs that were stacked along an axis of their own.
+        "reshape" if last(first).and_then(|d| d.as_const()) == Some(2) => {
+            if first.traits.has(Trait::EqualHalves) { Traits::default().with(Trait::EqualPairs) } else { Traits::default() }
+        }
+        "mul" | "add" => {
+            let one = |k: &Known| last(k).is_none_or(|d| d.as_const() == Some(1));
+            let both = operands.iter().filter(|k| !one(k)).map(|k| if same_width(k) { keep(k) } else { Traits::default() });
+            both.reduce(|a, b| Traits(a.0 & b.0)).unwrap_or_default()
+        }
+        "gather" if axis(0, first.shape.map_or(0, <[Dim]>::len)) == Some(0) && first.shape.is_some_and(|s| s.len() >= 2) => keep(first),
+        "concat" if operands.len() == 2 && operands[0].id == operands[1].id && axis(0, rank) == Some(rank - 1) => {
+            let t = Traits::default().with(Trait::EqualHalves);
+            if width.as_const() == Some(2) { t.with(Trait::EqualPairs) } else { t }
+        }
+        _ => Traits::default(),
+    }
+}
+
+/// Traits of every value that has some, found once for a module.
+pub fn of_module(module: &Module) -> HashMap<ValueId, Traits> {
+    let mut known: HashMap<ValueId, Traits> = HashMap::new();
+    for i in 0..module.value_count() {
+        let v = ValueId(i as u32);
+        if let Some(c) = module.as_constant(v) {
+            let traits = Traits::of(c);
+            if traits != Traits::default() {
+                known.insert(v, traits);
+            }
+        }
+    }
+    for region in module.reachable_regions() {
+        for &n in &module.region(region).nodes {
+            let node = module.node(n);
+            let &[result] = &node.results[..] else { continue };
+            let operands: Vec<Known> = node
+                .operands
+                .iter()
+                .flatten()
+                .map(|&v| Known {
+                    id: v.index(),
+                    shape: module.value(v).ty.shape(),
+                    traits: known.get(&v).copied().unwrap_or_default(),
+                })
+                .collect();
+            let traits = of_result(node.op.name, &node.attrs, &operands, module.value(result).ty.shape());
+            if traits != Traits::default() {
+                known.insert(result, traits);
+            }
+        }
+    }
+    known
+}
 
 /// Constants that are not stored plainly are decoded up to this size.
 const MOST_DECODED: usize = 1 << 16;
 
 /// The answer for a constant. It ends at the first element that says no, which in trained weights is nearly the first.
-pub fn has(constant: &Constant, asked: Trait) -> bool {
+fn has(constant: &Constant, asked: Trait) -> bool {
     let shape = constant.shape();
     let (Some(&width), n) = (shape.last(), count(shape)) else {
         return false;

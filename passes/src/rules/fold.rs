@@ -72,6 +72,10 @@ pub static RULES: &[Rule] = &[
             if !constant(graph, m, &["w", "s"]) || constant(graph, m, &["a"]) {
                 return Err("weights and scale must be constant");
             }
+            let normal = ["rms_normalization", "layer_normalization"].iter().any(|op| super::reading::terms(graph, m.get("a"), op).next().is_some());
+            if normal {
+                return Err("the normalization before it takes the factor");
+            }
             let k = graph.const_shape(m.get("w")).and_then(|s| s.first().copied()).ok_or("the weights' shape is not known")?;
             let own = graph.const_shape(m.get("s")).ok_or("the scale's shape is not known")?;
             let one_per_row = own.iter().rev().enumerate().all(|(i, &d)| d == 1 || i == 0 && d == k);

@@ -62,7 +62,7 @@ pub static RULES: &[Rule] = &[
     Rule {
         name: "layout-transpose-past-function",
         left: &["(transpose ?y ?perm)"],
-        right: Right::Build(|graph, m| past_function(graph, m, "transpose", &[], "perm", &["transpose"])),
+        right: Right::Build(|graph, m| past_function(graph, m, "transpose", &[], "perm", "transpose")),
         condition: None,
         class: Class::Exact,
         source: "two transpositions meet and become one; functions of each element do not mind their order",
@@ -76,7 +76,7 @@ pub static RULES: &[Rule] = &[
     Rule {
         name: "layout-reshape-past-function",
         left: &["(reshape ?y ?s ?perm)"],
-        right: Right::Build(|graph, m| past_function(graph, m, "reshape", &["s"], "perm", &["reshape"])),
+        right: Right::Build(|graph, m| past_function(graph, m, "reshape", &["s"], "perm", "reshape")),
         condition: None,
         class: Class::Exact,
         source: "two reshapes meet and become one; functions of each element do not mind their order",
@@ -181,13 +181,24 @@ const FUNCTIONS: &[&str] = &[
     "sqrt", "reciprocal", "neg", "abs", "floor", "ceil", "round", "sign", "sin", "cos", "cast", "not",
 ];
 
+/// How far a move looks for another that it could meet.
+const DEPTH: usize = 4;
+
+/// True if a class is made by such a move, or element by element from one that is.
+fn meets_one(graph: &Graph, id: Id, op: &str, depth: usize) -> bool {
+    graph[id].nodes.iter().any(|t| {
+        let Head::Op(f) = t.head else { return false };
+        let through = depth > 0 && (FUNCTIONS.contains(&f.name) || op == "transpose" && ["add", "mul"].contains(&f.name));
+        f.name == op || through && t.children[..t.children.len() - 1].iter().any(|&x| meets_one(graph, x, op, depth - 1))
+    })
+}
+
 /// `move(f(x)) => f(move(x))`, if `x` is itself moved, so that the two meet.
-fn past_function(graph: &mut Graph, m: &Bound, op: &'static str, operands: &[&str], attrs: &str, meets: &[&str]) -> Result<Id, &'static str> {
+fn past_function(graph: &mut Graph, m: &Bound, op: &'static str, operands: &[&str], attrs: &str, meet: &str) -> Result<Id, &'static str> {
     let y = m.get("y");
     let found = graph[y].nodes.iter().find_map(|t| match (&t.head, &t.children[..]) {
         (Head::Op(f), &[x, at]) if FUNCTIONS.contains(&f.name) => {
-            let moved = meets.iter().any(|op| terms(graph, x, op).next().is_some());
-            moved.then_some((f.name, x, at))
+            meets_one(graph, x, meet, DEPTH).then_some((f.name, x, at))
         }
         _ => None,
     });
@@ -206,7 +217,7 @@ fn past_function(graph: &mut Graph, m: &Bound, op: &'static str, operands: &[&st
 fn past_pair(graph: &mut Graph, m: &Bound, op: &'static str) -> Result<Id, &'static str> {
     let (x, y) = (m.get("x"), m.get("y"));
     let attrs: Attrs = graph.attrs(m.get("perm")).cloned().ok_or("no attributes")?;
-    if [x, y].iter().all(|&v| terms(graph, v, "transpose").next().is_none()) {
+    if [x, y].iter().all(|&v| !meets_one(graph, v, "transpose", DEPTH)) {
         return Err(OTHER);
     }
     let result = [x, y].iter().filter_map(|&v| rank(graph, v)).max().ok_or("the rank is not known")?;

@@ -7,7 +7,7 @@
 //! The angles must be the same for both numbers of a pair, which is known if the tables are made by a concatenation of one
 //! half with itself, or are constants that repeat.
 
-use super::reading::{int, operands, rank, shape, terms};
+use super::reading::{int, operands, shape};
 use super::{Bound, Class, Right, Rule};
 use crate::egraph::lang::{Graph, Query, Trait};
 use egg::Id;
@@ -36,7 +36,8 @@ pub static RULES: &[Rule] = &[
         name: "rotary-by-pairs",
         left: &[
             "(add (mul ?x ?c attrs0) (mul (reshape (concat (neg ?b attrs0) ?a ?cat) ?to ?rat) ?s attrs0) attrs0)",
-            "(add (mul (reshape (concat (neg ?b attrs0) ?a ?cat) ?to ?rat) ?s attrs0) (mul ?x ?c attrs0) attrs0)",
+            "(add (mul ?x ?c attrs0) (mul (reshape (concat (unsqueeze (neg ?b attrs0) ?axis attrs0) ?a ?cat) ?to ?rat) ?s attrs0) attrs0)",
+            "(add (mul (reshape (concat (unsqueeze (neg ?b attrs0) ?axis attrs0) ?a ?cat) ?to ?rat) ?s attrs0) (mul ?x ?c attrs0) attrs0)",
         ],
         right: Right::Build(by_pairs),
         condition: None,
@@ -74,7 +75,7 @@ fn tables(graph: &mut Graph, m: &Bound, width: i64, step: i64, repeats: Trait) -
     for name in ["c", "s"] {
         let table = m.get(name);
         let dims = shape(graph, table).ok_or("the rank of a table is not known")?;
-        if !repeated(graph, table, repeats, 8) {
+        if !graph.has_trait(table, repeats) {
             return Err("the two numbers of a pair are not known to turn by one angle");
         }
         let one = Dim::from(1i64);
@@ -108,52 +109,6 @@ fn tables(graph: &mut Graph, m: &Bound, width: i64, step: i64, repeats: Trait) -
     Ok([out[0], out[1]])
 }
 
-/// True if the class repeats along its last axis: through what works element by element or moves whole rows.
-fn repeated(graph: &Graph, id: Id, how: Trait, depth: usize) -> bool {
-    if graph.has_trait(id, how) {
-        return true;
-    }
-    if depth == 0 {
-        return false;
-    }
-    let Some(width) = shape(graph, id).and_then(|d| d.last().cloned()) else { return false };
-    graph[id].nodes.iter().any(|t| {
-        let crate::egraph::lang::Head::Op(op) = t.head else { return false };
-        let Some((_, o)) = t.children.split_last() else { return false };
-        let same_width = |x: Id| shape(graph, x).and_then(|d| d.last().cloned()).as_ref() == Some(&width);
-        match op.name {
-            "cos" | "sin" | "cast" => repeated(graph, o[0], how, depth - 1),
-            "mul" | "add" => o[..2].iter().all(|&x| {
-                let scalar = shape(graph, x).is_some_and(|d| d.last().is_none_or(|d| d.as_const() == Some(1)));
-                scalar || same_width(x) && repeated(graph, x, how, depth - 1)
-            }),
-            "unsqueeze" | "squeeze" | "identity" => rank(graph, o[0]).is_some_and(|r| r > 0) && same_width(o[0]) && repeated(graph, o[0], how, depth - 1),
-            "reshape" => same_width(o[0]) && repeated(graph, o[0], how, depth - 1) || how == Trait::EqualPairs && stacked_twice(graph, o[0]),
-            "gather" => {
-                let axis = terms(graph, id, "gather").find(|(own, _)| own[0] == o[0]).map_or(0, |(_, a)| int(a, "axis", 0));
-                axis == 0 && rank(graph, o[0]).is_some_and(|r| r >= 2) && repeated(graph, o[0], how, depth - 1)
-            }
-            "slice" => same_width(o[0]) && repeated(graph, o[0], how, depth - 1),
-            "concat" => {
-                let last = rank(graph, id).map(|r| r - 1);
-                let along = terms(graph, id, "concat").any(|(own, a)| own == o && resolve_axis(int(a, "axis", 0), last.unwrap_or(0) + 1).ok() == last);
-                how == Trait::EqualHalves && along && o.len() == 2 && graph.find(o[0]) == graph.find(o[1])
-            }
-            _ => false,
-        }
-    })
-}
-
-/// `[.., n, 2]` of one value twice.
-fn stacked_twice(graph: &Graph, id: Id) -> bool {
-    let last = rank(graph, id).map(|r| r as i64 - 1);
-    terms(graph, id, "concat").any(|(o, a)| {
-        let axis = int(a, "axis", 0);
-        let single = |x: Id| shape(graph, x).and_then(|d| d.last()?.as_const()) == Some(1);
-        o.len() == 2 && graph.find(o[0]) == graph.find(o[1]) && single(o[0]) && (axis == -1 || Some(axis) == last)
-    })
-}
-
 fn by_halves(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
     let width = checked(graph, m)?;
     let x = graph.find(m.get("x"));
@@ -171,10 +126,11 @@ fn by_pairs(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
     let width = checked(graph, m)?;
     let x = graph.find(m.get("x"));
     let along = graph.attrs(m.get("cat")).map(|a| int(a, "axis", 0));
-    let part = |name: &str| ["unsqueeze", "reshape"].iter().find_map(|op| slice_of_last(graph, operands(graph, m.get(name), op)?[0]));
-    let stacked = ["a", "b"].iter().all(|name| {
-        shape(graph, m.get(name)).is_some_and(|d| d.len() == 5 && d[4].as_const() == Some(1))
-    });
+    let part = |name: &str| {
+        let inner = ["unsqueeze", "reshape"].iter().find_map(|op| operands(graph, m.get(name), op));
+        slice_of_last(graph, m.get(name)).or_else(|| slice_of_last(graph, inner?[0]))
+    };
+    let stacked = shape(graph, m.get("a")).is_some_and(|d| d.len() == 5 && d[4].as_const() == Some(1));
     let first = part("a") == Some((x, 0, width, 2));
     let second = part("b") == Some((x, 1, width, 2));
     if !first || !second || !stacked || !matches!(along, Some(-1 | 4)) {
