@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/rules");
-    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|e| e == "lap"))
@@ -24,7 +25,8 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Module {
-    let source = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let source =
+        std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text::parse(&source).unwrap_or_else(|e| panic!("{}: {e:?}", path.display()))
 }
 
@@ -48,7 +50,11 @@ fn inputs(module: &Module) -> Vec<Value> {
             let noise = |i: usize| (((i + 1) * 7919 + k * 104_729) % 1000) as f64 / 250.0 - 2.0;
             let n = count(&shape);
             match ty.elem {
-                ElemType::Bool => Tensor::from_int(ty.elem, shape, (0..n).map(|i| i128::from(noise(i) > 0.0)).collect()),
+                ElemType::Bool => Tensor::from_int(
+                    ty.elem,
+                    shape,
+                    (0..n).map(|i| i128::from(noise(i) > 0.0)).collect(),
+                ),
                 elem => Tensor::from_f64(elem, shape, (0..n).map(noise).collect()),
             }
             .into()
@@ -58,7 +64,10 @@ fn inputs(module: &Module) -> Vec<Value> {
 
 fn said(report: &Report) -> String {
     let fired = report.fired.keys().map(|rule| format!("; fired: {rule}\n"));
-    let refused = report.refused.keys().map(|(rule, why)| format!("; refused: {rule}: {why}\n"));
+    let refused = report
+        .refused
+        .keys()
+        .map(|(rule, why)| format!("; refused: {rule}: {why}\n"));
     fired.chain(refused).collect()
 }
 
@@ -71,7 +80,12 @@ fn files_show_rules_fire_and_compute_the_same() {
         let before = read(&path);
         let mut after = before.clone();
         let report = optimize(&mut after);
-        assert!(verify::errors(&after).is_empty(), "{}: {:?}", path.display(), verify::errors(&after));
+        assert!(
+            verify::errors(&after).is_empty(),
+            "{}: {:?}",
+            path.display(),
+            verify::errors(&after)
+        );
         shown.extend(report.fired.keys().copied());
         let found = text::print(&after) + &said(&report);
         let out = path.with_extension("out");
@@ -81,22 +95,53 @@ fn files_show_rules_fire_and_compute_the_same() {
             wrong.push(format!("{} should be:\n{found}", out.display()));
         }
         let values = inputs(&before);
-        let run = |m: &Module| eval::run(m, values.clone()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let run = |m: &Module| {
+            eval::run(m, values.clone()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        };
         for (x, y) in run(&before).iter().zip(run(&after)) {
-            let (x, y) = (x.as_tensor().expect("a tensor"), y.as_tensor().expect("a tensor"));
-            assert_eq!((x.elem(), x.shape()), (y.elem(), y.shape()), "{}", path.display());
-            for (a, b) in x.to_f64s().expect("numbers").iter().zip(y.to_f64s().expect("numbers")) {
-                assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{}: {a} became {b}", path.display());
+            let (x, y) = (
+                x.as_tensor().expect("a tensor"),
+                y.as_tensor().expect("a tensor"),
+            );
+            assert_eq!(
+                (x.elem(), x.shape()),
+                (y.elem(), y.shape()),
+                "{}",
+                path.display()
+            );
+            for (a, b) in x
+                .to_f64s()
+                .expect("numbers")
+                .iter()
+                .zip(y.to_f64s().expect("numbers"))
+            {
+                assert!(
+                    (a - b).abs() <= 1e-4 * (1.0 + a.abs()),
+                    "{}: {a} became {b}",
+                    path.display()
+                );
             }
         }
     }
-    assert!(wrong.is_empty(), "{}\n(`LAPIDARY_BLESS=1` writes the files)", wrong.join("\n"));
-    let hidden: Vec<&str> = rules::all().map(|r| r.name).filter(|n| !shown.contains(n)).collect();
-    assert!(hidden.is_empty(), "no file in tests/text/rules shows {hidden:?} fire");
+    assert!(
+        wrong.is_empty(),
+        "{}\n(`LAPIDARY_BLESS=1` writes the files)",
+        wrong.join("\n")
+    );
+    let hidden: Vec<&str> = rules::all()
+        .map(|r| r.name)
+        .filter(|n| !shown.contains(n))
+        .collect();
+    assert!(
+        hidden.is_empty(),
+        "no file in tests/text/rules shows {hidden:?} fire"
+    );
 }
 
 fn models(folder: &Path, out: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
     for path in entries.filter_map(|e| Some(e.ok()?.path())) {
         if path.is_dir() {
             models(&path, out);
@@ -120,7 +165,9 @@ fn rules_that_never_fire_on_the_models_are_listed() {
     let mut read = 0;
     for path in &paths {
         let options = CompileOptions::host(1);
-        let Ok(mut module) = driver::import(path, &options) else { continue };
+        let Ok(mut module) = driver::import(path, &options) else {
+            continue;
+        };
         read += 1;
         for (rule, n) in optimize(&mut module).fired {
             *fired.entry(rule).or_default() += n;
@@ -129,13 +176,23 @@ fn rules_that_never_fire_on_the_models_are_listed() {
     for (rule, n) in &fired {
         println!("{n:>6} x {rule}");
     }
-    let never: Vec<&str> = rules::all().map(|r| r.name).filter(|n| !fired.contains_key(n)).collect();
+    let never: Vec<&str> = rules::all()
+        .map(|r| r.name)
+        .filter(|n| !fired.contains_key(n))
+        .collect();
     println!("{read} models; never fired: {never:#?}");
-    let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/rules/never-on-models.txt");
+    let expected =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/rules/never-on-models.txt");
     let listed = never.join("\n") + "\n";
     if std::env::var_os("LAPIDARY_BLESS").is_some() {
-        std::fs::write(&expected, &listed).unwrap_or_else(|e| panic!("{}: {e}", expected.display()));
+        std::fs::write(&expected, &listed)
+            .unwrap_or_else(|e| panic!("{}: {e}", expected.display()));
     }
     let known = std::fs::read_to_string(&expected).unwrap_or_default();
-    assert_eq!(known, listed, "{} is not true (`LAPIDARY_BLESS=1` writes it)", expected.display());
+    assert_eq!(
+        known,
+        listed,
+        "{} is not true (`LAPIDARY_BLESS=1` writes it)",
+        expected.display()
+    );
 }

@@ -31,8 +31,13 @@ impl Layers<'_> {
     fn weights(&mut self, shape: &[usize]) -> ValueId {
         self.seed += 1;
         let n = shape.iter().product::<usize>() as u64;
-        let values = (0..n).map(|i| ((i * 7919 + self.seed * 104_729) % 1000) as f64 / 5000.0 - 0.1);
-        self.b.constant(&Tensor::from_f64(ElemType::F32, shape.to_vec(), values.collect()))
+        let values =
+            (0..n).map(|i| ((i * 7919 + self.seed * 104_729) % 1000) as f64 / 5000.0 - 0.1);
+        self.b.constant(&Tensor::from_f64(
+            ElemType::F32,
+            shape.to_vec(),
+            values.collect(),
+        ))
     }
 
     fn number(&mut self, v: f64) -> ValueId {
@@ -40,7 +45,10 @@ impl Layers<'_> {
     }
 
     fn linear(&mut self, x: ValueId, from: i64, to: i64) -> Made {
-        let (w, bias) = (self.weights(&[from as usize, to as usize]), self.weights(&[to as usize]));
+        let (w, bias) = (
+            self.weights(&[from as usize, to as usize]),
+            self.weights(&[to as usize]),
+        );
         let y = self.b.op("matmul", &[x, w])?;
         self.b.op("add", &[y, bias])
     }
@@ -55,7 +63,10 @@ impl Layers<'_> {
         let sum = self.b.op("add", &[variance, eps])?;
         let root = self.b.op("sqrt", &[sum])?;
         let normal = self.b.op("div", &[d, root])?;
-        let (gamma, beta) = (self.weights(&[WIDTH as usize]), self.weights(&[WIDTH as usize]));
+        let (gamma, beta) = (
+            self.weights(&[WIDTH as usize]),
+            self.weights(&[WIDTH as usize]),
+        );
         let scaled = self.b.op("mul", &[normal, gamma])?;
         self.b.op("add", &[scaled, beta])
     }
@@ -82,10 +93,16 @@ impl Layers<'_> {
 
     fn rotated(&mut self, x: ValueId, (cos, sin): (ValueId, ValueId)) -> Made {
         let half = WIDTH / HEADS / 2;
-        let (low, high) = (self.b.slice(x, 3, 0, half)?, self.b.slice(x, 3, half, i64::MAX)?);
+        let (low, high) = (
+            self.b.slice(x, 3, 0, half)?,
+            self.b.slice(x, 3, half, i64::MAX)?,
+        );
         let high = self.b.op("neg", &[high])?;
         let turned = self.b.concat(&[high, low], -1)?;
-        let (straight, across) = (self.b.op("mul", &[x, cos])?, self.b.op("mul", &[turned, sin])?);
+        let (straight, across) = (
+            self.b.op("mul", &[x, cos])?,
+            self.b.op("mul", &[turned, sin])?,
+        );
         self.b.op("add", &[straight, across])
     }
 
@@ -104,7 +121,9 @@ impl Layers<'_> {
         let root = self.number(((WIDTH / HEADS) as f64).sqrt());
         let s = self.b.op("div", &[s, root])?;
         let s = self.b.op("add", &[s, mask])?;
-        let p = self.b.op_with("softmax", &[s], [("axis", (-1i64).into())])?;
+        let p = self
+            .b
+            .op_with("softmax", &[s], [("axis", (-1i64).into())])?;
         let y = self.b.op("matmul", &[p, v])?;
         let y = self.b.transpose(y, &[0, 2, 1, 3])?;
         let shape = self.b.ints(&[1, SEQ, WIDTH]);
@@ -114,8 +133,16 @@ impl Layers<'_> {
     /// GPT-2's layer: norms before, GELU.
     fn gpt(&mut self, x: ValueId, mask: ValueId) -> Made {
         let n = self.layer_norm(x)?;
-        let (q, k, v) = (self.linear(n, WIDTH, WIDTH)?, self.linear(n, WIDTH, WIDTH)?, self.linear(n, WIDTH, WIDTH)?);
-        let (q, k, v) = (self.heads(q, HEADS)?, self.heads(k, HEADS)?, self.heads(v, HEADS)?);
+        let (q, k, v) = (
+            self.linear(n, WIDTH, WIDTH)?,
+            self.linear(n, WIDTH, WIDTH)?,
+            self.linear(n, WIDTH, WIDTH)?,
+        );
+        let (q, k, v) = (
+            self.heads(q, HEADS)?,
+            self.heads(k, HEADS)?,
+            self.heads(v, HEADS)?,
+        );
         let y = self.attended(q, k, v, mask)?;
         let y = self.linear(y, WIDTH, WIDTH)?;
         let x = self.b.op("add", &[y, x])?;
@@ -135,15 +162,26 @@ impl Layers<'_> {
     fn llama(&mut self, x: ValueId, mask: ValueId, angles: (ValueId, ValueId)) -> Made {
         let n = self.rms_norm(x)?;
         let few = WIDTH / 2;
-        let (q, k, v) = (self.linear(n, WIDTH, WIDTH)?, self.linear(n, WIDTH, few)?, self.linear(n, WIDTH, few)?);
-        let (q, k, v) = (self.heads(q, HEADS)?, self.heads(k, HEADS / 2)?, self.heads(v, HEADS / 2)?);
+        let (q, k, v) = (
+            self.linear(n, WIDTH, WIDTH)?,
+            self.linear(n, WIDTH, few)?,
+            self.linear(n, WIDTH, few)?,
+        );
+        let (q, k, v) = (
+            self.heads(q, HEADS)?,
+            self.heads(k, HEADS / 2)?,
+            self.heads(v, HEADS / 2)?,
+        );
         let (q, k) = (self.rotated(q, angles)?, self.rotated(k, angles)?);
         let (k, v) = (self.repeated(k)?, self.repeated(v)?);
         let y = self.attended(q, k, v, mask)?;
         let y = self.linear(y, WIDTH, WIDTH)?;
         let x = self.b.op("add", &[x, y])?;
         let n = self.rms_norm(x)?;
-        let (gate, up) = (self.linear(n, WIDTH, HIDDEN)?, self.linear(n, WIDTH, HIDDEN)?);
+        let (gate, up) = (
+            self.linear(n, WIDTH, HIDDEN)?,
+            self.linear(n, WIDTH, HIDDEN)?,
+        );
         let s = self.b.op("sigmoid", &[gate])?;
         let g = self.b.op("mul", &[gate, s])?;
         let g = self.b.op("mul", &[g, up])?;
@@ -160,19 +198,34 @@ enum Kind {
 
 fn network(kind: Kind, depth: usize) -> Module {
     let mut module = Module::new("deep");
-    let mut x = module.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [1, SEQ, WIDTH]));
-    let angles = module.add_input(Module::TOP, "angles", Type::tensor(ElemType::F32, [1, SEQ, WIDTH / HEADS / 2]));
+    let mut x = module.add_input(
+        Module::TOP,
+        "x",
+        Type::tensor(ElemType::F32, [1, SEQ, WIDTH]),
+    );
+    let angles = module.add_input(
+        Module::TOP,
+        "angles",
+        Type::tensor(ElemType::F32, [1, SEQ, WIDTH / HEADS / 2]),
+    );
     let fresh = Cell::new(0);
     let b = Builder::new(&mut module, Module::TOP, "layer", &fresh);
     let mut layers = Layers { b, seed: 0 };
     let write = |layers: &mut Layers, x: &mut ValueId| -> Result<(), OpError> {
         let both = layers.b.concat(&[angles, angles], -1)?;
         let (cos, sin) = (layers.b.op("cos", &[both])?, layers.b.op("sin", &[both])?);
-        let tables = (layers.b.unsqueeze(cos, &[1])?, layers.b.unsqueeze(sin, &[1])?);
+        let tables = (
+            layers.b.unsqueeze(cos, &[1])?,
+            layers.b.unsqueeze(sin, &[1])?,
+        );
         let square = (SEQ * SEQ) as usize;
         let seen = |i: usize| i % SEQ as usize <= i / SEQ as usize;
         let mask = (0..square).map(|i| if seen(i) { 0.0 } else { f64::from(f32::MIN) });
-        let mask = Tensor::from_f64(ElemType::F32, [1, 1, SEQ as usize, SEQ as usize], mask.collect());
+        let mask = Tensor::from_f64(
+            ElemType::F32,
+            [1, 1, SEQ as usize, SEQ as usize],
+            mask.collect(),
+        );
         let mask = layers.b.constant(&mask);
         for _ in 0..depth {
             *x = match kind {
@@ -204,12 +257,37 @@ fn count(module: &Module, op: &str) -> usize {
 
 #[test]
 fn no_layer_is_cut_in_the_middle_of_a_pattern() {
-    for (kind, depth) in [(Kind::Gpt, 1), (Kind::Gpt, 5), (Kind::Llama, 1), (Kind::Llama, 5)] {
+    for (kind, depth) in [
+        (Kind::Gpt, 1),
+        (Kind::Gpt, 5),
+        (Kind::Llama, 1),
+        (Kind::Llama, 5),
+    ] {
         let (module, report, _) = optimized(kind, depth);
-        let left: Vec<&str> = module.top().nodes.iter().map(|&n| module.node(n).op.name).collect();
-        let none = ["reduce_mean", "sqrt", "softmax", "matmul", "erf", "sigmoid", "expand", "neg", "div", "pow"];
+        let left: Vec<&str> = module
+            .top()
+            .nodes
+            .iter()
+            .map(|&n| module.node(n).op.name)
+            .collect();
+        let none = [
+            "reduce_mean",
+            "sqrt",
+            "softmax",
+            "matmul",
+            "erf",
+            "sigmoid",
+            "expand",
+            "neg",
+            "div",
+            "pow",
+        ];
         for op in none {
-            assert_eq!(count(&module, op), 0, "{op} is left among {left:?}: {report:?}");
+            assert_eq!(
+                count(&module, op),
+                0,
+                "{op} is left among {left:?}: {report:?}"
+            );
         }
         assert_eq!(count(&module, "attention"), depth, "{left:?}");
         match kind {
@@ -217,7 +295,11 @@ fn no_layer_is_cut_in_the_middle_of_a_pattern() {
                 assert_eq!(count(&module, "layer_normalization"), 2 * depth);
                 // Two norms, four products of the attention, two of the feed-forward layer.
                 let products = count(&module, "fused_linear");
-                assert_eq!((count(&module, "transpose"), products), (0, 6 * depth), "{left:?}");
+                assert_eq!(
+                    (count(&module, "transpose"), products),
+                    (0, 6 * depth),
+                    "{left:?}"
+                );
             }
             Kind::Llama => {
                 assert_eq!(count(&module, "rms_normalization"), 2 * depth);
@@ -239,17 +321,33 @@ fn work_grows_with_depth_and_no_faster() {
             })
             .into();
         for (depth, report, time) in &runs {
-            let Report { blocks, distinct, largest, .. } = report;
-            println!("{depth} layers: {blocks} blocks, {distinct} solved, {largest} e-nodes at most, {:.1} ms", time.as_secs_f64() * 1e3);
+            let Report {
+                blocks,
+                distinct,
+                largest,
+                ..
+            } = report;
+            println!(
+                "{depth} layers: {blocks} blocks, {distinct} solved, {largest} e-nodes at most, {:.1} ms",
+                time.as_secs_f64() * 1e3
+            );
         }
         // Equal layers are solved once: what is left for each is to be found equal and be rewritten.
         assert_eq!(runs[1].1.distinct, runs[2].1.distinct);
         assert_eq!(runs[1].1.largest, runs[2].1.largest);
         let blocks = |i: usize| runs[i].1.blocks as f64;
-        assert!(blocks(2) / blocks(1) < 4.5, "{} and {}", blocks(1), blocks(2));
+        assert!(
+            blocks(2) / blocks(1) < 4.5,
+            "{} and {}",
+            blocks(1),
+            blocks(2)
+        );
         // The time itself is not exact on a busy machine: quadratic growth would be a factor of 16.
         let ratio = runs[2].2.as_secs_f64() / runs[1].2.as_secs_f64();
-        assert!(ratio < 10.0, "four times as deep takes {ratio:.1} times as long");
+        assert!(
+            ratio < 10.0,
+            "four times as deep takes {ratio:.1} times as long"
+        );
     }
 }
 

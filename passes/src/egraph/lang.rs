@@ -6,8 +6,8 @@
 //! Only pure ops with one result and no region enter; everything else is a leaf ([`Head::Value`]) at which the
 //! e-graph of a block ends.
 
-use super::traits::{self, Known, Traits};
 pub use super::traits::Trait;
+use super::traits::{self, Known, Traits};
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use lapidary_ir::builder::SMALL_CONSTANT;
 use lapidary_ir::graph::Node;

@@ -3,9 +3,9 @@
 use super::blocks::blocks;
 use super::cost::cost;
 use super::extract::{Choice, extract};
+use super::lang::{Fact, Facts, Graph, Head, Query, Term};
 use super::single::split_to_slices;
 use super::traits::{self, Traits};
-use super::lang::{Fact, Facts, Graph, Head, Query, Term};
 use crate::rules::reading::OTHER;
 use crate::rules::{Bound, Class, Right, Rule};
 use egg::{
@@ -250,7 +250,10 @@ enum Step {
     },
 }
 
-#[allow(clippy::too_many_arguments, reason = "what a block, the target and the options are")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what a block, the target and the options are"
+)]
 fn solve(
     module: &Module,
     known: &HashMap<ValueId, Traits>,
@@ -264,9 +267,14 @@ fn solve(
     let mut facts = Facts::new(first_fresh);
     for &leaf in &block.leaves {
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
-        facts
-            .leaves
-            .insert(leaf, (module.value(leaf).ty.clone(), constant, known.get(&leaf).copied().unwrap_or_default()));
+        facts.leaves.insert(
+            leaf,
+            (
+                module.value(leaf).ty.clone(),
+                constant,
+                known.get(&leaf).copied().unwrap_or_default(),
+            ),
+        );
     }
     let mut graph = Graph::new(facts);
     let ids = load(module, block, &mut graph);
@@ -461,8 +469,12 @@ fn compile_rules(
     let accepted = rules
         .iter()
         .filter(|r| options.reassociate || r.class == Class::Exact);
-    let each_left =
-        accepted.flat_map(|&rule| rule.left.iter().enumerate().map(move |(i, &left)| (rule, i, left)));
+    let each_left = accepted.flat_map(|&rule| {
+        rule.left
+            .iter()
+            .enumerate()
+            .map(move |(i, &left)| (rule, i, left))
+    });
     each_left
         .map(|(rule, i, left)| {
             // egg wants every left side to have a name of its own.
@@ -615,9 +627,14 @@ pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
     let mut facts = Facts::new(first_fresh(module));
     for &leaf in &block.leaves {
         let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
-        facts
-            .leaves
-            .insert(leaf, (module.value(leaf).ty.clone(), constant, known.get(&leaf).copied().unwrap_or_default()));
+        facts.leaves.insert(
+            leaf,
+            (
+                module.value(leaf).ty.clone(),
+                constant,
+                known.get(&leaf).copied().unwrap_or_default(),
+            ),
+        );
     }
     let mut graph = Graph::new(facts);
     let ids = load(module, &block, &mut graph);

@@ -13,7 +13,12 @@ use std::collections::HashMap;
 pub fn split_to_slices(module: &mut Module, renamed: &mut HashMap<ValueId, ValueId>) {
     let fresh = Cell::new(first_fresh(module));
     for region in module.reachable_regions() {
-        if !module.region(region).nodes.iter().any(|&n| is_split(module, n)) {
+        if !module
+            .region(region)
+            .nodes
+            .iter()
+            .any(|&n| is_split(module, n))
+        {
             continue;
         }
         for n in std::mem::take(&mut module.region_mut(region).nodes) {
@@ -58,7 +63,10 @@ fn slices(
     let mut begin = 0;
     for (&part, &end) in node.results.iter().zip(ends) {
         let slice = Builder::new(module, region, &node.name, fresh).slice(x, *axis, begin, end)?;
-        let (name, ty) = (module.value(part).name.clone(), module.value(part).ty.clone());
+        let (name, ty) = (
+            module.value(part).name.clone(),
+            module.value(part).ty.clone(),
+        );
         let info = module.value_mut(slice);
         info.name = name;
         info.ty = ty;

@@ -14,7 +14,11 @@ const FEW_FLOATS: usize = 8;
 
 /// True if rules and type rules may look at the contents: these are part of a block's key.
 pub fn is_visible(constant: &Constant) -> bool {
-    let most = if constant.elem().is_float() { FEW_FLOATS } else { SMALL_CONSTANT };
+    let most = if constant.elem().is_float() {
+        FEW_FLOATS
+    } else {
+        SMALL_CONSTANT
+    };
     count(constant.shape()) <= most
 }
 
@@ -40,7 +44,9 @@ pub struct Traits(u8);
 impl Traits {
     /// Those of a constant.
     pub fn of(constant: &Constant) -> Traits {
-        ALL.into_iter().filter(|&t| has(constant, t)).fold(Traits::default(), Traits::with)
+        ALL.into_iter()
+            .filter(|&t| has(constant, t))
+            .fold(Traits::default(), Traits::with)
     }
 
     /// True if the answer to this one is yes.
@@ -84,24 +90,51 @@ pub fn of_result(op: &str, attrs: &Attrs, operands: &[Known], result: Option<&[D
         resolve_axis(axis, rank).ok()
     };
     let rows = [Trait::EqualHalves, Trait::EqualPairs];
-    let keep = |k: &Known| rows.into_iter().filter(|&t| k.traits.has(t)).fold(Traits::default(), Traits::with);
+    let keep = |k: &Known| {
+        rows.into_iter()
+            .filter(|&t| k.traits.has(t))
+            .fold(Traits::default(), Traits::with)
+    };
     let rank = result.map_or(0, <[Dim]>::len);
     match op {
         "cos" | "sin" | "cast" | "identity" => first.traits,
         "unsqueeze" | "squeeze" | "slice" | "reshape" if same_width(first) => keep(first),
         // Pairs that were stacked along an axis of their own.
         "reshape" if last(first).and_then(|d| d.as_const()) == Some(2) => {
-            if first.traits.has(Trait::EqualHalves) { Traits::default().with(Trait::EqualPairs) } else { Traits::default() }
+            if first.traits.has(Trait::EqualHalves) {
+                Traits::default().with(Trait::EqualPairs)
+            } else {
+                Traits::default()
+            }
         }
         "mul" | "add" => {
             let one = |k: &Known| last(k).is_none_or(|d| d.as_const() == Some(1));
-            let both = operands.iter().filter(|k| !one(k)).map(|k| if same_width(k) { keep(k) } else { Traits::default() });
+            let both = operands.iter().filter(|k| !one(k)).map(|k| {
+                if same_width(k) {
+                    keep(k)
+                } else {
+                    Traits::default()
+                }
+            });
             both.reduce(|a, b| Traits(a.0 & b.0)).unwrap_or_default()
         }
-        "gather" if axis(0, first.shape.map_or(0, <[Dim]>::len)) == Some(0) && first.shape.is_some_and(|s| s.len() >= 2) => keep(first),
-        "concat" if operands.len() == 2 && operands[0].id == operands[1].id && axis(0, rank) == Some(rank - 1) => {
+        "gather"
+            if axis(0, first.shape.map_or(0, <[Dim]>::len)) == Some(0)
+                && first.shape.is_some_and(|s| s.len() >= 2) =>
+        {
+            keep(first)
+        }
+        "concat"
+            if operands.len() == 2
+                && operands[0].id == operands[1].id
+                && axis(0, rank) == Some(rank - 1) =>
+        {
             let t = Traits::default().with(Trait::EqualHalves);
-            if width.as_const() == Some(2) { t.with(Trait::EqualPairs) } else { t }
+            if width.as_const() == Some(2) {
+                t.with(Trait::EqualPairs)
+            } else {
+                t
+            }
         }
         _ => Traits::default(),
     }
@@ -122,7 +155,9 @@ pub fn of_module(module: &Module) -> HashMap<ValueId, Traits> {
     for region in module.reachable_regions() {
         for &n in &module.region(region).nodes {
             let node = module.node(n);
-            let &[result] = &node.results[..] else { continue };
+            let &[result] = &node.results[..] else {
+                continue;
+            };
             let operands: Vec<Known> = node
                 .operands
                 .iter()
@@ -133,7 +168,12 @@ pub fn of_module(module: &Module) -> HashMap<ValueId, Traits> {
                     traits: known.get(&v).copied().unwrap_or_default(),
                 })
                 .collect();
-            let traits = of_result(node.op.name, &node.attrs, &operands, module.value(result).ty.shape());
+            let traits = of_result(
+                node.op.name,
+                &node.attrs,
+                &operands,
+                module.value(result).ty.shape(),
+            );
             if traits != Traits::default() {
                 known.insert(result, traits);
             }
@@ -206,15 +246,31 @@ mod tests {
         let low = f64::from(f32::MIN);
         let causal = constant(ElemType::F32, &[1, 2, 2], vec![0.0, low, 0.0, 0.0]);
         assert!(has(&causal, Trait::LowerTriangle));
-        let infinite = constant(ElemType::F32, &[2, 2], vec![0.0, f64::NEG_INFINITY, 0.0, 0.0]);
+        let infinite = constant(
+            ElemType::F32,
+            &[2, 2],
+            vec![0.0, f64::NEG_INFINITY, 0.0, 0.0],
+        );
         assert!(has(&infinite, Trait::LowerTriangle));
-        for wrong in [[0.0, -1e4, 0.0, 0.0], [0.0, low, low, 0.0], [1.0, low, 0.0, 0.0]] {
+        for wrong in [
+            [0.0, -1e4, 0.0, 0.0],
+            [0.0, low, low, 0.0],
+            [1.0, low, 0.0, 0.0],
+        ] {
             let c = constant(ElemType::F32, &[2, 2], wrong.to_vec());
             assert!(!has(&c, Trait::LowerTriangle), "{wrong:?}");
         }
-        let two = constant(ElemType::F32, &[2, 2, 2], vec![0.0, low, 0.0, 0.0, 0.0, low, 0.0, 0.0]);
+        let two = constant(
+            ElemType::F32,
+            &[2, 2, 2],
+            vec![0.0, low, 0.0, 0.0, 0.0, low, 0.0, 0.0],
+        );
         assert!(!has(&two, Trait::LowerTriangle));
-        let halves = constant(ElemType::F64, &[2, 4], vec![1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
+        let halves = constant(
+            ElemType::F64,
+            &[2, 4],
+            vec![1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0],
+        );
         assert!(has(&halves, Trait::EqualHalves) && !has(&halves, Trait::EqualPairs));
         let pairs = constant(ElemType::F32, &[1, 4], vec![1.0, 1.0, 2.0, 2.0]);
         assert!(has(&pairs, Trait::EqualPairs) && !has(&pairs, Trait::EqualHalves));

@@ -109,7 +109,10 @@ impl Fused {
 /// The activation that a fused op names, of `y`.
 pub fn activated(x: &mut Element, mut y: E) -> Result<E, OpError> {
     let fused = Fused::of(x.n()).ok_or_else(|| {
-        OpError::new(format!("activation `{}` is not known", x.text("activation")))
+        OpError::new(format!(
+            "activation `{}` is not known",
+            x.text("activation")
+        ))
     })?;
     let b = x.b();
     for (bound, f) in [(fused.lo, Binary::Max), (fused.hi, Binary::Min)] {

@@ -54,7 +54,9 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
         return None;
     }
     let dims = [q, k, v].map(shape);
-    let [Some(of_q), Some(of_k), Some(of_v)] = dims else { return None };
+    let [Some(of_q), Some(of_k), Some(of_v)] = dims else {
+        return None;
+    };
     // Batch, heads, positions, numbers of a head.
     let read = |s: &[Dim], heads: &str| -> Option<(Dim, i64, Dim, i64)> {
         match s {
@@ -70,9 +72,12 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
     let (b_k, kv_heads, keys, k_size) = read(&of_k, "kv_num_heads")?;
     let (b_v, v_heads, v_keys, value_size) = read(&of_v, "kv_num_heads")?;
     let ranks = of_q.len() == of_k.len() && of_q.len() == of_v.len();
-    let equal = b_k == batch && b_v == batch && v_heads == kv_heads && v_keys == keys && k_size == size;
+    let equal =
+        b_k == batch && b_v == batch && v_heads == kv_heads && v_keys == keys && k_size == size;
     let sizes = [heads, kv_heads, size, value_size].iter().all(|&n| n > 0);
-    let empty = [&batch, &queries, &keys].iter().any(|d| d.as_const() == Some(0));
+    let empty = [&batch, &queries, &keys]
+        .iter()
+        .any(|d| d.as_const() == Some(0));
     if !ranks || !equal || !sizes || empty || heads % kv_heads.max(1) != 0 {
         return None;
     }
@@ -117,7 +122,11 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
             keys: num(&keys),
             size,
             value_size,
-            layout: if of_q.len() == 3 { Heads::Packed } else { Heads::Apart },
+            layout: if of_q.len() == 3 {
+                Heads::Packed
+            } else {
+                Heads::Apart
+            },
             scale: scale as f32,
             mask: mask_form,
             causal: node.flag("is_causal"),
@@ -136,7 +145,11 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let k = packed(low, &plan, Packed::Keys)?;
     let v = packed(low, &plan, Packed::Values)?;
     let buffers = [Some(plan.q), Some(k), Some(v), plan.mask, Some(out)];
-    let mut args: Vec<KernelArg> = buffers.into_iter().flatten().map(KernelArg::Value).collect();
+    let mut args: Vec<KernelArg> = buffers
+        .into_iter()
+        .flatten()
+        .map(KernelArg::Value)
+        .collect();
     args.extend(unknown([&plan.batch, &plan.queries, &plan.keys]));
     let rows = i64::from(a.tile_rows());
     let tiles = plan.queries.ceil_div(&Dim::from(rows));
@@ -145,7 +158,13 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let pairs = &plan.batch * &Dim::from(a.heads) * &plan.queries * &plan.keys;
     let per_block = rows * per_key * plan.keys.as_const().unwrap_or(256);
     let grain = grain(per_block);
-    low.launch(a.kernel("attention"), &args, &grid, grain, &(pairs * Dim::from(per_key)))
+    low.launch(
+        a.kernel("attention"),
+        &args,
+        &grid,
+        grain,
+        &(pairs * Dim::from(per_key)),
+    )
 }
 
 fn grain(per_block: i64) -> u32 {
@@ -168,7 +187,11 @@ fn packed(low: &mut Lowerer, plan: &Plan, what: Packed) -> Result<ValueId, OpErr
     let heads = &plan.batch * &Dim::from(a.kv_heads);
     let (from, panels, rows) = match what {
         Packed::Keys => (plan.k, key_panels, Dim::from(a.size)),
-        Packed::Values => (plan.v, Dim::from(a.value_size).ceil_div(&width), plan.keys.clone()),
+        Packed::Values => (
+            plan.v,
+            Dim::from(a.value_size).ceil_div(&width),
+            plan.keys.clone(),
+        ),
     };
     let grid = &heads * &panels;
     let to = low.temporary(ElemType::F32, vec![&grid * &rows, width.clone()]);
@@ -199,12 +222,15 @@ mod tests {
             let shapes: &[&[usize]] = &[&[2, 18, 32], &[2, 18, 16], &[2, 18, 16], &[2, 1, 1, 18]];
             let kernels = check("packed", shapes, symbolic, |b, x| {
                 let operands = x.iter().copied().map(Some).collect();
-                b.node("attention", operands, attrs(causal), 1).expect("attention")[0]
+                b.node("attention", operands, attrs(causal), 1)
+                    .expect("attention")[0]
             });
             assert_eq!(kernels, 3, "two that pack, one that attends");
         }
         let shapes: &[&[usize]] = &[&[1, 4, 18, 8], &[1, 2, 35, 8], &[1, 2, 35, 40]];
-        let kernels = check("apart", shapes, false, |b, x| b.op("attention", x).expect("attention"));
+        let kernels = check("apart", shapes, false, |b, x| {
+            b.op("attention", x).expect("attention")
+        });
         assert_eq!(kernels, 3);
     }
 
@@ -212,7 +238,8 @@ mod tests {
     fn what_the_schedule_does_not_know_decomposes() {
         let shapes: &[&[usize]] = &[&[1, 2, 5, 8], &[1, 2, 5, 8], &[1, 2, 5, 8]];
         let kernels = check("capped", shapes, false, |b, x| {
-            b.op_with("attention", x, [("softcap", Attr::Float(2.0))]).expect("attention")
+            b.op_with("attention", x, [("softcap", Attr::Float(2.0))])
+                .expect("attention")
         });
         assert!(kernels > 3);
     }

@@ -296,7 +296,17 @@ mod tests {
 
     #[test]
     fn products_with_what_follows() {
-        for activation in ["", "Relu", "Tanh", "LeakyRelu", "Sigmoid", "Swish", "Gelu", "GeluTanh", "HardSwish"] {
+        for activation in [
+            "",
+            "Relu",
+            "Tanh",
+            "LeakyRelu",
+            "Sigmoid",
+            "Swish",
+            "Gelu",
+            "GeluTanh",
+            "HardSwish",
+        ] {
             let a: &[usize] = &[3, 6, 21];
             check(activation, &[a, &[3, 6, 37]], false, |b, x| {
                 let (w, bias): (Tensor, Tensor) = (numbers(&[21, 37], 5), numbers(&[37], 6));

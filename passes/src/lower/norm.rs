@@ -42,7 +42,9 @@ fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     };
     let (shape, axis) = (low.facts.shape(x)?, node.int("axis")?);
     let last = resolve_axis(axis, shape.len())? + 1 == shape.len();
-    let f32s = [x, y].iter().all(|&v| low.facts.elem(v) == Ok(ElemType::F32));
+    let f32s = [x, y]
+        .iter()
+        .all(|&v| low.facts.elem(v) == Ok(ElemType::F32));
     let rows_in_order = [x, y].iter().all(|&v| low.facts.is_row_major(v));
     let Some((width, lead)) = shape.split_last() else {
         return Ok(false);
@@ -53,12 +55,20 @@ fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     let rows = lead.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
     let num = |d: &Dim| d.as_const().map_or(Num::Sym, Num::Const);
     let mut args = vec![KernelArg::Value(x), KernelArg::Value(y)];
-    let unknown = [&rows, width].into_iter().filter(|d| d.as_const().is_none());
+    let unknown = [&rows, width]
+        .into_iter()
+        .filter(|d| d.as_const().is_none());
     args.extend(unknown.cloned().map(KernelArg::Size));
     let per_row = width.as_const().unwrap_or(256) * SOFTMAX_WORK;
     let grain = (THREAD_WORK / per_row.max(1)).clamp(1, 1 << 20) as u32;
     let flops = &(&rows * width) * &Dim::from(SOFTMAX_WORK);
-    low.launch(softmax::kernel(num(&rows), num(width)), &args, &rows, grain, &flops)?;
+    low.launch(
+        softmax::kernel(num(&rows), num(width)),
+        &args,
+        &rows,
+        grain,
+        &flops,
+    )?;
     Ok(true)
 }
 

@@ -60,6 +60,29 @@ pub static RULES: &[Rule] = &[
         }],
     },
     Rule {
+        name: "layout-drop-same-shape",
+        left: &["(reshape ?x ?s ?a)", "(expand ?x ?s attrs0)"],
+        right: Right::Build(|graph, m| {
+            let to = graph[m.get("s")].data.contents.clone().ok_or(OTHER)?;
+            let own = shape(graph, m.get("x")).ok_or(OTHER)?;
+            let same = to.len() == own.len() && to.iter().zip(&own).all(|(t, d)| t == d);
+            if same { Ok(m.get("x")) } else { Err(OTHER) }
+        }),
+        condition: None,
+        class: Class::Exact,
+        source: "it has that shape",
+        samples: &[
+            |b| {
+                let (x, s) = (input(b, "x", &[2, 6]), b.ints(&[2, 6]));
+                b.op("reshape", &[x, s])
+            },
+            |b| {
+                let (x, s) = (input(b, "x", &[2, 6]), b.ints(&[2, 6]));
+                b.op("expand", &[x, s])
+            },
+        ],
+    },
+    Rule {
         name: "layout-transpose-past-function",
         left: &["(transpose ?y ?perm)"],
         right: Right::Build(|graph, m| past_function(graph, m, "transpose", &[], "perm", "transpose")),

@@ -16,7 +16,11 @@ pub const OTHER: &str = "";
 const DEPTH: usize = 10;
 
 /// Terms of a class with this op: operands, attributes.
-pub fn terms<'g>(graph: &'g Graph, id: Id, op: &'g str) -> impl Iterator<Item = (&'g [Id], &'g Attrs)> + 'g {
+pub fn terms<'g>(
+    graph: &'g Graph,
+    id: Id,
+    op: &'g str,
+) -> impl Iterator<Item = (&'g [Id], &'g Attrs)> + 'g {
     graph[id].nodes.iter().filter_map(move |t| match t.head {
         Head::Op(o) if o.name == op => {
             let (&attrs, operands) = t.children.split_last()?;
@@ -28,7 +32,9 @@ pub fn terms<'g>(graph: &'g Graph, id: Id, op: &'g str) -> impl Iterator<Item = 
 
 /// The op's operands, if the class has such a term.
 pub fn operands(graph: &Graph, id: Id, op: &str) -> Option<Vec<Id>> {
-    terms(graph, id, op).next().map(|(operands, _)| operands.to_vec())
+    terms(graph, id, op)
+        .next()
+        .map(|(operands, _)| operands.to_vec())
 }
 
 /// An integer attribute.
@@ -153,7 +159,11 @@ pub fn polynomial(graph: &Graph, id: Id, x: Id) -> Option<Cubic> {
     polynomial_within(graph, graph.find(id), &mut known)
 }
 
-fn polynomial_within(graph: &Graph, id: Id, known: &mut HashMap<Id, Option<Cubic>>) -> Option<Cubic> {
+fn polynomial_within(
+    graph: &Graph,
+    id: Id,
+    known: &mut HashMap<Id, Option<Cubic>>,
+) -> Option<Cubic> {
     if let Some(found) = known.get(&id) {
         return *found;
     }
@@ -212,14 +222,23 @@ fn product(a: Cubic, b: Cubic) -> Option<Cubic> {
 
 /// True if these are the polynomial's coefficients, as exactly as the element type of `like` holds them.
 pub fn is_polynomial(graph: &Graph, like: Id, found: Cubic, want: Cubic) -> bool {
-    let ok = |(f, w): (&f64, &f64)| if *w == 0.0 { f.abs() < 1e-12 } else { near(graph, like, *f, *w) };
+    let ok = |(f, w): (&f64, &f64)| {
+        if *w == 0.0 {
+            f.abs() < 1e-12
+        } else {
+            near(graph, like, *f, *w)
+        }
+    };
     found.iter().zip(&want).all(ok)
 }
 
 /// The permutation of a transpose of this rank; without `perm` it reverses.
 pub fn permutation(attrs: &Attrs, rank: usize) -> Option<Vec<usize>> {
     let perm: Vec<usize> = match attrs.get("perm") {
-        Some(Attr::Ints(p)) => p.iter().map(|&v| resolve_axis(v, rank).ok()).collect::<Option<_>>()?,
+        Some(Attr::Ints(p)) => p
+            .iter()
+            .map(|&v| resolve_axis(v, rank).ok())
+            .collect::<Option<_>>()?,
         _ => (0..rank).rev().collect(),
     };
     (perm.len() == rank).then_some(perm)
@@ -234,7 +253,11 @@ pub fn trailing_axes(graph: &Graph, x: Id, axes: Id, attrs: &Attrs) -> Option<us
     let mut axes: Vec<usize> = match graph.ty(axes) {
         None if int(attrs, "noop_with_empty_axes", 0) == 0 => (0..rank).collect(),
         None => return None,
-        Some(_) => graph.ints(axes)?.iter().map(|&a| resolve_axis(a, rank).ok()).collect::<Option<_>>()?,
+        Some(_) => graph
+            .ints(axes)?
+            .iter()
+            .map(|&a| resolve_axis(a, rank).ok())
+            .collect::<Option<_>>()?,
     };
     axes.sort_unstable();
     axes.dedup();
@@ -244,7 +267,13 @@ pub fn trailing_axes(graph: &Graph, x: Id, axes: Id, attrs: &Attrs) -> Option<us
 
 /// True if an addend or factor of this class leaves the shape of `x` as it is.
 pub fn fits_into(graph: &Graph, small: Id, x: Id) -> bool {
-    let (Some(small), Some(x)) = (shape(graph, small), shape(graph, x)) else { return false };
+    let (Some(small), Some(x)) = (shape(graph, small), shape(graph, x)) else {
+        return false;
+    };
     small.len() <= x.len()
-        && small.iter().rev().zip(x.iter().rev()).all(|(s, d)| s.as_const() == Some(1) || s == d)
+        && small
+            .iter()
+            .rev()
+            .zip(x.iter().rev())
+            .all(|(s, d)| s.as_const() == Some(1) || s == d)
 }

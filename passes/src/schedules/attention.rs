@@ -116,13 +116,7 @@ impl Attention {
     }
 
     /// Distance between rows, heads and sequences of an operand with this many heads of this size.
-    fn strides(
-        &self,
-        b: &mut KernelBuilder,
-        heads: i64,
-        size: i64,
-        rows: Var,
-    ) -> (i64, Var, Var) {
+    fn strides(&self, b: &mut KernelBuilder, heads: i64, size: i64, rows: Var) -> (i64, Var, Var) {
         let all = mul_const(b, rows, heads * size);
         match self.layout {
             Heads::Apart => (size, mul_const(b, rows, size), all),
@@ -208,7 +202,11 @@ impl Attention {
         let kp = b.buffer("kp", ElemType::F32, false);
         let vp = b.buffer("vp", ElemType::F32, false);
         let mask = self.mask.map(|m| {
-            let elem = if m.condition { ElemType::Bool } else { ElemType::F32 };
+            let elem = if m.condition {
+                ElemType::Bool
+            } else {
+                ElemType::F32
+            };
             (b.buffer("mask", elem, false), m)
         });
         let y = b.buffer("y", ElemType::F32, true);
@@ -236,7 +234,8 @@ impl Attention {
         let rows_here = b.binary(Binary::Min, rows_left, all);
         let (q_row, q_head, q_batch) = self.strides(&mut b, self.heads, self.size, n.queries.var);
         let q_at = place(&mut b, (at, q_batch), (head, q_head), (row0, q_row));
-        let (y_row, y_head, y_batch) = self.strides(&mut b, self.heads, self.value_size, n.queries.var);
+        let (y_row, y_head, y_batch) =
+            self.strides(&mut b, self.heads, self.value_size, n.queries.var);
         let y_at = place(&mut b, (at, y_batch), (head, y_head), (row0, y_row));
         // Several heads of queries share one of keys.
         let group = b.index(self.heads / self.kv_heads);
@@ -250,16 +249,33 @@ impl Attention {
         let v_at = mul_const(&mut b, v_rows, width);
         let mask = mask.map(|(buf, m)| {
             let by_row = m.rows.then_some(n.keys.var);
-            let plane = if m.rows { mul(&mut b, n.queries.var, n.keys.var) } else { n.keys.var };
-            let planes = if m.heads { mul_const(&mut b, plane, self.heads) } else { plane };
+            let plane = if m.rows {
+                mul(&mut b, n.queries.var, n.keys.var)
+            } else {
+                n.keys.var
+            };
+            let planes = if m.heads {
+                mul_const(&mut b, plane, self.heads)
+            } else {
+                plane
+            };
             let mut base = zero;
-            for (index, stride, there) in [(at, planes, m.batch), (head, plane, m.heads), (row0, n.keys.var, m.rows)] {
+            for (index, stride, there) in [
+                (at, planes, m.batch),
+                (head, plane, m.heads),
+                (row0, n.keys.var, m.rows),
+            ] {
                 if there {
                     let skip = mul(&mut b, index, stride);
                     base = add(&mut b, base, skip);
                 }
             }
-            MaskAt { buf, base, by_row, condition: m.condition }
+            MaskAt {
+                buf,
+                base,
+                by_row,
+                condition: m.condition,
+            }
         });
 
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
@@ -287,7 +303,14 @@ impl Attention {
             let left = b.binary(Binary::Sub, end, key0);
             let most = b.index(run);
             let here = b.binary(Binary::Min, left, most);
-            self.scores(b, &scratch, (q, q_at, q_row), (kp, k_at), (key0, here), rows_left);
+            self.scores(
+                b,
+                &scratch,
+                (q, q_at, q_row),
+                (kp, k_at),
+                (key0, here),
+                rows_left,
+            );
             b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
                 let row = add(b, row0, r);
                 self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
@@ -339,12 +362,23 @@ impl Attention {
             // A panel of 32 keys has `size * 32` elements.
             let skip = mul_const(b, first, self.size);
             let b_base = add(b, k_at, skip);
-            let spec = GemmTile { kind: Kind::F32, rows, a: q, b: kp, b_base, k, taps: 1 };
+            let spec = GemmTile {
+                kind: Kind::F32,
+                rows,
+                a: q,
+                b: kp,
+                b_base,
+                k,
+                taps: 1,
+            };
             let acc = contraction::gemm(b, spec, |_, _| RowsAt {
                 base: q_at,
                 rows: Axis::stride(q_row).valid(rows_left),
             });
-            let c_at = RowsAt { base: key, rows: Axis::stride(self.run()).valid(rows_left) };
+            let c_at = RowsAt {
+                base: key,
+                rows: Axis::stride(self.run()).valid(rows_left),
+            };
             contraction::epilogue(b, acc, plain(scratch.s, c_at, None));
             vec![]
         });
@@ -390,7 +424,11 @@ impl Attention {
             if let Some((m, at)) = mask_at {
                 let at = add(b, at, j);
                 let own = b.load(m.buf, at, &[LANES], vec![axis.clone()]);
-                x = if m.condition { b.select(own, x, low) } else { b.binary(Binary::Add, x, own) };
+                x = if m.condition {
+                    b.select(own, x, low)
+                } else {
+                    b.binary(Binary::Add, x, own)
+                };
             }
             let at = add(b, from, j);
             b.store(scratch.s, at, vec![axis], x);
@@ -464,12 +502,23 @@ impl Attention {
             // A panel of 32 columns has `keys * 32` elements.
             let skip = mul(b, column, keys);
             let b_base = add(b, first, skip);
-            let spec = GemmTile { kind: Kind::F32, rows, a: scratch.s, b: vp, b_base, k: here, taps: 1 };
+            let spec = GemmTile {
+                kind: Kind::F32,
+                rows,
+                a: scratch.s,
+                b: vp,
+                b_base,
+                k: here,
+                taps: 1,
+            };
             let acc = contraction::gemm(b, spec, |_, _| RowsAt {
                 base: zero,
                 rows: Axis::stride(self.run()).valid(rows_left),
             });
-            let c_at = RowsAt { base: column, rows: Axis::stride(width).valid(rows_left) };
+            let c_at = RowsAt {
+                base: column,
+                rows: Axis::stride(width).valid(rows_left),
+            };
             let residual = (!self.one_run()).then(|| (scratch.o, c_at.clone()));
             contraction::epilogue(b, acc, plain(scratch.o, c_at, residual));
             vec![]
@@ -505,7 +554,12 @@ fn scalar() -> TileType {
     TileType::of(ElemType::F32, &[])
 }
 
-fn place(b: &mut KernelBuilder, batch: (Var, Var), head: (Var, Var), (row, stride): (Var, i64)) -> Var {
+fn place(
+    b: &mut KernelBuilder,
+    batch: (Var, Var),
+    head: (Var, Var),
+    (row, stride): (Var, i64),
+) -> Var {
     let x = mul(b, batch.0, batch.1);
     let y = mul(b, head.0, head.1);
     let z = mul_const(b, row, stride);
@@ -514,7 +568,15 @@ fn place(b: &mut KernelBuilder, batch: (Var, Var), head: (Var, Var), (row, strid
 }
 
 fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
-    Epilogue { bias: None, residual, lo: None, hi: None, c, c_at, cols: None }
+    Epilogue {
+        bias: None,
+        residual,
+        lo: None,
+        hi: None,
+        c,
+        c_at,
+        cols: None,
+    }
 }
 
 /// `x` where it exists, else `other`.
@@ -547,7 +609,15 @@ pub(super) fn lanes(
     let any = b.binary(Binary::Gt, left, zero);
     b.if_else(
         any,
-        |b| vec![body(b, whole, Axis::stride(1).valid(left), Some(left), most)],
+        |b| {
+            vec![body(
+                b,
+                whole,
+                Axis::stride(1).valid(left),
+                Some(left),
+                most,
+            )]
+        },
         |_| vec![most],
     )[0]
 }
@@ -564,25 +634,48 @@ mod tests {
         let k = numbers(batch * hk * keys * d, 2);
         let v = numbers(batch * hk * keys * dv, 3);
         let of = |m: bool, n: usize| if m { n } else { 1 };
-        let mask_len = a.mask.map_or(0, |m| of(m.batch, batch) * of(m.heads, h) * of(m.rows, queries) * keys);
-        let mask: Vec<f32> = numbers(mask_len, 4).iter().map(|&x| if x > 0.6 { f32::NEG_INFINITY } else { x }).collect();
+        let mask_len = a.mask.map_or(0, |m| {
+            of(m.batch, batch) * of(m.heads, h) * of(m.rows, queries) * keys
+        });
+        let mask: Vec<f32> = numbers(mask_len, 4)
+            .iter()
+            .map(|&x| if x > 0.6 { f32::NEG_INFINITY } else { x })
+            .collect();
         let index = |heads: usize, n: usize, size: usize, [b, h, i, j]: [usize; 4]| match a.layout {
             Heads::Apart => ((b * heads + h) * n + i) * size + j,
             Heads::Packed => ((b * n + i) * heads + h) * size + j,
         };
         let sizes = |all: &[(Num, usize)]| -> Vec<i64> {
-            all.iter().filter(|(num, _)| *num == Num::Sym).map(|&(_, v)| v as i64).collect()
+            all.iter()
+                .filter(|(num, _)| *num == Num::Sym)
+                .map(|&(_, v)| v as i64)
+                .collect()
         };
         let packing = sizes(&[(a.batch, batch), (a.keys, keys)]);
         let width = |n: usize| n.div_ceil(32) * 32;
-        let kp = run(&a.pack(Packed::Keys), &[&k], batch * hk * width(keys) * d, &packing);
-        let vp = run(&a.pack(Packed::Values), &[&v], batch * hk * keys * width(dv), &packing);
+        let kp = run(
+            &a.pack(Packed::Keys),
+            &[&k],
+            batch * hk * width(keys) * d,
+            &packing,
+        );
+        let vp = run(
+            &a.pack(Packed::Values),
+            &[&v],
+            batch * hk * keys * width(dv),
+            &packing,
+        );
         let mut inputs: Vec<&[f32]> = vec![&q, &kp, &vp];
         if a.mask.is_some() {
             inputs.push(&mask);
         }
         let all = sizes(&[(a.batch, batch), (a.queries, queries), (a.keys, keys)]);
-        let got = run(&a.kernel("attention"), &inputs, batch * h * queries * dv, &all);
+        let got = run(
+            &a.kernel("attention"),
+            &inputs,
+            batch * h * queries * dv,
+            &all,
+        );
         let mut want = vec![0.0; got.len()];
         for b in 0..batch {
             for head in 0..h {
@@ -590,21 +683,46 @@ mod tests {
                     let own = head / (h / hk);
                     let scores: Vec<f64> = (0..keys)
                         .map(|t| {
-                            let dot: f32 = (0..d).map(|j| q[index(h, queries, d, [b, head, i, j])] * k[index(hk, keys, d, [b, own, t, j])]).sum();
+                            let dot: f32 = (0..d)
+                                .map(|j| {
+                                    q[index(h, queries, d, [b, head, i, j])]
+                                        * k[index(hk, keys, d, [b, own, t, j])]
+                                })
+                                .sum();
                             let bias = a.mask.map_or(0.0, |m| {
                                 let at = |m: bool, i: usize| if m { i } else { 0 };
-                                mask[((at(m.batch, b) * of(m.heads, h) + at(m.heads, head)) * of(m.rows, queries) + at(m.rows, i)) * keys + t]
+                                mask[((at(m.batch, b) * of(m.heads, h) + at(m.heads, head))
+                                    * of(m.rows, queries)
+                                    + at(m.rows, i))
+                                    * keys
+                                    + t]
                             });
                             let seen = !a.causal || t <= i;
-                            if seen { f64::from(dot * a.scale + bias) } else { f64::NEG_INFINITY }
+                            if seen {
+                                f64::from(dot * a.scale + bias)
+                            } else {
+                                f64::NEG_INFINITY
+                            }
                         })
                         .collect();
                     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let e: Vec<f64> = scores.iter().map(|s| if top == f64::NEG_INFINITY { 0.0 } else { (s - top).exp() }).collect();
+                    let e: Vec<f64> = scores
+                        .iter()
+                        .map(|s| {
+                            if top == f64::NEG_INFINITY {
+                                0.0
+                            } else {
+                                (s - top).exp()
+                            }
+                        })
+                        .collect();
                     let sum: f64 = e.iter().sum();
                     for j in 0..dv {
-                        let y: f64 = (0..keys).map(|t| e[t] * f64::from(v[index(hk, keys, dv, [b, own, t, j])])).sum();
-                        want[index(h, queries, dv, [b, head, i, j])] = if sum == 0.0 { 0.0 } else { (y / sum) as f32 };
+                        let y: f64 = (0..keys)
+                            .map(|t| e[t] * f64::from(v[index(hk, keys, dv, [b, own, t, j])]))
+                            .sum();
+                        want[index(h, queries, dv, [b, head, i, j])] =
+                            if sum == 0.0 { 0.0 } else { (y / sum) as f32 };
                     }
                 }
             }
@@ -628,16 +746,63 @@ mod tests {
             mask: None,
             causal: false,
         };
-        let mask = Mask { batch: true, heads: false, rows: false, condition: false };
+        let mask = Mask {
+            batch: true,
+            heads: false,
+            rows: false,
+            condition: false,
+        };
         check(&base, [2, 17, 32]);
-        check(&Attention { mask: Some(mask), ..base.clone() }, [2, 17, 32]);
-        check(&Attention { causal: true, queries: c(20), keys: c(20), ..base.clone() }, [2, 20, 20]);
-        let grouped = Attention { heads: 4, layout: Heads::Apart, keys: c(5), value_size: 40, ..base.clone() };
-        let full = Mask { batch: false, heads: true, rows: true, ..mask };
-        check(&Attention { mask: Some(full), ..grouped }, [2, 17, 5]);
-        let unknown = Attention { batch: Num::Sym, queries: Num::Sym, keys: Num::Sym, ..base };
+        check(
+            &Attention {
+                mask: Some(mask),
+                ..base.clone()
+            },
+            [2, 17, 32],
+        );
+        check(
+            &Attention {
+                causal: true,
+                queries: c(20),
+                keys: c(20),
+                ..base.clone()
+            },
+            [2, 20, 20],
+        );
+        let grouped = Attention {
+            heads: 4,
+            layout: Heads::Apart,
+            keys: c(5),
+            value_size: 40,
+            ..base.clone()
+        };
+        let full = Mask {
+            batch: false,
+            heads: true,
+            rows: true,
+            ..mask
+        };
+        check(
+            &Attention {
+                mask: Some(full),
+                ..grouped
+            },
+            [2, 17, 5],
+        );
+        let unknown = Attention {
+            batch: Num::Sym,
+            queries: Num::Sym,
+            keys: Num::Sym,
+            ..base
+        };
         check(&unknown, [1, 3, 1]);
         check(&unknown, [1, 15, 530]);
-        check(&Attention { causal: true, ..unknown }, [1, 521, 521]);
+        check(
+            &Attention {
+                causal: true,
+                ..unknown
+            },
+            [1, 521, 521],
+        );
     }
 }

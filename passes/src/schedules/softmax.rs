@@ -21,7 +21,8 @@ pub fn kernel(rows: Num, n: Num) -> Kernel {
     let n = n.bind(&mut b, "n").var;
     let row = b.grid(rows.tiles(1));
     let first = mul(&mut b, row, n);
-    let scalar = |b: &mut KernelBuilder, v| b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(v));
+    let scalar =
+        |b: &mut KernelBuilder, v| b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(v));
     let low = scalar(&mut b, f64::NEG_INFINITY);
     let wide = b.broadcast(low, &[LANES], 0);
     let most = lanes(&mut b, n, exact, wide, |b, j, axis, left, most| {
@@ -68,8 +69,18 @@ mod tests {
     fn rows_sum_to_one() {
         for (rows, n, symbolic) in [(3, 32, false), (2, 21, false), (4, 7, true), (1, 1, false)] {
             let x = numbers(rows * n, 1);
-            let num = |v: usize| if symbolic { Num::Sym } else { Num::Const(v as i64) };
-            let sizes = if symbolic { vec![rows as i64, n as i64] } else { vec![] };
+            let num = |v: usize| {
+                if symbolic {
+                    Num::Sym
+                } else {
+                    Num::Const(v as i64)
+                }
+            };
+            let sizes = if symbolic {
+                vec![rows as i64, n as i64]
+            } else {
+                vec![]
+            };
             let got = run(&kernel(num(rows), num(n)), &[&x], rows * n, &sizes);
             let want: Vec<f32> = x
                 .chunks(n)
