@@ -34,7 +34,7 @@ const THREAD_WORK: i64 = 64 << 10;
 /// Operations of one element of a softmax.
 const SOFTMAX_WORK: i64 = 32;
 
-/// A softmax over the last axis of `f32`.
+/// A softmax over the last axis of `f32`, whose length is a known multiple of four.
 fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     let node = low.facts.module.node(n);
     let (Some(x), y) = (node.operand(0), node.results[0]) else {
@@ -52,18 +52,21 @@ fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     if !last || !f32s || !rows_in_order || shape.iter().any(|d| d.as_const() == Some(0)) {
         return Ok(false);
     }
+    // Rows that are no whole vectors go element by element.
+    if width.as_const().is_none_or(|w| w % 4 != 0) {
+        return Ok(false);
+    }
     let rows = lead.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
     let num = |d: &Dim| d.as_const().map_or(Num::Sym, Num::Const);
     let mut args = vec![KernelArg::Value(x), KernelArg::Value(y)];
-    let unknown = [&rows, width]
-        .into_iter()
-        .filter(|d| d.as_const().is_none());
-    args.extend(unknown.cloned().map(KernelArg::Size));
+    if rows.as_const().is_none() {
+        args.push(KernelArg::Size(rows.clone()));
+    }
     let per_row = width.as_const().unwrap_or(256) * SOFTMAX_WORK;
     let grain = (THREAD_WORK / per_row.max(1)).clamp(1, 1 << 20) as u32;
     let flops = &(&rows * width) * &Dim::from(SOFTMAX_WORK);
     low.launch(
-        softmax::kernel(num(&rows), num(width)),
+        softmax::kernel(num(&rows), width.as_const().unwrap_or_default()),
         &args,
         &rows,
         grain,

@@ -11,6 +11,7 @@
 //! ```
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+use super::epilogue::whole_lanes;
 use super::{Bound, Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
@@ -22,7 +23,7 @@ use lapidary_ir::kernel::{
 /// Keys of a run: scores of a tile are then 28 KiB.
 const RUN: i64 = 512;
 /// Elements of a row that are computed together.
-pub(super) const LANES: u32 = 16;
+const LANES: u32 = 16;
 
 /// How heads lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,6 +284,9 @@ impl Attention {
         b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
             b.store(scratch.m, r, vec![], low);
             b.store(scratch.l, r, vec![], nothing);
+            if self.one_run() {
+                return vec![];
+            }
             let from = mul_const(b, r, width);
             let end = b.index(width);
             b.for_loop(zero, end, LANES, &[], |b, j, _| {
@@ -328,12 +332,14 @@ impl Attention {
             let skip = mul_const(b, r, y_row);
             let to = add(b, y_at, skip);
             let size = b.index(self.value_size);
-            b.for_loop(zero, size, LANES, &[], |b, j, _| {
+            let whole = whole_lanes(Num::Const(self.value_size), LANES);
+            let lanes = whole.unwrap_or(4);
+            b.for_loop(zero, size, lanes, &[], |b, j, _| {
                 let at = add(b, from, j);
-                let x = b.load(scratch.o, at, &[LANES], vec![Axis::stride(1)]);
+                let x = b.load(scratch.o, at, &[lanes], vec![Axis::stride(1)]);
                 let x = b.binary(Binary::Mul, x, inverse);
                 let mut axis = Axis::stride(1);
-                if self.value_size % i64::from(LANES) != 0 {
+                if whole.is_none() {
                     axis = axis.valid(b.binary(Binary::Sub, size, j));
                 }
                 let at = add(b, to, j);
@@ -419,11 +425,11 @@ impl Attention {
         let scale = b.constant(scalar(), Literal::Float(f64::from(self.scale)));
         let most = lanes(b, allowed, exact, wide_low, |b, j, axis, left, most| {
             let at = add(b, from, j);
-            let mut x = b.load(scratch.s, at, &[LANES], vec![axis.clone()]);
+            let mut x = b.load(scratch.s, at, &[LANES], vec![Axis::stride(1)]);
             x = b.binary(Binary::Mul, x, scale);
             if let Some((m, at)) = mask_at {
                 let at = add(b, at, j);
-                let own = b.load(m.buf, at, &[LANES], vec![axis.clone()]);
+                let own = b.load(m.buf, at, &[LANES], vec![axis]);
                 x = if m.condition {
                     b.select(own, x, low)
                 } else {
@@ -431,7 +437,7 @@ impl Attention {
                 };
             }
             let at = add(b, from, j);
-            b.store(scratch.s, at, vec![axis], x);
+            b.store(scratch.s, at, vec![Axis::stride(1)], x);
             let x = existing(b, x, low, left);
             b.binary(Binary::Max, most, x)
         });
@@ -444,22 +450,28 @@ impl Attention {
         let none = b.binary(Binary::Eq, now, low);
         let top = b.select(none, nothing, now);
         let sums = b.broadcast(nothing, &[LANES], 0);
-        let sum = lanes(b, allowed, exact, sums, |b, j, axis, left, sum| {
+        let sum = lanes(b, allowed, exact, sums, |b, j, _, left, sum| {
             let at = add(b, from, j);
-            let x = b.load(scratch.s, at, &[LANES], vec![axis.clone()]);
+            let x = b.load(scratch.s, at, &[LANES], vec![Axis::stride(1)]);
             let x = b.binary(Binary::Sub, x, top);
             let e = b.unary(Unary::Exp, x);
-            let at = add(b, from, j);
-            b.store(scratch.s, at, vec![axis], e);
+            // Rows in scratch memory are whole vectors: what is missing weighs nothing.
             let e = existing(b, e, nothing, left);
+            let at = add(b, from, j);
+            b.store(scratch.s, at, vec![Axis::stride(1)], e);
             b.binary(Binary::Add, sum, e)
         });
         let sum = b.reduce(ReduceKind::Sum, sum, 0);
         if self.causal {
-            // What lies after the query weighs nothing.
-            b.for_loop(allowed, here, 1, &[], |b, j, _| {
+            // What lies after the query weighs nothing; the vector of the last key is done.
+            let up = super::add_const(b, allowed, i64::from(LANES) - 1);
+            let width = b.index(i64::from(LANES));
+            let vectors = b.binary(Binary::FloorDiv, up, width);
+            let first = mul(b, vectors, width);
+            let zeros = b.broadcast(nothing, &[LANES], 0);
+            b.for_loop(first, here, LANES, &[], |b, j, _| {
                 let at = add(b, from, j);
-                b.store(scratch.s, at, vec![], nothing);
+                b.store(scratch.s, at, vec![Axis::stride(1)], zeros);
                 vec![]
             });
         }
@@ -580,7 +592,7 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
 }
 
 /// `x` where it exists, else `other`.
-pub(super) fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
+fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
     let Some(left) = left else { return x };
     let i = b.iota(LANES);
     let there = b.binary(Binary::Lt, i, left);
@@ -589,7 +601,7 @@ pub(super) fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<V
 
 /// A loop over `n` elements by vectors that carries one, and a last vector that is not whole unless `exact`. The body
 /// gets the position, the axis, how many elements exist if that is not all, and the carried vector.
-pub(super) fn lanes(
+fn lanes(
     b: &mut KernelBuilder,
     n: Var,
     exact: bool,

@@ -260,7 +260,13 @@ impl Conv {
             c_at: y_at,
             cols: (group_out % i64::from(PANEL) != 0).then_some(cols),
         };
-        finish(&mut b, acc, epilogue, self.activation);
+        finish(
+            &mut b,
+            acc,
+            epilogue,
+            self.activation,
+            Num::Const(group_out),
+        );
         b.finish()
     }
 }

@@ -6,17 +6,30 @@
 //! ```
 
 use super::activation::Activation;
-use super::{add, mul, mul_const};
+use super::{Num, add, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, RowsAt};
 use lapidary_ir::kernel::{At, Axis, Binary, Var};
 
-/// Columns that are computed together.
-const LANES: u32 = 16;
+/// The most of these that divides `n`: columns that are computed together, none of which is missing. A number of columns
+/// that is not known, or odd, is computed by vectors that may not be whole.
+pub fn whole_lanes(n: Num, most: u32) -> Option<u32> {
+    let divides = |l: &u32| n.known().is_some_and(|n| n % i64::from(*l) == 0);
+    [32, 16, 8, 4]
+        .into_iter()
+        .filter(|&l| l <= most)
+        .find(divides)
+}
 
-/// Writes the epilogue of `acc`, whose columns are a multiple of 16.
-pub fn finish(b: &mut KernelBuilder, acc: Var, e: Epilogue, activation: Option<Activation>) {
+/// Writes the epilogue of `acc`; the result has `n` columns.
+pub fn finish(
+    b: &mut KernelBuilder,
+    acc: Var,
+    e: Epilogue,
+    activation: Option<Activation>,
+    n: Num,
+) {
     let Some(activation) = activation else {
         return contraction::epilogue(b, acc, e);
     };
@@ -54,15 +67,21 @@ pub fn finish(b: &mut KernelBuilder, acc: Var, e: Epilogue, activation: Option<A
         };
         let to = add(b, c_at.base, skip);
         let from = mul_const(b, row, i64::from(width));
-        let columns = b.index(i64::from(width));
-        b.for_loop(zero, columns, LANES, &[], |b, column, _| {
+        let all = b.index(i64::from(width));
+        let columns = cols.map_or(all, |cols| b.binary(Binary::Min, cols, all));
+        let (lanes, whole) = match whole_lanes(n, width) {
+            Some(lanes) => (lanes, true),
+            None => (4, false),
+        };
+        b.for_loop(zero, columns, lanes, &[], |b, column, _| {
+            // The tile in scratch memory is whole; what is missing in the result is not written.
+            let at = add(b, from, column);
+            let x = b.load(tile, at, &[lanes], vec![Axis::stride(1)]);
+            let y = activation.apply(b, x);
             let axis = Axis {
-                valid: cols.map(|cols| b.binary(Binary::Sub, cols, column)),
+                valid: (!whole).then(|| b.binary(Binary::Sub, columns, column)),
                 ..Axis::stride(1)
             };
-            let at = add(b, from, column);
-            let x = b.load(tile, at, &[LANES], vec![axis.clone()]);
-            let y = activation.apply(b, x);
             let at = add(b, to, column);
             b.store(c, at, vec![axis], y);
             vec![]

@@ -166,7 +166,7 @@ impl Gemm {
             c_at,
             cols: (!exact).then_some(cols),
         };
-        finish(&mut b, acc, epilogue, self.activation);
+        finish(&mut b, acc, epilogue, self.activation, self.n);
         b.finish()
     }
 }
