@@ -94,7 +94,7 @@ pub enum Emit {
     Staticlib,
     /// A shared library with the runtime, and a C header.
     Dylib,
-    /// The kernels as text.
+    /// A listing: each kernel's text and machine code.
     Asm,
     /// Program, code and weights in one file, for `include_model!`.
     Image,

@@ -7,6 +7,7 @@ use crate::specialize::{Given, specialize};
 use lapidary_abi::program::Program;
 use lapidary_frontend::onnx::{ImportOptions, import_file};
 use lapidary_ir::Module;
+use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_passes::egraph;
 use lapidary_passes::fold::{Limits, fold_constants};
@@ -103,6 +104,8 @@ pub struct Compiled {
     pub program: Program,
     /// Position-independent machine code.
     pub code: Vec<u8>,
+    /// What the code was made from, in the order of [`Program::kernels`].
+    pub kernels: Vec<Kernel>,
     /// The weights blob, piece by piece.
     pub weights: Vec<WeightPiece>,
     /// What lowering did.
@@ -180,6 +183,7 @@ pub fn compile(
         file: file.to_owned(),
         program,
         code: code.bytes,
+        kernels: lowered.kernels,
         weights: lowered.weights,
         report: lowered.report,
         times: stages.times,

@@ -42,7 +42,12 @@ pub enum Error {
     },
     /// Code could not be generated.
     #[error("{file}: {error}")]
-    #[diagnostic(code(lapidary::code))]
+    #[diagnostic(
+        code(lapidary::code),
+        help(
+            "the code generator has a limit here: `run --reference` runs the model by the evaluator"
+        )
+    )]
     Code {
         /// The model.
         file: String,
@@ -51,7 +56,12 @@ pub enum Error {
     },
     /// A weight could not be made.
     #[error("{file}: weights: {reason}")]
-    #[diagnostic(code(lapidary::weights))]
+    #[diagnostic(
+        code(lapidary::weights),
+        help(
+            "are the model and the files of its weights complete, and unchanged since compiling began?"
+        )
+    )]
     Weights {
         /// The model.
         file: String,
@@ -60,7 +70,7 @@ pub enum Error {
     },
     /// The compiled model could not be loaded or run.
     #[error("{file}: {error}")]
-    #[diagnostic(code(lapidary::run))]
+    #[diagnostic(code(lapidary::run), help("{}", error.remedy()))]
     Run {
         /// The model.
         file: String,
@@ -69,7 +79,10 @@ pub enum Error {
     },
     /// The reference evaluator failed.
     #[error("{file}: {reason}")]
-    #[diagnostic(code(lapidary::evaluate))]
+    #[diagnostic(
+        code(lapidary::evaluate),
+        help("check the types, shapes and values of the inputs against `lapidary inspect`")
+    )]
     Evaluate {
         /// The model.
         file: String,
@@ -78,7 +91,10 @@ pub enum Error {
     },
     /// A file could not be read or written.
     #[error("{}: {error}", path.display())]
-    #[diagnostic(code(lapidary::file))]
+    #[diagnostic(
+        code(lapidary::file),
+        help("check that the path exists, that you may use it, and that the disk has room")
+    )]
     File {
         /// The file.
         path: PathBuf,

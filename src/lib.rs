@@ -5,10 +5,13 @@
 //! and those of the runtime.
 
 pub mod artefact;
+pub mod build_script;
 pub mod driver;
 pub mod error;
 pub mod specialize;
+pub mod targets;
 pub mod values;
 
+pub use build_script::{Build, BuildError};
 pub use driver::{CompileOptions, Compiled};
 pub use error::Error;

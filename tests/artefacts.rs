@@ -66,7 +66,7 @@ fn raw_f32(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn the_same_model_gives_the_same_bytes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for emit in ["exe", "image", "staticlib", "dylib", "obj"] {
+    for emit in ["exe", "image", "staticlib", "dylib", "obj", "asm"] {
         let files = ["a", "b"].map(|name| {
             // The name of a library's functions comes from its file.
             let path = folder.path().join(name).join("digits");
@@ -93,4 +93,47 @@ fn what_cannot_be_written_is_an_error_and_leaves_nothing() {
         assert_eq!(built.status.code(), Some(1), "{args:?}");
         assert!(!output.exists());
     }
+}
+
+/// Listings need nothing of the machine they are for.
+#[test]
+fn a_listing_has_the_code_of_each_kernel_beside_its_text() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("digits.s");
+    for (target, instruction) in [
+        ("x86_64-unknown-linux-gnu", "retq"),
+        ("aarch64-unknown-linux-gnu", "ldp fp, lr"),
+        ("riscv64gc-unknown-linux-gnu", "ret"),
+    ] {
+        let built = build(&["--emit", "asm", "--target", target], &path);
+        assert!(built.status.success(), "{}", text(&built.stderr));
+        let listing = std::fs::read_to_string(&path).expect("it is there");
+        let kernels: Vec<&str> = listing.split("\n; kernel ").skip(1).collect();
+        assert!(kernels.len() > 3, "{listing}");
+        assert!(listing.contains(target));
+        for kernel in kernels {
+            let name = kernel.split(' ').next().unwrap_or_default();
+            let (ir, code) = kernel
+                .split_once(&format!("\n{name}:\n"))
+                .expect("text, then code");
+            assert!(ir.lines().skip(1).all(|l| l.starts_with("; ")), "{ir}");
+            assert!(ir.contains("store"), "{ir}");
+            assert!(code.contains(instruction), "{target}: {code}");
+        }
+    }
+}
+
+#[test]
+fn the_memory_plan_is_printed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("digits");
+    let printed = text(&build(&[], &path).stdout);
+    let report: serde_json::Value =
+        serde_json::from_slice(&build(&["--json"], &path).stdout).expect("one JSON value");
+    let (arena, unshared) = (&report["arena_bytes"], &report["unshared_bytes"]);
+    assert!(arena.as_u64() < unshared.as_u64(), "{report}");
+    let plan = format!(
+        "memory plan: a peak of {arena} bytes of working memory; {unshared} if nothing shared storage"
+    );
+    assert!(printed.contains(&plan), "{printed}");
 }

@@ -195,16 +195,133 @@ fn reports_can_be_read_by_programs() {
         "--latencies-json",
     ]);
     assert!(bench["lat_ms"].as_array().is_some_and(|l| l.len() >= 3));
-    let graph = json(&["inspect", str(&model), "--format", "json"]);
-    assert!(
-        graph["regions"][0]["nodes"]
-            .as_array()
-            .is_some_and(|n| n.len() > 5)
-    );
-    json(&["inspect", str(&model), "--rules", "--format", "json"]);
+    let out = tempfile::tempdir().expect("a folder");
+    let exe = out.path().join("mnist");
+    let build = json(&["build", str(&model), "-o", str(&exe), "--json"]);
+    assert!(build["bytes"].as_u64() > build["weights_bytes"].as_u64());
+    let bench = json(&["bench", str(&model), "--seconds", "0.05", "--json"]);
+    assert!(bench["median_ms"].as_f64() <= bench["p90_ms"].as_f64());
     for shell in ["bash", "zsh", "fish"] {
         assert!(lapidary(&["completions", shell]).status.success());
     }
-    let dot = lapidary(&["inspect", str(&model), "--format", "dot"]);
-    assert!(text(&dot.stdout).starts_with("digraph"));
+}
+
+#[test]
+fn every_stage_is_shown_in_every_format() {
+    let model = mnist().join("mnist-8.onnx");
+    let show = |more: &[&str]| {
+        let out = lapidary(&[&["inspect", str(&model)], more].concat());
+        assert!(out.status.success(), "{more:?}: {}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let mut sizes = vec![];
+    for stage in ["imported", "optimized", "kernels"] {
+        let shown = show(&["--at", stage]);
+        let want = if stage == "kernels" {
+            "kernel "
+        } else {
+            "Input3"
+        };
+        assert!(shown.contains(want), "{stage}: {shown}");
+        let dot = show(&["--at", stage, "--format", "dot"]);
+        assert!(dot.starts_with("digraph") && dot.contains(" -> "), "{dot}");
+        assert_eq!(dot.matches('{').count(), dot.matches('}').count(), "{dot}");
+        let json = show(&["--at", stage, "--format", "json"]);
+        assert_eq!(json, show(&["--at", stage, "--json"]));
+        let json: serde_json::Value = serde_json::from_str(&json).expect("one JSON value");
+        let list = match stage {
+            "kernels" => &json["program"]["body"]["steps"],
+            _ => &json["regions"][0]["nodes"],
+        };
+        sizes.push(list.as_array().map_or(0, Vec::len));
+        assert!(stage != "kernels" || json["unshared_bytes"].is_u64());
+    }
+    assert!(sizes[1] < sizes[0] && sizes[2] > 0, "{sizes:?}");
+}
+
+#[test]
+fn rules_are_shown_with_how_often_and_why_not() {
+    let model = mnist().join("mnist-8.onnx");
+    let out = lapidary(&["inspect", str(&model), "--rules"]);
+    let shown = text(&out.stdout);
+    let (fired, refused) = shown
+        .split_once("matched but refused:\n")
+        .expect("both lists");
+    assert!(fired.lines().skip(1).any(|l| l.contains(" x ")), "{shown}");
+    assert!(
+        refused
+            .lines()
+            .all(|l| l.contains(" x ") && l.contains(": ")),
+        "{shown}"
+    );
+    let json = lapidary(&["inspect", str(&model), "--rules", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("one JSON value");
+    let n = |key: &str| match &json[key] {
+        serde_json::Value::Array(list) => list.len(),
+        serde_json::Value::Object(map) => map.len(),
+        _ => 0,
+    };
+    assert_eq!(n("fired"), fired.lines().count() - 1);
+    assert_eq!(n("refused"), refused.lines().count());
+}
+
+#[test]
+fn completions_know_every_command_and_option() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = lapidary(&["completions", shell]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let script = text(&out.stdout);
+        for word in ["inspect", "bench", "emit", "no-optimize", "staticlib"] {
+            assert!(script.contains(word), "{shell}: no `{word}`");
+        }
+    }
+    let script = lapidary(&["completions", "bash"]).stdout;
+    match Command::new("bash")
+        .args(["-n", "-c", &text(&script)])
+        .output()
+    {
+        Ok(out) => assert!(out.status.success(), "{}", text(&out.stderr)),
+        Err(_) => eprintln!("skipped: `bash` is not installed"),
+    }
+}
+
+/// On a terminal, what is long shows a bar; in a pipe nothing but the result. `script` gives a terminal.
+#[cfg(target_os = "linux")]
+#[test]
+fn progress_is_for_terminals_only() {
+    let model = mnist().join("mnist-8.onnx");
+    let out = tempfile::tempdir().expect("a folder");
+    let exe = out.path().join("mnist");
+    let piped = lapidary(&["build", str(&model), "-o", str(&exe)]);
+    assert!(piped.stderr.is_empty(), "{}", text(&piped.stderr));
+    let line = format!(
+        "{} build {} -o {}",
+        env!("CARGO_BIN_EXE_lapidary"),
+        str(&model),
+        str(&exe)
+    );
+    let Ok(terminal) = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("TERM", "xterm")
+        .output()
+    else {
+        eprintln!("skipped: `script` is not installed");
+        return;
+    };
+    let shown = text(&terminal.stdout);
+    assert!(
+        shown.contains("optimize") || shown.contains("import"),
+        "{shown:?}"
+    );
+}
+
+/// Messages name a code, the file, and help; without a terminal they have no colours.
+#[test]
+fn diagnostics_have_a_code_and_help() {
+    let model = mnist().join("mnist-8.onnx");
+    let message = refused(&["build", str(&model), "-o", "x", "--target", "pdp11"]);
+    for want in ["lapidary::usage", "pdp11", "help:"] {
+        assert!(message.contains(want), "{want} is not in {message}");
+    }
+    assert!(!message.contains('\u{1b}'), "{message}");
 }

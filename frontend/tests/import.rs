@@ -301,6 +301,10 @@ fn bad_models_are_refused_with_reasons() {
     let cases = [
         (ModelProto::default(), "has no graph"),
         (
+            model(graph(vec![node("Exp", &["x"], &[])], x(), &["x"])),
+            "no result is named",
+        ),
+        (
             ModelProto {
                 ir_version: Some(99),
                 ..model(good())

@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {error}\nhelp: {}", error.remedy());
             ExitCode::from(1)
         }
     }

@@ -26,6 +26,28 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// What the user can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            RunError::Program(_) => {
+                "compile the model again, for this machine and with this version"
+            }
+            RunError::Input(_) => {
+                "give every input in the type and shape that the model states; `lapidary inspect MODEL`, or \
+                 `--help` of the executable, lists them"
+            }
+            RunError::Step { .. } => {
+                "the values of some input do not fit the model: check shapes, indices and sizes among them"
+            }
+            RunError::OutOfMemory { .. } => {
+                "give smaller inputs, fewer at a time, or a machine with more memory"
+            }
+            RunError::System(_) => {
+                "check that the path exists, that you may use it, and that the disk has room"
+            }
+        }
+    }
+
     pub(crate) fn program(message: impl Into<String>) -> RunError {
         RunError::Program(message.into())
     }

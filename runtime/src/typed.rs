@@ -5,13 +5,25 @@
 
 use crate::bytes::Bytes;
 use crate::error::RunError;
+use crate::image::Image;
 use crate::value::{Operand, View};
-use crate::{Tensor, Value};
+use crate::{Model, ModelOptions, Tensor, Value};
 use lapidary_abi::ElemType;
 
 pub use half::{bf16, f16};
 
-/// Includes the model that a build script compiled under this name, as a module of this name.
+/// Includes the model that a build script compiled under this name, as a module of this name: `Model` loads and
+/// runs it, `Inputs` and `Outputs` have a field for each input and output.
+///
+/// ```ignore
+/// // build.rs: lapidary::Build::new("model.onnx").compile("digits")
+/// lapidary_runtime::include_model!(digits);
+///
+/// let model = digits::Model::new()?;
+/// let outputs = model.run(&digits::Inputs { image: &pixels })?;
+/// ```
+///
+/// `examples/digits` of the repository is such a program.
 #[macro_export]
 macro_rules! include_model {
     ($name:ident) => {
@@ -59,6 +71,20 @@ pub struct OwnedArray<T, const RANK: usize> {
     pub dims: [usize; RANK],
     /// Elements, row-major.
     pub data: Vec<T>,
+}
+
+/// The model in an image that is part of this program.
+pub fn load(image: &'static Aligned<[u8]>, options: ModelOptions) -> Result<Model, RunError> {
+    Image::of_included(&image.0)?.load(options)
+}
+
+/// Runs a model that has `N` outputs.
+pub fn run<const N: usize>(model: &Model, inputs: &[Operand]) -> Result<[Value; N], RunError> {
+    let outputs = model.run_with(inputs, &mut [], None)?;
+    let values: Option<Vec<Value>> = outputs.into_iter().map(|o| o.value).collect();
+    values
+        .and_then(|v| v.try_into().ok())
+        .ok_or_else(|| RunError::program("an output is missing"))
 }
 
 /// An operand of elements in place.

@@ -6,7 +6,7 @@
 
 use super::archive::{self, Member};
 use super::header::{self, library_header};
-use super::{Parts, at_path, write_file};
+use super::{Parts, Staged, at_path, write_file};
 use crate::error::Error;
 use lapidary_cranelift::object::{Description, Forward, ObjectFile, library_object};
 use lapidary_ir::target::Target;
@@ -47,6 +47,8 @@ const fn forward(
 /// Writes a static library, and its header beside it.
 pub fn write_staticlib(path: &Path, parts: &Parts, target: &Target) -> Result<(), Error> {
     let name = header::name_of(path);
+    let header_path = path.with_extension("h");
+    let header = stage_header(&header_path, parts, &name)?;
     let object = model_object(parts, &name, target)?;
     let fail = at_path(path);
     let folder = folder(path);
@@ -76,12 +78,14 @@ pub fn write_staticlib(path: &Path, parts: &Parts, target: &Target) -> Result<()
         ];
         archive::write(out, members).map_err(at_path(path))
     })?;
-    write_header(path, parts, &name)
+    header.commit()
 }
 
 /// Writes a shared library, and its header beside it. Needs `cc`.
 pub fn write_dylib(path: &Path, parts: &Parts, target: &Target) -> Result<(), Error> {
     let name = header::name_of(path);
+    let header_path = path.with_extension("h");
+    let header = stage_header(&header_path, parts, &name)?;
     let object = model_object(parts, &name, target)?;
     let fail = at_path(path);
     let work = tempfile::Builder::new()
@@ -117,14 +121,13 @@ pub fn write_dylib(path: &Path, parts: &Parts, target: &Target) -> Result<(), Er
         Err(error) => return Err(refused(format!("{}: {error}", cc.display()))),
     }
     std::fs::rename(at("library"), path).map_err(&fail)?;
-    write_header(path, parts, &name)
+    header.commit()
 }
 
-fn write_header(path: &Path, parts: &Parts, name: &str) -> Result<(), Error> {
-    let header = path.with_extension("h");
-    write_file(&header, false, |out| {
+fn stage_header<'p>(path: &'p Path, parts: &Parts, name: &str) -> Result<Staged<'p>, Error> {
+    Staged::new(path, false, |out| {
         let text = library_header(name, parts.program);
-        out.write_all(text.as_bytes()).map_err(at_path(&header))
+        out.write_all(text.as_bytes()).map_err(at_path(path))
     })
 }
 

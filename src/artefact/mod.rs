@@ -2,7 +2,8 @@
 //!
 //! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
 //! `include_model!`; [`write_staticlib`] and [`write_dylib`] link them with the runtime behind a C interface,
-//! [`write_object`] makes one function without runtime; [`header`] writes their C headers. Every file is written beside its place and renamed when complete; weights stream through,
+//! [`write_object`] makes one function without runtime; [`header`] writes their C headers. [`write_listing`] is
+//! for people. Every file is written beside its place and renamed when complete; weights stream through,
 //! except into object files.
 //! The same parts give the same bytes.
 
@@ -10,10 +11,12 @@ mod archive;
 mod exe;
 pub mod header;
 mod library;
+mod listing;
 mod object;
 
 pub use exe::{write_exe, write_image};
 pub use library::{write_dylib, write_staticlib};
+pub use listing::write_listing;
 pub use object::write_object;
 
 use crate::error::Error;
@@ -21,6 +24,7 @@ use lapidary_abi::program::Program;
 use lapidary_passes::lower::WeightPiece;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// What an artefact holds.
 #[derive(Clone, Copy, Debug)]
@@ -104,27 +108,48 @@ impl Parts<'_> {
 }
 
 /// Writes a file beside `path` and renames it when `write` has succeeded; nothing is left otherwise.
-fn write_file(
+pub(crate) fn write_file(
     path: &Path,
     executable: bool,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let fail = at_path(path);
-    let mut file = tempfile::Builder::new()
-        .prefix(".lapidary-")
-        .tempfile_in(folder)
-        .map_err(&fail)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    write(&mut out)?;
-    out.flush().map_err(&fail)?;
-    drop(out);
-    set_mode(file.as_file(), executable).map_err(&fail)?;
-    file.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
+    Staged::new(path, executable, write)?.commit()
+}
+
+/// A complete file beside its place; gone unless it is committed. What makes several files stages all of them
+/// first, so that a disk that fills up leaves none.
+struct Staged<'p> {
+    file: NamedTempFile,
+    path: &'p Path,
+}
+
+impl<'p> Staged<'p> {
+    fn new(
+        path: &'p Path,
+        executable: bool,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+    ) -> Result<Staged<'p>, Error> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let fail = at_path(path);
+        let mut file = tempfile::Builder::new()
+            .prefix(".lapidary-")
+            .tempfile_in(folder)
+            .map_err(&fail)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        write(&mut out)?;
+        out.flush().map_err(&fail)?;
+        drop(out);
+        set_mode(file.as_file(), executable).map_err(&fail)?;
+        Ok(Staged { file, path })
+    }
+
+    fn commit(self) -> Result<(), Error> {
+        let placed = self.file.persist(self.path);
+        placed.map_err(|e| at_path(self.path)(e.error)).map(drop)
+    }
 }
 
 #[cfg(unix)]

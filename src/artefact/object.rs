@@ -1,7 +1,7 @@
 //! Freestanding objects: one C function, no runtime, no libc.
 
 use super::header::{self, object_header};
-use super::{Parts, at_path, write_file};
+use super::{Parts, Staged, at_path, write_file};
 use crate::error::Error;
 use lapidary_cranelift::{Code, object::object};
 use lapidary_ir::target::Target;
@@ -18,12 +18,14 @@ pub fn write_object(path: &Path, parts: &Parts, target: &Target) -> Result<(), E
     let weights = parts.read_weights()?;
     let object = object(&name, parts.program, code, weights, target)
         .map_err(|error| parts.code_error(error))?;
+    let header_path = path.with_extension("h");
+    let header = Staged::new(&header_path, false, |out| {
+        let text = object_header(&name, parts.program);
+        out.write_all(text.as_bytes())
+            .map_err(at_path(&header_path))
+    })?;
     write_file(path, false, |out| {
         object.write(out).map_err(|error| parts.code_error(error))
     })?;
-    let header = path.with_extension("h");
-    write_file(&header, false, |out| {
-        let text = object_header(&name, parts.program);
-        out.write_all(text.as_bytes()).map_err(at_path(&header))
-    })
+    header.commit()
 }

@@ -3,9 +3,9 @@
 use super::print;
 use crate::cli::{Build, Emit};
 use lapidary::artefact::{
-    Parts, write_dylib, write_exe, write_image, write_object, write_staticlib,
+    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
 };
-use lapidary::{Compiled, Error, driver};
+use lapidary::{Compiled, Error, driver, targets};
 use lapidary_ir::target::Target;
 
 /// Runs the command.
@@ -14,7 +14,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
     if let Some(triple) = &args.target {
         options.target = Target {
             threads: options.target.threads,
-            ..target(triple)?
+            ..targets::by_triple_or_host(triple)?
         };
     }
     if args.emit == Emit::Obj {
@@ -36,38 +36,9 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Staticlib => write_staticlib(&args.output, &parts, &options.target)?,
         Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,
         Emit::Obj => write_object(&args.output, &parts, &options.target)?,
-        Emit::Asm => {
-            return Err(Error::Usage {
-                message: "a listing cannot be written yet".to_owned(),
-                help: "`lapidary inspect --at kernels` shows the kernels".to_owned(),
-            });
-        }
+        Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options.target)?,
     }
     report(args, &compiled)
-}
-
-/// The description of a target by its triple; this machine's own triple stands for its features as well.
-fn target(triple: &str) -> Result<Target, Error> {
-    let host = Target::host();
-    let base = match triple.split('-').next().unwrap_or_default() {
-        _ if triple == host.triple => host,
-        "x86_64" => Target {
-            fused_multiply_add: false,
-            ..Target::x86_64()
-        },
-        "aarch64" => Target::aarch64(),
-        arch if arch.starts_with("riscv64") => Target::riscv64(),
-        _ => {
-            return Err(Error::Usage {
-                message: format!("there is no target `{triple}`"),
-                help: "targets begin with `x86_64-`, `aarch64-` or `riscv64gc-`".to_owned(),
-            });
-        }
-    };
-    Ok(Target {
-        triple: triple.to_owned(),
-        ..base
-    })
 }
 
 fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
@@ -82,17 +53,28 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
         let report = serde_json::json!({
             "output": output, "bytes": bytes.len(), "code_bytes": compiled.code.len(),
             "weights_bytes": program.weights_bytes, "arena_bytes": program.arena_bytes,
-            "kernels": program.kernels.len(), "compile_s": seconds,
+            "unshared_bytes": compiled.report.unshared_bytes,
+            "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
         print(&format!("{report}\n"));
     } else {
         print(&format!(
-            "{output}: {} bytes ({} of code, {} of weights), compiled in {seconds:.2} s; working memory {} bytes\n",
+            "{output}: {} bytes ({} of code, {} of weights), compiled in {seconds:.2} s\n\
+             memory plan: a peak of {} bytes of working memory; {} if nothing shared storage\n",
             bytes.len(),
             compiled.code.len(),
             program.weights_bytes,
-            program.arena_bytes
+            program.arena_bytes,
+            compiled.report.unshared_bytes
         ));
     }
     Ok(())
+}
+
+/// Most memory that this process has had resident, mapped files included, where the system tells.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
 }

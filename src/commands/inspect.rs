@@ -1,6 +1,6 @@
 //! `lapidary inspect`: a model at a stage of compilation.
 
-use super::print;
+use super::{kernels, print};
 use crate::cli::{Format, Inspect, Stage};
 use lapidary::{Error, driver};
 use lapidary_ir::Module;
@@ -11,23 +11,30 @@ use serde_json::json;
 pub fn inspect(args: &Inspect) -> Result<(), Error> {
     let options = args.model.options();
     let file = args.model.file();
+    let format = if args.model.json {
+        Format::Json
+    } else {
+        args.format
+    };
     let mut module = driver::import(&args.model.model, &options)?;
-    if args.at != Stage::Imported || args.rules {
+    if args.at != Stage::Imported && options.optimize || args.rules {
         let report = driver::optimize(&mut module, &options);
         if args.rules {
-            print(&rules(&report, args.format == Format::Json));
+            print(&rules(&report, format == Format::Json));
             return Ok(());
         }
     }
     if args.at == Stage::Kernels {
         let lowered = lower(&module, &options.target, &lower::Options::default())
             .map_err(|errors| Error::Lower { file, errors })?;
-        for kernel in &lowered.kernels {
-            print(&format!("{kernel}\n"));
-        }
+        print(&match format {
+            Format::Text => kernels::text(&lowered),
+            Format::Dot => kernels::dot(&lowered),
+            Format::Json => kernels::json(&lowered),
+        });
         return Ok(());
     }
-    print(&match args.format {
+    print(&match format {
         Format::Text => lapidary_ir::text::print_elided(&module),
         Format::Dot => dot(&module),
         Format::Json => format!("{}\n", graph_json(&module)),

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod inspect;
+mod kernels;
 pub mod run;
 
 use crate::cli;

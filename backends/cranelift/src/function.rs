@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::isa::Isas;
 use crate::tile::Tile;
+use cranelift_codegen::CompiledCode;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8, I64};
@@ -20,10 +21,27 @@ use std::mem::offset_of;
 
 /// Translates one kernel to machine code.
 pub(crate) fn compile(kernel: &Kernel, target: &Target, isas: &Isas) -> Result<Vec<u8>, Error> {
+    let mut ctx = cranelift_codegen::Context::new();
+    compile_in(&mut ctx, kernel, target, isas).map(|code| code.code_buffer().to_vec())
+}
+
+/// The machine code of one kernel as text: blocks and instructions in the order of their bytes.
+pub(crate) fn listing(kernel: &Kernel, target: &Target, isas: &Isas) -> Result<String, Error> {
+    let mut ctx = cranelift_codegen::Context::new();
+    ctx.set_disasm(true);
+    let code = compile_in(&mut ctx, kernel, target, isas)?;
+    Ok(code.vcode.clone().unwrap_or_default())
+}
+
+fn compile_in<'c>(
+    ctx: &'c mut cranelift_codegen::Context,
+    kernel: &Kernel,
+    target: &Target,
+    isas: &Isas,
+) -> Result<&'c CompiledCode, Error> {
     let kernel = legalize::legalize(kernel.clone());
     let scalar = kernel.vars.iter().all(|ty| ty.len() == 1);
     let isa = if scalar { &isas.scalars } else { &isas.vectors };
-    let mut ctx = cranelift_codegen::Context::new();
     ctx.func = translate(&kernel, target, &**isa)?;
     let failed = |message: String| Error::Codegen {
         kernel: kernel.name.clone(),
@@ -34,7 +52,7 @@ pub(crate) fn compile(kernel: &Kernel, target: &Target, isas: &Isas) -> Result<V
         .map_err(|e| failed(format!("{:?}", e.inner)))?;
     match code.buffer.relocs().first() {
         Some(reloc) => Err(failed(format!("the code needs a relocation: {reloc:?}"))),
-        None => Ok(code.code_buffer().to_vec()),
+        None => Ok(code),
     }
 }
 

@@ -98,6 +98,15 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Code, Error> {
     Ok(code)
 }
 
+/// The machine code of each kernel as text, for people: what [`compile`] makes, instruction by instruction.
+pub fn listing(kernels: &[Kernel], target: &Target) -> Result<Vec<String>, Error> {
+    let isas = isa::isas(target)?;
+    kernels
+        .iter()
+        .map(|k| function::listing(k, target, &isas))
+        .collect()
+}
+
 /// Every thread takes the next kernel; the result keeps the order.
 fn in_parallel(
     kernels: &[Kernel],

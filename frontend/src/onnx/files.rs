@@ -41,6 +41,12 @@ impl Files {
         }
     }
 
+    /// Whether a location names something inside the model's folder (links aside).
+    pub(super) fn is_inside(location: &str) -> bool {
+        let mut parts = Path::new(location).components();
+        !location.is_empty() && parts.all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+    }
+
     /// The bytes of a tensor whose data is external; `None` if they are inside the message.
     pub fn external(&self, tensor: &TensorProto) -> Result<Option<Bytes>, String> {
         if tensor.data_location.unwrap_or(0) != EXTERNAL {
@@ -83,10 +89,7 @@ impl Files {
             .folder
             .as_deref()
             .ok_or("external data needs a model read from a file")?;
-        let inside = Path::new(location)
-            .components()
-            .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-        if location.is_empty() || !inside {
+        if !Files::is_inside(location) {
             return Err(format!(
                 "external data is at {location:?}, but must stay inside the model's folder"
             ));

@@ -12,13 +12,13 @@ use super::proto::{
     AttributeProto, EXTERNAL, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
     OperatorSetIdProto, decode,
 };
-use super::types::{check_declared, value_type};
+use super::types::{check_declared, symbols, value_type};
 use super::{names, tensor};
 use bytes::Bytes;
 use lapidary_ir::infer::infer_module;
 use lapidary_ir::{Constant, Module, RegionId, Type, ValueId};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// What to do where a weight's file is wrong.
@@ -245,6 +245,7 @@ impl Importer<'_> {
             calls: vec![],
         };
         let mut scope = Scope::new(None, &frame);
+        self.check_dims(graph);
         self.graph(graph, Module::TOP, &mut scope, &[]);
         self.module.output_names = graph.output.iter().map(|o| o.name.clone()).collect();
         if !self.problems.list.is_empty() {
@@ -256,6 +257,31 @@ impl Importer<'_> {
         }
         for (i, output) in graph.output.iter().enumerate() {
             self.check_output(i, output);
+        }
+    }
+
+    /// A number for a dimension that the model does not have is a mistake in its name.
+    fn check_dims(&mut self, graph: &GraphProto) {
+        let values = graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .chain(&graph.value_info);
+        let known: BTreeSet<String> = values.flat_map(symbols).collect();
+        for name in self.options.dims.keys() {
+            if !known.contains(name) {
+                let known: Vec<String> = known.iter().map(|k| format!("`{k}`")).collect();
+                let has = if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                };
+                let reason =
+                    format!("the model has no symbolic dimension of this name; it has {has}");
+                let remedy = "`lapidary inspect` shows the inputs with their dimensions";
+                self.problems
+                    .add(&format!("dimension `{name}`"), reason, Some(remedy));
+            }
         }
     }
 

@@ -148,6 +148,12 @@ impl Importer<'_> {
             )
             .into());
         }
+        let last = self.module.node(id).op.results.last();
+        let variadic = matches!(last, Some(Operand::Variadic(_)));
+        if form.n_results == 0 && !variadic {
+            let remedy = "remove the node, or name what it gives";
+            return Err(Failure::Reason("no result is named".into(), Some(remedy)));
+        }
         types.truncate(form.n_results);
         self.module.set_result_types(id, types);
         self.module.region_mut(region).nodes.push(id);

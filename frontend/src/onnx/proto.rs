@@ -322,6 +322,11 @@ pub struct OptionalProto {
     pub optional_value: Option<Box<OptionalProto>>,
 }
 
+/// The bytes of a message.
+pub fn encode<M: Message>(message: &M) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
 /// Decodes a message; an error says how far the bytes were read and in which field.
 pub fn decode<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
     let len = bytes.len();

@@ -1,6 +1,6 @@
 //! `TypeProto` to types.
 
-use super::proto::{TensorTypeProto, TypeProto};
+use super::proto::{Dimension, TensorTypeProto, TypeProto, ValueInfoProto};
 use super::tensor::elem_type;
 use lapidary_ir::types::TensorType;
 use lapidary_ir::{Dim, Type};
@@ -53,17 +53,39 @@ fn tensor_type(
     let Some(shape) = &proto.shape else {
         return Ok(TensorType::unranked(elem));
     };
-    let dim =
-        |(i, d): (usize, &super::proto::Dimension)| match (d.dim_value, d.dim_param.as_deref()) {
-            (Some(n), _) if n >= 0 => Dim::from(n),
-            (_, Some(s)) if dims.contains_key(s) => Dim::from(dims[s]),
-            (None, Some(s)) if !s.is_empty() && !s.starts_with('?') => Dim::sym(s),
-            _ => Dim::sym(&format!("?{name}_{i}")),
-        };
+    let dim = |(i, d): (usize, &Dimension)| match symbol(d, name, i) {
+        Ok(number) => Dim::from(number),
+        Err(symbol) => match dims.get(&symbol) {
+            Some(&number) => Dim::from(number),
+            None => Dim::sym(&symbol),
+        },
+    };
     Ok(TensorType {
         elem,
         shape: Some(shape.dim.iter().enumerate().map(dim).collect()),
     })
+}
+
+/// The number of dimension `i` of `name`, or the symbol that stands for it.
+fn symbol(d: &Dimension, name: &str, i: usize) -> Result<i64, String> {
+    match (d.dim_value, d.dim_param.as_deref()) {
+        (Some(n), _) if n >= 0 => Ok(n),
+        (_, Some(s)) if !s.is_empty() && !s.starts_with('?') => Err(s.to_owned()),
+        _ => Err(format!("?{name}_{i}")),
+    }
+}
+
+/// Symbols in the declared shape of a value.
+pub fn symbols(port: &ValueInfoProto) -> Vec<String> {
+    let mut ty = port.r#type.as_ref();
+    while let Some(of) = ty.and_then(|t| t.sequence_type.as_ref().or(t.optional_type.as_ref())) {
+        ty = of.elem_type.as_deref();
+    }
+    let tensor = ty.and_then(|t| t.tensor_type.as_ref());
+    let shape = tensor.and_then(|t| t.shape.as_ref());
+    let dims = shape.iter().flat_map(|s| &s.dim).enumerate();
+    dims.filter_map(|(i, d)| symbol(d, &port.name, i).err())
+        .collect()
 }
 
 /// Checks what a model declares about a value against what was inferred; gives the better of the two.

@@ -1,0 +1,224 @@
+//! Models in Rust programs: what a build script calls, for `lapidary_runtime::include_model!` to include.
+//!
+//! ```no_run
+//! // build.rs
+//! fn main() -> Result<(), lapidary::BuildError> {
+//!     lapidary::Build::new("model.onnx").dim("batch", 1).compile("digits")
+//! }
+//! ```
+//!
+//! leaves three files in `OUT_DIR`: the image `digits.image` (code, weights, host program), the module
+//! `digits.rs` that holds it and gives its inputs and outputs their Rust types ([`module`]), and `digits.key`,
+//! which tells the next build whether anything changed ([`key`]). In the program:
+//!
+//! ```ignore
+//! lapidary_runtime::include_model!(digits);
+//!
+//! let model = digits::Model::new()?;
+//! let outputs = model.run(&digits::Inputs { image: &pixels })?;
+//! println!("{:?}", outputs.scores);
+//! ```
+
+mod key;
+mod module;
+
+use crate::artefact::{Parts, write_file, write_image};
+use crate::driver::{self, CompileOptions};
+use crate::error::Error;
+use crate::targets;
+use lapidary_frontend::onnx::external_files;
+use lapidary_ir::target::Target;
+use miette::Diagnostic;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A model to be compiled by a build script.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is compiled until `compile` is called"]
+pub struct Build {
+    model: PathBuf,
+    dims: BTreeMap<String, i64>,
+    optimize: bool,
+}
+
+impl Build {
+    /// The model in this ONNX file; a relative path begins at the package's folder.
+    pub fn new(model: impl Into<PathBuf>) -> Build {
+        Build {
+            model: model.into(),
+            dims: BTreeMap::new(),
+            optimize: true,
+        }
+    }
+
+    /// Fixes a symbolic dimension.
+    pub fn dim(mut self, name: &str, size: u32) -> Build {
+        self.dims.insert(name.to_owned(), size.into());
+        self
+    }
+
+    /// Whether the graph is rewritten (it is unless said otherwise).
+    pub fn optimize(mut self, yes: bool) -> Build {
+        self.optimize = yes;
+        self
+    }
+
+    /// Compiles the model for cargo's `TARGET` into `OUT_DIR`, for `include_model!(name)`, and tells cargo
+    /// which files it depends on. Code may use what the target's features allow (`-C target-cpu=…`); the
+    /// micro-kernels choose for themselves when the program starts. Does nothing when the model, the
+    /// options and the compiler are those of the last time.
+    ///
+    /// Fails if the model cannot be compiled, and outside of a build script.
+    pub fn compile(&self, name: &str) -> Result<(), BuildError> {
+        let cargo = Cargo::from_environment()?;
+        self.compile_for(name, &cargo, &mut |line| println!("{line}"))
+            .map(|_| ())
+    }
+
+    /// As [`Build::compile`]; `tell` gets the lines for cargo. Gives whether anything had to be done.
+    fn compile_for(
+        &self,
+        name: &str,
+        cargo: &Cargo,
+        tell: &mut dyn FnMut(String),
+    ) -> Result<bool, BuildError> {
+        tell(depends_on(&self.model));
+        if !module::is_name(name) {
+            return Err(BuildError::from(Error::Usage {
+                message: format!("`{name}` cannot be the name of a module"),
+                help: "use lower-case letters, digits and `_`, as for every module of Rust"
+                    .to_owned(),
+            }));
+        }
+        let external = external_files(&self.model);
+        external.iter().for_each(|file| tell(depends_on(file)));
+        let options = self.options(cargo)?;
+        let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
+        let (image, source, key_file) = (place("image"), place("rs"), place("key"));
+        let said = format!(
+            "{name} {:?} {:?} {}",
+            options.dims, options.target, options.optimize
+        );
+        let files = std::iter::once(&self.model).chain(&external);
+        // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
+        let key = key::of(&said, files);
+        let is_current = key.is_some() && fs::read_to_string(&key_file).ok() == key;
+        if is_current && image.exists() && source.exists() {
+            return Ok(false);
+        }
+        let _ = fs::remove_file(&key_file);
+        let file = self.model.display().to_string();
+        let model = driver::import(&self.model, &options)?;
+        let compiled = driver::compile(model, &file, &options, None)?;
+        let parts = Parts {
+            file: &file,
+            triple: &options.target.triple,
+            program: &compiled.program,
+            code: &compiled.code,
+            weights: &compiled.weights,
+        };
+        write_image(&image, &parts)?;
+        let text = module::source(&file, name, &compiled.program);
+        write_text(&source, &text)?;
+        if let Some(key) = key {
+            write_text(&key_file, &key)?;
+        }
+        Ok(true)
+    }
+
+    fn options(&self, cargo: &Cargo) -> Result<CompileOptions, Error> {
+        let base = targets::by_triple(&cargo.target)?;
+        let has = |feature: &str| cargo.features.iter().any(|f| f == feature);
+        let fused = base.fused_multiply_add || has("avx2") && has("fma");
+        Ok(CompileOptions {
+            dims: self.dims.clone(),
+            target: Target {
+                fused_multiply_add: fused,
+                ..base
+            },
+            optimize: self.optimize,
+            ..CompileOptions::host(1)
+        })
+    }
+}
+
+/// What cargo tells a build script.
+struct Cargo {
+    out_dir: PathBuf,
+    target: String,
+    features: Vec<String>,
+}
+
+impl Cargo {
+    fn from_environment() -> Result<Cargo, BuildError> {
+        let variable = |name: &str| {
+            std::env::var(name).map_err(|_| {
+                BuildError::from(Error::Usage {
+                    message: format!("the variable `{name}` is not set"),
+                    help: "`lapidary::Build` works in a build script, which cargo runs; elsewhere use the \
+                           `lapidary` command"
+                        .to_owned(),
+                })
+            })
+        };
+        let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+        Ok(Cargo {
+            out_dir: variable("OUT_DIR")?.into(),
+            target: variable("TARGET")?,
+            features: features.split(',').map(str::to_owned).collect(),
+        })
+    }
+}
+
+fn depends_on(file: &Path) -> String {
+    format!("cargo::rerun-if-changed={}", file.display())
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write_file(path, false, |out| {
+        out.write_all(text.as_bytes()).map_err(|error| Error::File {
+            path: path.to_owned(),
+            error,
+        })
+    })
+}
+
+/// Why a build script could not compile a model. Cargo shows what `main` returns by `Debug`, so that is the
+/// message for people too.
+pub struct BuildError(Box<Error>);
+
+impl BuildError {
+    /// What is wrong.
+    pub fn error(&self) -> &Error {
+        &self.0
+    }
+}
+
+impl From<Error> for BuildError {
+    fn from(error: Error) -> BuildError {
+        BuildError(Box::new(error))
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        match self.0.help() {
+            Some(help) => write!(f, "\nhelp: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests;
