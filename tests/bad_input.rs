@@ -407,7 +407,7 @@ fn deep_nesting_is_refused() {
         dir.path(),
         "graphs",
         &model(nested(1000)),
-        &["recursion", "deep"],
+        &["nested too deeply"],
     );
     let mut ty = port("x", F32, &["2"]).r#type.expect("it has one");
     for _ in 0..1000 {
@@ -426,7 +426,7 @@ fn deep_nesting_is_refused() {
         input: vec![x],
         ..sum()
     };
-    refused_by_every_command(dir.path(), "types", &model(types), &["recursion", "deep"]);
+    refused_by_every_command(dir.path(), "types", &model(types), &["nested too deeply"]);
 }
 
 #[test]
@@ -490,8 +490,8 @@ fn inputs_are_checked_by_the_command_and_by_executables() {
     let exe = dir.path().join("sum");
     let built = bounded(lapidary(), &["build", str(&path), "-o", str(&exe)], &[]);
     assert!(built.status.success(), "{}", text(&built.stderr));
-    let npy = |name: &str, descr: &str, shape: &str, data: &[u8]| {
-        let inputs = dir.path().join(format!("npy-{name}"));
+    let npy = |folder: &str, name: &str, descr: &str, shape: &str, data: &[u8]| {
+        let inputs = dir.path().join(folder);
         std::fs::create_dir_all(&inputs).expect("a folder");
         let mut header =
             format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
@@ -525,11 +525,17 @@ fn inputs_are_checked_by_the_command_and_by_executables() {
         ),
         (save_inputs(dir.path(), "huge", &[absurd]), &["input_0.pb"]),
         (save_inputs(dir.path(), "none", &[]), &["`x`", "input_0.pb"]),
-        (npy("z", "<f4", "(2,)", &[0; 8]), &["`x`", "z.npy"]),
-        (npy("x", "<f4", "(3,)", &[0; 12]), &["`x`", "3", "2"]),
-        (npy("x", "<f4", "(2,)", &[0; 7]), &["x.npy"]),
-        (npy("x", "<f4", "(1099511627776,)", &[0; 8]), &["x.npy"]),
-        (npy("x", "|O", "(2,)", &[0; 16]), &["x.npy"]),
+        (npy("npy-0", "z", "<f4", "(2,)", &[0; 8]), &["`x`", "z.npy"]),
+        (
+            npy("npy-1", "x", "<f4", "(3,)", &[0; 12]),
+            &["`x`", "3", "2"],
+        ),
+        (npy("npy-2", "x", "<f4", "(2,)", &[0; 7]), &["x.npy"]),
+        (
+            npy("npy-3", "x", "<f4", "(1099511627776,)", &[0; 8]),
+            &["x.npy"],
+        ),
+        (npy("npy-4", "x", "|O", "(2,)", &[0; 16]), &["x.npy"]),
         (dir.path().join("absent"), &["absent"]),
     ];
     let outputs = dir.path().join("outputs");

@@ -271,7 +271,7 @@ fn completions_know_every_command_and_option() {
         let out = lapidary(&["completions", shell]);
         assert!(out.status.success(), "{}", text(&out.stderr));
         let script = text(&out.stdout);
-        for word in ["inspect", "bench", "emit", "no-optimize", "staticlib"] {
+        for word in ["inspect", "bench", "emit", "no-optimize"] {
             assert!(script.contains(word), "{shell}: no `{word}`");
         }
     }

@@ -39,16 +39,19 @@ pub enum Value {
     Optional(Option<Box<Value>>),
 }
 
-/// Product of dimensions.
+/// Product of dimensions; one that does not fit is the largest number there is, so that limits hold.
 pub fn count(shape: &[usize]) -> usize {
-    shape.iter().product()
+    if shape.contains(&0) {
+        return 0;
+    }
+    shape.iter().fold(1, |n, &d| n.saturating_mul(d))
 }
 
 /// Row-major strides of `shape`, in elements.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
+    let mut out = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        out[i - 1] = out[i] * shape[i].max(1);
+        out[i - 1] = out[i].saturating_mul(shape[i].max(1));
     }
     out
 }

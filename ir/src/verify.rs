@@ -15,7 +15,7 @@ use crate::graph::{Def, Node};
 use crate::infer::first_fresh;
 use crate::ops::control::region_input_types;
 use crate::ops::{AttrKind, Default, Operand};
-use crate::{Attr, Module, NodeId, RegionId, Type, ValueId};
+use crate::{Attr, Constant, Module, NodeId, RegionId, Type, ValueId};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
@@ -79,6 +79,10 @@ fn place(module: &Module, id: NodeId) -> Place {
 
 fn value_place(module: &Module, id: ValueId) -> Place {
     Place::Value(id, module.value(id).name.clone())
+}
+
+fn constant_type(c: &Constant) -> Type {
+    Type::tensor(c.elem(), c.shape().iter().copied())
 }
 
 struct Signature<'m> {
@@ -380,6 +384,11 @@ impl Verifier<'_> {
             if let Err(e) = c.encoding().check() {
                 self.error(&ENCODING, value_place(self.module, v), e.to_string());
             }
+            let (stated, own) = (&self.module.value(v).ty, constant_type(c));
+            if *stated != own {
+                let message = format!("is `{stated}`, but its constant is `{own}`");
+                self.error(&TYPE_DIFFERS, value_place(self.module, v), message);
+            }
         }
     }
 
@@ -507,6 +516,17 @@ mod tests {
         let mut m = Module::new("m");
         m.region_mut(Module::TOP).outputs = vec![ValueId(7)];
         assert_eq!(verify(&m)[0].code, &STRUCTURE);
+    }
+
+    #[test]
+    fn a_constant_has_its_own_type() {
+        let mut m = Module::new("m");
+        let one = crate::Tensor::from_f64(ElemType::F32, [1], vec![1.0]);
+        let c = m.add_constant("c", Constant::from_tensor(&one));
+        m.region_mut(Module::TOP).outputs = vec![c];
+        assert!(verify(&m).is_empty());
+        m.value_mut(c).ty = Type::tensor(ElemType::F32, [2usize]);
+        assert_eq!(verify(&m)[0].code, &TYPE_DIFFERS);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn write_staticlib(path: &Path, parts: &Parts, target: &Target) -> Result<()
     let fail = at_path(path);
     let folder = folder(path);
     let mut file = tempfile::tempfile_in(folder).map_err(&fail)?;
-    write_object(&object, &mut file, path, parts)?;
+    write_object(&object, &mut file, path)?;
     drop(object);
     let bytes = file.stream_position().map_err(&fail)?;
     file.rewind().map_err(&fail)?;
@@ -93,7 +93,7 @@ pub fn write_dylib(path: &Path, parts: &Parts, target: &Target) -> Result<(), Er
         .tempdir_in(folder(path))
         .map_err(&fail)?;
     let at = |name: &str| work.path().join(name);
-    write_object(&object, &mut create(&at("model.o"))?, path, parts)?;
+    write_object(&object, &mut create(&at("model.o"))?, path)?;
     drop(object);
     std::fs::write(at("runtime.o"), RUNTIME).map_err(&fail)?;
     let exports = format!("{{ global: {name}_*; lapidary_*; local: *; }};\n");
@@ -155,16 +155,9 @@ fn model_object(parts: &Parts, name: &str, target: &Target) -> Result<ObjectFile
     .map_err(|error| parts.code_error(error))
 }
 
-pub(super) fn write_object(
-    object: &ObjectFile,
-    file: &mut File,
-    path: &Path,
-    parts: &Parts,
-) -> Result<(), Error> {
+pub(super) fn write_object(object: &ObjectFile, file: &mut File, path: &Path) -> Result<(), Error> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    object
-        .write(&mut out)
-        .map_err(|error| parts.code_error(error))?;
+    object.write(&mut out).map_err(at_path(path))?;
     out.flush().map_err(at_path(path))
 }
 

@@ -25,7 +25,7 @@ pub fn write_listing(
     let write = |out: &mut dyn Write| {
         out.write_all(head.as_bytes())?;
         for ((kernel, code), at) in kernels.iter().zip(&code).zip(&parts.program.kernels) {
-            write!(out, "\n; kernel {} at {:#x}\n", kernel.name, at.code_offset)?;
+            write!(out, "\n; == {} at {:#x}\n", kernel.name, at.code_offset)?;
             for line in kernel.to_string().lines() {
                 writeln!(out, "; {line}")?;
             }

@@ -24,8 +24,6 @@ pub fn write_object(path: &Path, parts: &Parts, target: &Target) -> Result<(), E
         out.write_all(text.as_bytes())
             .map_err(at_path(&header_path))
     })?;
-    write_file(path, false, |out| {
-        object.write(out).map_err(|error| parts.code_error(error))
-    })?;
+    write_file(path, false, |out| object.write(out).map_err(at_path(path)))?;
     header.commit()
 }

@@ -26,9 +26,12 @@ pub struct ObjectFile(cranelift_object::ObjectProduct);
 
 impl ObjectFile {
     /// Writes the file.
-    pub fn write(&self, out: &mut dyn Write) -> Result<(), Error> {
-        let object = &self.0.object;
-        object.write_stream(out).map_err(|e| failed(e.to_string()))
+    pub fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let written = self.0.object.write_stream(out);
+        written.map_err(|e| match e.downcast::<std::io::Error>() {
+            Ok(error) => *error,
+            Err(other) => std::io::Error::other(other.to_string()),
+        })
     }
 }
 

@@ -335,8 +335,12 @@ pub fn decode<M: Message + Default>(mut bytes: Bytes) -> Result<M, String> {
         Ok(()) => Ok(message),
         Err(e) => {
             let offset = len - bytes.remaining();
+            let mut why = e.to_string();
+            if why.ends_with("recursion limit reached") {
+                why = "messages are nested too deeply (more than 100 levels)".to_owned();
+            }
             Err(format!(
-                "not a valid protobuf message at byte {offset} of {len}: {e}"
+                "not a valid protobuf message at byte {offset} of {len}: {why}"
             ))
         }
     }
@@ -397,6 +401,6 @@ mod tests {
             };
         }
         let error = decode::<TypeProto>(Bytes::from(inner.encode_to_vec())).expect_err("too deep");
-        assert!(error.contains("recursion"), "{error}");
+        assert!(error.contains("nested too deeply"), "{error}");
     }
 }
