@@ -281,12 +281,10 @@ impl Attention {
 
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
         let nothing = b.constant(scalar(), Literal::Float(0.0));
-        b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
+        let many = if self.one_run() { zero } else { rows_here };
+        b.for_loop(zero, many, 1, &[], |b, r, _| {
             b.store(scratch.m, r, vec![], low);
             b.store(scratch.l, r, vec![], nothing);
-            if self.one_run() {
-                return vec![];
-            }
             let from = mul_const(b, r, width);
             let end = b.index(width);
             b.for_loop(zero, end, LANES, &[], |b, j, _| {
@@ -320,14 +318,23 @@ impl Attention {
                 self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
                 vec![]
             });
-            self.weighted(b, &scratch, (vp, v_at, n.keys.var), (key0, here), rows_left);
+            let result = self.direct().then_some((y, y_at, y_row));
+            self.weighted(
+                b,
+                &scratch,
+                (vp, v_at, n.keys.var),
+                (key0, here),
+                rows_left,
+                result,
+            );
             vec![]
         });
+        if self.direct() {
+            return b.finish();
+        }
         b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
             let sum = b.load(scratch.l, r, &[], vec![]);
-            let empty = b.binary(Binary::Eq, sum, nothing);
-            let inverse = b.unary(Unary::Reciprocal, sum);
-            let inverse = b.select(empty, nothing, inverse);
+            let inverse = reciprocal(b, sum);
             let from = mul_const(b, r, width);
             let skip = mul_const(b, r, y_row);
             let to = add(b, y_at, skip);
@@ -400,6 +407,7 @@ impl Attention {
         (key0, here): (Var, Var),
     ) {
         let from = mul_const(b, r, self.run());
+        let width = self.lanes();
         let allowed = if self.causal {
             // Keys of this run up to the query's own position.
             let one = b.index(1);
@@ -421,42 +429,53 @@ impl Attention {
         });
         let exact = self.exact();
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
-        let wide_low = b.broadcast(low, &[LANES], 0);
+        let wide_low = b.broadcast(low, &[width], 0);
         let scale = b.constant(scalar(), Literal::Float(f64::from(self.scale)));
-        let most = lanes(b, allowed, exact, wide_low, |b, j, axis, left, most| {
-            let at = add(b, from, j);
-            let mut x = b.load(scratch.s, at, &[LANES], vec![Axis::stride(1)]);
-            x = b.binary(Binary::Mul, x, scale);
-            if let Some((m, at)) = mask_at {
-                let at = add(b, at, j);
-                let own = b.load(m.buf, at, &[LANES], vec![axis]);
-                x = if m.condition {
-                    b.select(own, x, low)
-                } else {
-                    b.binary(Binary::Add, x, own)
-                };
-            }
-            let at = add(b, from, j);
-            b.store(scratch.s, at, vec![Axis::stride(1)], x);
-            let x = existing(b, x, low, left);
-            b.binary(Binary::Max, most, x)
-        });
+        let most = lanes(
+            b,
+            (allowed, width),
+            exact,
+            wide_low,
+            |b, j, axis, left, most| {
+                let at = add(b, from, j);
+                let mut x = b.load(scratch.s, at, &[width], vec![Axis::stride(1)]);
+                x = b.binary(Binary::Mul, x, scale);
+                if let Some((m, at)) = mask_at {
+                    let at = add(b, at, j);
+                    let own = b.load(m.buf, at, &[width], vec![axis]);
+                    x = if m.condition {
+                        b.select(own, x, low)
+                    } else {
+                        b.binary(Binary::Add, x, own)
+                    };
+                }
+                let at = add(b, from, j);
+                b.store(scratch.s, at, vec![Axis::stride(1)], x);
+                let x = existing(b, x, low, left, width);
+                b.binary(Binary::Max, most, x)
+            },
+        );
         let most = b.reduce(ReduceKind::Max, most, 0);
-        let before = b.load(scratch.m, r, &[], vec![]);
-        let now = b.binary(Binary::Max, before, most);
-        b.store(scratch.m, r, vec![], now);
+        let before = (!self.one_run()).then(|| b.load(scratch.m, r, &[], vec![]));
+        let now = match before {
+            Some(before) => b.binary(Binary::Max, before, most),
+            None => most,
+        };
+        if before.is_some() {
+            b.store(scratch.m, r, vec![], now);
+        }
         // Where nothing is allowed yet the maximum is minus infinity, and any other number serves.
         let nothing = b.constant(scalar(), Literal::Float(0.0));
         let none = b.binary(Binary::Eq, now, low);
         let top = b.select(none, nothing, now);
-        let sums = b.broadcast(nothing, &[LANES], 0);
-        let sum = lanes(b, allowed, exact, sums, |b, j, _, left, sum| {
+        let sums = b.broadcast(nothing, &[width], 0);
+        let sum = lanes(b, (allowed, width), exact, sums, |b, j, _, left, sum| {
             let at = add(b, from, j);
-            let x = b.load(scratch.s, at, &[LANES], vec![Axis::stride(1)]);
+            let x = b.load(scratch.s, at, &[width], vec![Axis::stride(1)]);
             let x = b.binary(Binary::Sub, x, top);
             let e = b.unary(Unary::Exp, x);
             // Rows in scratch memory are whole vectors: what is missing weighs nothing.
-            let e = existing(b, e, nothing, left);
+            let e = existing(b, e, nothing, left, width);
             let at = add(b, from, j);
             b.store(scratch.s, at, vec![Axis::stride(1)], e);
             b.binary(Binary::Add, sum, e)
@@ -464,25 +483,30 @@ impl Attention {
         let sum = b.reduce(ReduceKind::Sum, sum, 0);
         if self.causal {
             // What lies after the query weighs nothing; the vector of the last key is done.
-            let up = super::add_const(b, allowed, i64::from(LANES) - 1);
-            let width = b.index(i64::from(LANES));
-            let vectors = b.binary(Binary::FloorDiv, up, width);
-            let first = mul(b, vectors, width);
-            let zeros = b.broadcast(nothing, &[LANES], 0);
-            b.for_loop(first, here, LANES, &[], |b, j, _| {
+            let up = super::add_const(b, allowed, i64::from(width) - 1);
+            let vector = b.index(i64::from(width));
+            let vectors = b.binary(Binary::FloorDiv, up, vector);
+            let first = mul(b, vectors, vector);
+            let zeros = b.broadcast(nothing, &[width], 0);
+            b.for_loop(first, here, width, &[], |b, j, _| {
                 let at = add(b, from, j);
                 b.store(scratch.s, at, vec![Axis::stride(1)], zeros);
                 vec![]
             });
         }
+        let Some(before) = before else {
+            if self.direct() {
+                self.divided(b, scratch, from, here, sum);
+            } else {
+                b.store(scratch.l, r, vec![], sum);
+            }
+            return;
+        };
         let fall = b.binary(Binary::Sub, before, top);
         let fall = b.unary(Unary::Exp, fall);
         let old = b.load(scratch.l, r, &[], vec![]);
         let total = b.mul_add(old, fall, sum);
         b.store(scratch.l, r, vec![], total);
-        if self.one_run() {
-            return;
-        }
         let width = panels(self.value_size) * i64::from(PANEL);
         let from = mul_const(b, r, width);
         let (zero, end) = (b.index(0), b.index(width));
@@ -496,6 +520,19 @@ impl Attention {
         });
     }
 
+    /// Divides a row of weights by their sum; nothing where nothing may be attended.
+    fn divided(&self, b: &mut KernelBuilder, scratch: &Scratch, from: Var, here: Var, sum: Var) {
+        let inverse = reciprocal(b, sum);
+        let (zero, width) = (b.index(0), self.lanes());
+        b.for_loop(zero, here, width, &[], |b, j, _| {
+            let at = add(b, from, j);
+            let e = b.load(scratch.s, at, &[width], vec![Axis::stride(1)]);
+            let e = b.binary(Binary::Mul, e, inverse);
+            b.store(scratch.s, at, vec![Axis::stride(1)], e);
+            vec![]
+        });
+    }
+
     /// `o += p v`, for a run of keys.
     fn weighted(
         &self,
@@ -504,6 +541,7 @@ impl Attention {
         (vp, v_at, keys): (Buf, Var, Var),
         (key0, here): (Var, Var),
         rows_left: Var,
+        result: Option<(Buf, Var, i64)>,
     ) {
         let rows = self.tile_rows();
         let width = panels(self.value_size) * i64::from(PANEL);
@@ -527,6 +565,23 @@ impl Attention {
                 base: zero,
                 rows: Axis::stride(self.run()).valid(rows_left),
             });
+            if let Some((y, y_at, y_row)) = result {
+                let c_at = RowsAt {
+                    base: add(b, y_at, column),
+                    rows: Axis::stride(y_row).valid(rows_left),
+                };
+                let partial = self.value_size % i64::from(PANEL) != 0;
+                let cols = partial.then(|| {
+                    let size = b.index(self.value_size);
+                    b.binary(Binary::Sub, size, column)
+                });
+                let epilogue = Epilogue {
+                    cols,
+                    ..plain(y, c_at, None)
+                };
+                contraction::epilogue(b, acc, epilogue);
+                return vec![];
+            }
             let c_at = RowsAt {
                 base: column,
                 rows: Axis::stride(width).valid(rows_left),
@@ -537,13 +592,27 @@ impl Attention {
         });
     }
 
+    /// True if rows of weights are so short that dividing them by their sum costs less than dividing the result: it is then
+    /// written by the micro-kernel, and nothing runs on from one run to the next.
+    fn direct(&self) -> bool {
+        let most = self.value_size.max(64);
+        self.one_run() && self.keys.known().is_some_and(|k| k <= most)
+    }
+
+    /// Elements of a row of scores that are computed together.
+    fn lanes(&self) -> u32 {
+        let short = self.keys.known().is_some_and(|k| k < 64);
+        let any = if short { 4 } else { LANES };
+        whole_lanes(self.keys, LANES).unwrap_or(any)
+    }
+
     fn one_run(&self) -> bool {
         self.keys.known().is_some_and(|k| k <= self.run())
     }
 
     /// True if rows are whole vectors.
     fn exact(&self) -> bool {
-        let whole = |k: i64| k % i64::from(LANES) == 0;
+        let whole = |k: i64| k % i64::from(self.lanes()) == 0;
         !self.causal && self.keys.known().is_some_and(whole)
     }
 }
@@ -591,10 +660,18 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
     }
 }
 
+/// `1 / sum`, or zero where nothing may be attended.
+fn reciprocal(b: &mut KernelBuilder, sum: Var) -> Var {
+    let nothing = b.constant(scalar(), Literal::Float(0.0));
+    let empty = b.binary(Binary::Eq, sum, nothing);
+    let inverse = b.unary(Unary::Reciprocal, sum);
+    b.select(empty, nothing, inverse)
+}
+
 /// `x` where it exists, else `other`.
-fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var {
+fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>, lanes: u32) -> Var {
     let Some(left) = left else { return x };
-    let i = b.iota(LANES);
+    let i = b.iota(lanes);
     let there = b.binary(Binary::Lt, i, left);
     b.select(there, x, other)
 }
@@ -603,15 +680,15 @@ fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>) -> Var
 /// gets the position, the axis, how many elements exist if that is not all, and the carried vector.
 fn lanes(
     b: &mut KernelBuilder,
-    n: Var,
+    (n, step): (Var, u32),
     exact: bool,
     init: Var,
     body: impl Fn(&mut KernelBuilder, Var, Axis, Option<Var>, Var) -> Var,
 ) -> Var {
-    let (zero, width) = (b.index(0), b.index(i64::from(LANES)));
+    let (zero, width) = (b.index(0), b.index(i64::from(step)));
     let groups = b.binary(Binary::FloorDiv, n, width);
     let whole = if exact { n } else { mul(b, groups, width) };
-    let most = b.for_loop(zero, whole, LANES, &[init], |b, j, x| {
+    let most = b.for_loop(zero, whole, step, &[init], |b, j, x| {
         vec![body(b, j, Axis::stride(1), None, x[0])]
     })[0];
     if exact {
@@ -765,6 +842,24 @@ mod tests {
             condition: false,
         };
         check(&base, [2, 17, 32]);
+        let shortest = Attention {
+            queries: c(4),
+            keys: c(4),
+            ..base.clone()
+        };
+        check(&shortest, [2, 4, 4]);
+        check(
+            &Attention {
+                causal: true,
+                ..shortest
+            },
+            [2, 4, 4],
+        );
+        let long = Attention {
+            keys: c(100),
+            ..base.clone()
+        };
+        check(&long, [2, 17, 100]);
         check(
             &Attention {
                 mask: Some(mask),
