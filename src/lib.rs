@@ -5,6 +5,7 @@
 //! and those of the runtime.
 
 pub mod artefact;
+pub mod backend;
 pub mod driver;
 pub mod error;
 pub mod specialize;

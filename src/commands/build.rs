@@ -6,17 +6,10 @@ use lapidary::artefact::{
     Parts, write_dylib, write_exe, write_image, write_object, write_staticlib,
 };
 use lapidary::{Compiled, Error, driver};
-use lapidary_ir::target::Target;
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
-    let mut options = args.model.options();
-    if let Some(triple) = &args.target {
-        options.target = Target {
-            threads: options.target.threads,
-            ..target(triple)?
-        };
-    }
+    let mut options = args.model.options(args.target.as_deref())?;
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
     }
@@ -44,30 +37,6 @@ pub fn build(args: &Build) -> Result<(), Error> {
         }
     }
     report(args, &compiled)
-}
-
-/// The description of a target by its triple; this machine's own triple stands for its features as well.
-fn target(triple: &str) -> Result<Target, Error> {
-    let host = Target::host();
-    let base = match triple.split('-').next().unwrap_or_default() {
-        _ if triple == host.triple => host,
-        "x86_64" => Target {
-            fused_multiply_add: false,
-            ..Target::x86_64()
-        },
-        "aarch64" => Target::aarch64(),
-        arch if arch.starts_with("riscv64") => Target::riscv64(),
-        _ => {
-            return Err(Error::Usage {
-                message: format!("there is no target `{triple}`"),
-                help: "targets begin with `x86_64-`, `aarch64-` or `riscv64gc-`".to_owned(),
-            });
-        }
-    };
-    Ok(Target {
-        triple: triple.to_owned(),
-        ..base
-    })
 }
 
 fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {

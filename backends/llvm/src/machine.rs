@@ -24,7 +24,8 @@ use std::sync::Once;
 fn llvm_names(feature: Feature) -> &'static str {
     match feature {
         Feature::Avx2 => "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
-        Feature::Avx512 => "+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
+        // Without `evex512` every 512-bit vector would be split.
+        Feature::Avx512 => "+evex512,+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
         Feature::Avx512Vnni => "+avx512vnni",
         Feature::Avx512Bf16 => "+avx512bf16",
         Feature::AvxVnni => "+avxvnni",
