@@ -41,6 +41,12 @@ pub struct Model {
     /// Threads to plan for and to run with (default: all cores).
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Code generator: `cranelift`, or `llvm` where this lapidary was built with it.
+    #[arg(long, default_value = "cranelift")]
+    pub backend: String,
+    /// Processor: `native`, `generic` or `x86-64-v2` … `x86-64-v4`, then features after commas (default: this machine's).
+    #[arg(long)]
+    pub cpu: Option<String>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,

@@ -2,6 +2,7 @@
 //!
 //! Every command and the build-script interface go through here, so that they mean the same.
 
+use crate::backend::{BACKENDS, Backend};
 use crate::error::Error;
 use crate::specialize::{Given, specialize};
 use lapidary_abi::program::Program;
@@ -28,8 +29,10 @@ use std::time::{Duration, Instant};
 pub struct CompileOptions {
     /// Numbers for symbolic dimensions.
     pub dims: BTreeMap<String, i64>,
-    /// What code is for.
+    /// What code is for; [`CompileOptions::generate_for`] fits it to the code generator.
     pub target: Target,
+    /// What generates code.
+    pub backend: &'static Backend,
     /// Rewrite the graph; without it, it is compiled as imported.
     pub optimize: bool,
     /// Told what begins, for people who wait.
@@ -65,13 +68,20 @@ impl CompileOptions {
     pub fn host(threads: usize) -> CompileOptions {
         CompileOptions {
             dims: BTreeMap::new(),
-            target: Target {
+            backend: &BACKENDS[0],
+            target: (BACKENDS[0].fit)(Target {
                 threads: threads as u32,
                 ..Target::host()
-            },
+            }),
             optimize: true,
             progress: Progress::default(),
         }
+    }
+
+    /// Chooses machine and code generator.
+    pub fn generate_for(&mut self, target: Target, backend: &'static Backend) {
+        self.backend = backend;
+        self.target = (backend.fit)(target);
     }
 }
 
@@ -169,7 +179,7 @@ pub fn compile(
         })?;
     let code = stages
         .stage("code", || {
-            lapidary_cranelift::compile(&lowered.kernels, &options.target)
+            (options.backend.compile)(&lowered.kernels, &options.target)
         })
         .map_err(|error| Error::Code {
             file: file.to_owned(),

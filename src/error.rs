@@ -52,7 +52,7 @@ pub enum Error {
         /// The model.
         file: String,
         /// What the code generator says.
-        error: lapidary_cranelift::Error,
+        error: lapidary_ir::backend::Error,
     },
     /// A weight could not be made.
     #[error("{file}: weights: {reason}")]

@@ -5,11 +5,11 @@
 //! and those of the runtime.
 
 pub mod artefact;
+pub mod backend;
 pub mod build_script;
 pub mod driver;
 pub mod error;
 pub mod specialize;
-pub mod targets;
 pub mod values;
 
 pub use build_script::{Build, BuildError};

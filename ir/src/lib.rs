@@ -3,7 +3,7 @@
 //! * the **graph IR**: [`graph`] (modules, regions, nodes), [`types`] and [`dim`] (element types, symbolic
 //!   shapes), [`attr`] (attributes), [`ops`] (one table entry per op), [`constant`] and [`encodings`]
 //!   (how stored bytes decode to a tensor), [`builder`] (writing graphs);
-//! * the **kernel IR**: [`kernel`] (loops over tiles), what every backend translates;
+//! * the **kernel IR**: [`kernel`] (loops over tiles), what every backend translates; [`backend`] (what it gives);
 //! * [`text`] (printer and parser of the graph IR), [`verify`] (everything that must hold of a module) and
 //!   [`diagnostic`] (how both say what is wrong);
 //! * [`tensor`] and [`eval`]: the reference evaluator, which *is* the meaning of the graph IR.
@@ -11,6 +11,7 @@
 //! This crate knows nothing of ONNX, e-graphs or targets. Alone, it reads, checks, prints and runs a program.
 
 pub mod attr;
+pub mod backend;
 pub mod builder;
 pub mod constant;
 pub mod diagnostic;

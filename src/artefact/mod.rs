@@ -64,7 +64,7 @@ impl Parts<'_> {
         Ok(blob)
     }
 
-    fn code_error(&self, error: lapidary_cranelift::Error) -> Error {
+    fn code_error(&self, error: lapidary_ir::backend::Error) -> Error {
         Error::Code {
             file: self.file.to_owned(),
             error,

@@ -3,7 +3,8 @@
 use super::header::{self, object_header};
 use super::{Parts, Staged, at_path, write_file};
 use crate::error::Error;
-use lapidary_cranelift::{Code, object::object};
+use lapidary_cranelift::object::object;
+use lapidary_ir::backend::Code;
 use lapidary_ir::target::Target;
 use std::path::Path;
 

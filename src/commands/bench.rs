@@ -15,7 +15,7 @@ pub fn bench(args: &Bench) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
     let threads = args.model.thread_count();
-    let mut options = args.model.options();
+    let mut options = args.model.options(None)?;
     let start = Instant::now();
     let mut module = driver::import(&args.model.model, &options)?;
     // What is still symbolic is measured at 1, as harnesses do with a batch.

@@ -5,18 +5,11 @@ use crate::cli::{Build, Emit};
 use lapidary::artefact::{
     Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
 };
-use lapidary::{Compiled, Error, driver, targets};
-use lapidary_ir::target::Target;
+use lapidary::{Compiled, Error, driver};
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
-    let mut options = args.model.options();
-    if let Some(triple) = &args.target {
-        options.target = Target {
-            threads: options.target.threads,
-            ..targets::by_triple_or_host(triple)?
-        };
-    }
+    let mut options = args.model.options(args.target.as_deref())?;
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
     }
@@ -36,7 +29,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Staticlib => write_staticlib(&args.output, &parts, &options.target)?,
         Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,
         Emit::Obj => write_object(&args.output, &parts, &options.target)?,
-        Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options.target)?,
+        Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
     }
     report(args, &compiled)
 }

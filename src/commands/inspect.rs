@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// Runs the command.
 pub fn inspect(args: &Inspect) -> Result<(), Error> {
-    let options = args.model.options();
+    let options = args.model.options(None)?;
     let file = args.model.file();
     let format = if args.model.json {
         Format::Json

@@ -10,7 +10,8 @@ use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use lapidary::driver::Progress;
-use lapidary::{CompileOptions, Error};
+use lapidary::{CompileOptions, Error, backend};
+use lapidary_ir::target::Target;
 use std::io::Write;
 use std::time::Duration;
 
@@ -21,12 +22,18 @@ impl cli::Model {
         self.threads.unwrap_or_else(all).max(1)
     }
 
-    fn options(&self) -> CompileOptions {
-        let mut options = CompileOptions::host(self.thread_count());
+    /// For a triple, or for this machine.
+    fn options(&self, triple: Option<&str>) -> Result<CompileOptions, Error> {
+        let threads = self.thread_count();
+        let mut options = CompileOptions::host(threads);
+        let target = Target::named(triple, self.cpu.as_deref())
+            .map_err(|[message, help]| Error::Usage { message, help })?;
+        let threads = threads as u32;
+        options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
         options.dims = self.dims.iter().cloned().collect();
         options.optimize = !self.no_optimize;
         options.progress = progress();
-        options
+        Ok(options)
     }
 
     fn file(&self) -> String {

@@ -13,7 +13,7 @@ use std::time::Instant;
 pub fn run(args: &Run) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
-    let options = args.model.options();
+    let options = args.model.options(None)?;
     let start = Instant::now();
     let module = driver::import(&args.model.model, &options)?;
     let (inputs, kind) =

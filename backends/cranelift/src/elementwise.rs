@@ -1,13 +1,13 @@
 //! Operations that work element by element.
 
-use crate::Error;
 use crate::function::Fun;
-use crate::tile::{Class, Tile, class, in_vectors};
+use crate::tile::{Tile, in_vectors};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::ElemType;
-use lapidary_ir::kernel::{Binary, Literal, TileElem, TileType, Unary, Var};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::{Binary, Class, Literal, TileElem, TileType, Unary, Var};
 
 const I32_ELEM: TileElem = TileElem::Elem(ElemType::I32);
 const BOOL: TileElem = TileElem::Elem(ElemType::Bool);
@@ -48,7 +48,7 @@ impl Fun<'_, '_> {
 
     pub fn unary(&mut self, ty: &TileType, f: Unary, x: &Tile) -> Result<Tile, Error> {
         let elem = x.ty.elem;
-        let kind = class(elem);
+        let kind = elem.class();
         let float = matches!(kind, Class::F32 | Class::F64);
         let supported = match f {
             Unary::Not => kind == Class::Bool,
@@ -105,7 +105,7 @@ impl Fun<'_, '_> {
     }
 
     fn unary_int(&mut self, f: Unary, elem: TileElem, x: Value, vector: bool) -> Value {
-        let signed = matches!(class(elem), Class::Int { signed: true, .. });
+        let signed = matches!(elem.class(), Class::Int { signed: true, .. });
         let y = match f {
             Unary::Not if vector => self.b.ins().bnot(x),
             Unary::Not => return self.b.ins().bxor_imm_u(x, 1),
@@ -136,7 +136,7 @@ impl Fun<'_, '_> {
     pub fn binary(&mut self, ty: &TileType, f: Binary, a: Var, b: Var) -> Result<Tile, Error> {
         let (x, y) = (self.get(a)?, self.get(b)?);
         let elem = x.ty.elem;
-        match class(elem) {
+        match elem.class() {
             Class::F32 | Class::F64 => self.binary_float(ty, f, (a, &x), (b, &y)),
             Class::Int { .. } => self.binary_int(ty, f, &x, (b, &y)),
             Class::Bool => self.binary_bool(ty, f, &x, &y),
@@ -211,7 +211,7 @@ impl Fun<'_, '_> {
         y: Value,
         vector: bool,
     ) -> Result<Value, Error> {
-        Ok(match (class(elem), f) {
+        Ok(match (elem.class(), f) {
             (Class::F32 | Class::F64, _) => self.float_parts(f, x, y, vector),
             (Class::Bool, Binary::And | Binary::Min | Binary::Mul) | (_, Binary::And) => {
                 self.b.ins().band(x, y)
@@ -307,7 +307,7 @@ impl Fun<'_, '_> {
         (b, y): (Var, &Tile),
     ) -> Result<Tile, Error> {
         let elem = x.ty.elem;
-        let Class::Int { bits, signed } = class(elem) else {
+        let Class::Int { bits, signed } = elem.class() else {
             return Err(self.unsupported(format!("{f:?} of {elem:?}")));
         };
         let constant = self.facts.int(b);
@@ -511,7 +511,7 @@ impl Fun<'_, '_> {
 
     /// `a * b + c` on parts.
     pub fn multiply_add(&mut self, elem: TileElem, a: Value, b: Value, c: Value) -> Value {
-        match class(elem) {
+        match elem.class() {
             Class::F32 | Class::F64 if self.fused => self.b.ins().fma(a, b, c),
             Class::F32 | Class::F64 => {
                 let product = self.b.ins().fmul(a, b);
@@ -526,7 +526,7 @@ impl Fun<'_, '_> {
     }
 
     pub fn cast(&mut self, ty: &TileType, x: &Tile) -> Result<Tile, Error> {
-        let (from, to) = (class(x.ty.elem), class(ty.elem));
+        let (from, to) = (x.ty.elem.class(), ty.elem.class());
         if matches!(from, Class::Bits(_)) || matches!(to, Class::Bits(_)) {
             return Err(
                 self.unsupported(format!("a conversion of {:?} to {:?}", x.ty.elem, ty.elem))
@@ -541,7 +541,7 @@ impl Fun<'_, '_> {
     }
 
     fn cast_float(&mut self, from: TileElem, to: TileElem, x: Value, vector: bool) -> Value {
-        match (class(from), class(to)) {
+        match (from.class(), to.class()) {
             (a, b) if a == b => x,
             (_, Class::F64) => self.b.ins().fpromote(F64, x),
             (_, Class::F32) => self.b.ins().fdemote(F32, x),
@@ -577,12 +577,12 @@ impl Fun<'_, '_> {
     }
 
     fn cast_bool(&mut self, to: TileElem, x: Value, vector: bool) -> Value {
-        let elem = if class(to) == Class::Bool { BOOL } else { to };
-        match class(to) {
+        let elem = if to.class() == Class::Bool { BOOL } else { to };
+        match to.class() {
             Class::Bool => x,
             // A mask selects the bits of one.
             _ if vector => {
-                let literal = if class(to) == Class::F32 {
+                let literal = if to.class() == Class::F32 {
                     Literal::Float(1.0)
                 } else {
                     Literal::Int(1)
@@ -604,16 +604,16 @@ impl Fun<'_, '_> {
     }
 
     fn cast_int(&mut self, from: TileElem, to: TileElem, x: Value, vector: bool) -> Value {
-        let Class::Int { bits, signed } = class(from) else {
+        let Class::Int { bits, signed } = from.class() else {
             return x;
         };
-        match class(to) {
+        match to.class() {
             Class::Bool => {
                 let zero = self.beside(from, Literal::Int(0), vector);
                 self.b.ins().icmp(IntCC::NotEqual, x, zero)
             }
             Class::F32 | Class::F64 => {
-                let ty = match (class(to), vector) {
+                let ty = match (to.class(), vector) {
                     (Class::F64, _) => F64,
                     (_, true) => F32X4,
                     _ => F32,
@@ -641,7 +641,7 @@ impl Fun<'_, '_> {
     }
 
     pub fn bitcast(&mut self, ty: &TileType, x: &Tile) -> Result<Tile, Error> {
-        let width = |elem| match class(elem) {
+        let width = |elem: TileElem| match elem.class() {
             Class::F32 => 32,
             Class::F64 => 64,
             Class::Bool => 8,
@@ -650,7 +650,7 @@ impl Fun<'_, '_> {
         if width(x.ty.elem) != width(ty.elem) || in_vectors(x.ty.elem) != in_vectors(ty.elem) {
             return Err(self.unsupported(format!("{:?} bits as {:?}", x.ty.elem, ty.elem)));
         }
-        let bool_either = class(x.ty.elem) == Class::Bool || class(ty.elem) == Class::Bool;
+        let bool_either = x.ty.elem.class() == Class::Bool || ty.elem.class() == Class::Bool;
         if bool_either {
             return self.cast(ty, x);
         }

@@ -1,6 +1,5 @@
 //! The frame of a kernel's function: arguments, the loop over blocks, statements and control flow.
 
-use crate::Error;
 use crate::isa::Isas;
 use crate::tile::Tile;
 use cranelift_codegen::CompiledCode;
@@ -8,21 +7,26 @@ use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8, I64};
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Function, InstBuilder, MemFlagsData, Signature, StackSlot,
+    self, AbiParam, Block, BlockArg, InstBuilder, MemFlagsData, Signature, StackSlot,
     StackSlotData, StackSlotKind, UserFuncName, Value,
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use lapidary_abi::kernel::KernelContext;
+use lapidary_ir::backend::{Error, Function};
 use lapidary_ir::kernel::contraction::Facts;
 use lapidary_ir::kernel::{Buf, Extent, Kernel, Op, Param, Stmt, Var, legalize};
 use lapidary_ir::target::Target;
 use std::mem::offset_of;
 
 /// Translates one kernel to machine code.
-pub(crate) fn compile(kernel: &Kernel, target: &Target, isas: &Isas) -> Result<Vec<u8>, Error> {
+pub(crate) fn compile(kernel: &Kernel, target: &Target, isas: &Isas) -> Result<Function, Error> {
     let mut ctx = cranelift_codegen::Context::new();
-    compile_in(&mut ctx, kernel, target, isas).map(|code| code.code_buffer().to_vec())
+    let code = compile_in(&mut ctx, kernel, target, isas)?;
+    Ok(Function {
+        bytes: code.code_buffer().to_vec(),
+        entry: 0,
+    })
 }
 
 /// The machine code of one kernel as text: blocks and instructions in the order of their bytes.
@@ -68,8 +72,8 @@ pub(crate) fn translate(
     kernel: &Kernel,
     target: &Target,
     isa: &dyn TargetIsa,
-) -> Result<Function, Error> {
-    let mut func = Function::with_name_signature(UserFuncName::default(), signature(isa));
+) -> Result<ir::Function, Error> {
+    let mut func = ir::Function::with_name_signature(UserFuncName::default(), signature(isa));
     let mut builder_ctx = FunctionBuilderContext::new();
     let mut fun = Fun {
         b: FunctionBuilder::new(&mut func, &mut builder_ctx),

@@ -3,20 +3,15 @@
 //! The epilogue goes into the call where it is one that the micro-kernel knows; otherwise the micro-kernel
 //! writes the accumulator to the stack, from where the statements that follow use it.
 
-use crate::Error;
 use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32, ZEROS_BYTES};
-use lapidary_ir::kernel::contraction::{
-    Contraction, EpilogueMatch, Kind, PANEL, recognise, recognise_epilogue,
-};
-use lapidary_ir::kernel::{At, Axis, Stmt, window};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, plan};
+use lapidary_ir::kernel::{At, Axis, Stmt};
 use std::mem::offset_of;
-
-/// Most row addresses of one call.
-const MAX_POINTERS: u32 = 4096;
 
 impl<'k> Fun<'k, '_> {
     /// Translates a contraction and its epilogue; the number of statements done, 0 if there is none.
@@ -24,45 +19,18 @@ impl<'k> Fun<'k, '_> {
         if !self.micro_kernels {
             return Ok(0);
         }
-        let Some(found) =
-            recognise(&self.facts, stmt).or_else(|| window::recognise(&self.facts, stmt))
-        else {
+        let Some(plan) = plan(&self.facts, stmt, rest) else {
             return Ok(0);
         };
-        let tail = recognise_epilogue(&self.facts, rest, found.acc);
-        let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
-        // Rows that are missing are pointed at zeros, unless they are exactly those that are not computed.
-        let to_zeros = found.a_rows.mask.is_some()
-            || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
-        let size = if found.kind == Kind::F32 { 4 } else { 1 };
-        if let Some(w) = found.window
-            && tail.as_ref().is_none_or(|t| t.cols != w.cols)
-        {
-            return Ok(0);
-        }
-        let row_length = match found.window {
-            Some(w) => Some(i64::from(w.width)),
-            None => self.facts.int(found.k),
-        };
-        let zeros_suffice = row_length.is_some_and(|k| k * size <= ZEROS_BYTES as i64);
-        if (to_zeros && !zeros_suffice) || found.taps.saturating_mul(found.rows) > MAX_POINTERS {
-            return Ok(0);
-        }
-        match tail {
-            Some(tail) => {
-                for (i, s) in rest[..tail.store].iter().enumerate() {
-                    if !tail.replaced.contains(&i) {
-                        self.statements(std::slice::from_ref(s))?;
-                    }
+        if let Some(tail) = &plan.tail {
+            for (i, s) in rest[..tail.store].iter().enumerate() {
+                if !tail.replaced.contains(&i) {
+                    self.statements(std::slice::from_ref(s))?;
                 }
-                self.call(&found, Some(&tail), to_zeros)?;
-                Ok(tail.store + 2)
-            }
-            None => {
-                self.call(&found, None, to_zeros)?;
-                Ok(1)
             }
         }
+        self.call(&plan.found, plan.tail.as_ref(), plan.to_zeros)?;
+        Ok(plan.statements())
     }
 
     fn call(

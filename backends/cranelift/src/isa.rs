@@ -1,8 +1,8 @@
 //! From a target description to Cranelift's settings.
 
-use crate::Error;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
+use lapidary_ir::backend::Error;
 use lapidary_ir::target::Target;
 use std::str::FromStr;
 

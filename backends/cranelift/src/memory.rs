@@ -4,14 +4,14 @@
 //! store branches around it. What exists by the column has two paths: when every column exists, which is
 //! tested at run time, vectors; otherwise a loop over the elements, through a stack slot.
 
-use crate::Error;
 use crate::function::{Fun, flags};
-use crate::tile::{Class, LANES, Layout, Tile, class, in_vectors};
+use crate::tile::{LANES, Layout, Tile, in_vectors};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I8X16, I16X8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{BlockArg, InstBuilder, StackSlot, Value};
 use lapidary_abi::kernel::ZEROS_BYTES;
-use lapidary_ir::kernel::{At, Axis, Literal, Op, Stmt, TileElem, TileType};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::{At, Axis, Class, Literal, Op, Stmt, TileElem, TileType};
 
 /// Tiles with conditional columns up to this size are translated element by element without branches.
 const SMALL: usize = 8;
@@ -404,7 +404,7 @@ impl<'k> Fun<'k, '_> {
 
     /// A scalar as it lies in a slot: `bool` as a mask, so that vectors can be read back.
     fn slot_form(&mut self, elem: TileElem, x: Value) -> Value {
-        if class(elem) == Class::Bool {
+        if elem.class() == Class::Bool {
             let wide = self.b.ins().uextend(I32, x);
             return self.b.ins().ineg(wide);
         }
@@ -421,7 +421,7 @@ impl<'k> Fun<'k, '_> {
             for part in 0..layout.per_row() {
                 let at = ((row * cols + layout.column(part)) as i64 * size) as i32;
                 let vector = part < layout.vectors;
-                let x = match (class(ty.elem), vector) {
+                let x = match (ty.elem.class(), vector) {
                     (Class::F32, true) => self.b.ins().load(F32X4, flags(), from, at),
                     (_, true) => self.b.ins().load(I32X4, flags(), from, at),
                     (Class::Bool, false) => {
@@ -571,7 +571,7 @@ impl<'k> Fun<'k, '_> {
         self.spill(&tile, from);
         self.over_elements(&place, |s, address, linear| {
             let at = s.element(from, linear, slot_size(tile.ty.elem));
-            let x = match class(tile.ty.elem) {
+            let x = match tile.ty.elem.class() {
                 Class::Bool => {
                     let lane = s.b.ins().load(I32, flags(), at, 0);
                     s.b.ins().icmp_imm_s(IntCC::NotEqual, lane, 0)
@@ -640,7 +640,7 @@ impl<'k> Fun<'k, '_> {
 
     fn load_scalar(&mut self, elem: TileElem, address: Value, offset: i64) -> Value {
         let at = offset as i32;
-        match (class(elem), signed(elem)) {
+        match (elem.class(), signed(elem)) {
             (Class::F32, _) => self.b.ins().load(F32, flags(), address, at),
             (Class::F64, _) => self.b.ins().load(F64, flags(), address, at),
             (Class::Bool, _) => {
@@ -660,7 +660,7 @@ impl<'k> Fun<'k, '_> {
 
     fn store_scalar(&mut self, elem: TileElem, x: Value, address: Value, offset: i64) {
         let at = offset as i32;
-        match class(elem) {
+        match elem.class() {
             Class::F32 | Class::F64 | Class::Bool | Class::Int { bits: 32 | 64, .. } => {
                 self.b.ins().store(flags(), x, address, at);
             }
@@ -702,7 +702,7 @@ impl<'k> Fun<'k, '_> {
     /// Four consecutive elements.
     fn load_vector(&mut self, elem: TileElem, address: Value, offset: i64) -> Value {
         let at = offset as i32;
-        match (class(elem), signed(elem)) {
+        match (elem.class(), signed(elem)) {
             (Class::F32, _) => self.b.ins().load(F32X4, flags(), address, at),
             (Class::Int { bits: 32, .. }, _) => self.b.ins().load(I32X4, flags(), address, at),
             (Class::Int { bits: 16, .. }, true) => {
@@ -741,7 +741,7 @@ impl<'k> Fun<'k, '_> {
 
     /// Loaded bytes of `bool` become masks.
     fn truth(&mut self, elem: TileElem, words: Value) -> Value {
-        if class(elem) != Class::Bool {
+        if elem.class() != Class::Bool {
             return words;
         }
         let zero = self.lanes_const(I32X4, [0; LANES]);
@@ -764,7 +764,7 @@ impl<'k> Fun<'k, '_> {
     /// Lanes in their type's range, two vectors into one of half the width.
     fn halves(&mut self, elem: TileElem, a: Value, b: Value) -> Value {
         // 16-bit unsigned values need the unsigned narrowing; all others fit a signed half.
-        match class(elem) {
+        match elem.class() {
             Class::Int {
                 bits: 16,
                 signed: false,
@@ -784,7 +784,7 @@ impl<'k> Fun<'k, '_> {
 
     /// Masks become ones.
     fn ones(&mut self, elem: TileElem, x: Value) -> Value {
-        if class(elem) == Class::Bool {
+        if elem.class() == Class::Bool {
             let one = self.lanes_const(I32X4, [1; LANES]);
             self.b.ins().band(x, one)
         } else {
@@ -794,7 +794,7 @@ impl<'k> Fun<'k, '_> {
 
     fn store_vector(&mut self, elem: TileElem, x: Value, address: Value, offset: i64) {
         let at = offset as i32;
-        match class(elem) {
+        match elem.class() {
             Class::F32 | Class::Int { bits: 32, .. } => {
                 self.b.ins().store(flags(), x, address, at);
             }
@@ -847,5 +847,5 @@ fn slot_size(elem: TileElem) -> i64 {
 }
 
 fn signed(elem: TileElem) -> bool {
-    matches!(class(elem), Class::Int { signed: true, .. })
+    matches!(elem.class(), Class::Int { signed: true, .. })
 }

@@ -4,7 +4,7 @@
 //! after the other and needs nothing but itself; [`library_object`] adds a description of the model and small
 //! functions that hand it to the runtime's C interface.
 
-use crate::{Code, Error, isa};
+use crate::isa;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
     AbiParam, FuncRef, GlobalValue, InstBuilder, MemFlagsData, Signature, StackSlotData,
@@ -17,6 +17,7 @@ use cranelift_object::object::{SectionKind, SymbolKind, SymbolScope};
 use cranelift_object::{ObjectBuilder, ObjectModule};
 use lapidary_abi::kernel::{KernelContext, ZEROS_BYTES};
 use lapidary_abi::program::{Arg, Place, Program, Step, ValueIndex, ValueType};
+use lapidary_ir::backend::{Code, Error};
 use lapidary_ir::target::Target;
 use std::io::Write;
 use std::mem::offset_of;

@@ -1,30 +1,18 @@
 //! Operations that move, combine or multiply elements.
 
-use crate::Error;
 use crate::function::Fun;
-use crate::tile::{Class, LANES, Layout, Tile, class, in_vectors};
+use crate::tile::{LANES, Layout, Tile, in_vectors};
 use cranelift_codegen::ir::types::{I8X16, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::ElemType;
-use lapidary_ir::Tensor;
-use lapidary_ir::kernel::{Binary, Literal, Op, ReduceKind, TileElem, TileType};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::{Binary, Class, Literal, Op, ReduceKind, TileElem, TileType};
 
 impl Fun<'_, '_> {
     /// Every operation that computes its result from tiles alone.
     pub fn operation(&mut self, ty: &TileType, op: &Op) -> Result<Tile, Error> {
         match op {
-            Op::Const(literal) => {
-                let literal = match (class(ty.elem), ty.elem, *literal) {
-                    // Held as their bits.
-                    (Class::Bits(_), TileElem::Elem(elem), Literal::Float(f)) => {
-                        let bytes = Tensor::from_f64(elem, [], vec![f]).to_bytes();
-                        let bytes = bytes.unwrap_or_default().into_iter().rev();
-                        Literal::Int(bytes.fold(0, |bits, b| bits << 8 | i64::from(b)))
-                    }
-                    (_, _, literal) => literal,
-                };
-                Ok(self.const_tile(ty, literal))
-            }
+            Op::Const(literal) => Ok(self.const_tile(ty, literal.held(ty.elem))),
             Op::Iota => {
                 let parts = (0..ty.len())
                     .map(|i| self.b.ins().iconst(I64, i64::from(i)))
@@ -200,7 +188,7 @@ impl Fun<'_, '_> {
         b: Value,
         vector: bool,
     ) -> Result<Value, Error> {
-        let float = matches!(class(elem), Class::F32 | Class::F64);
+        let float = matches!(elem.class(), Class::F32 | Class::F64);
         let f = match kind {
             ReduceKind::Sum => Binary::Add,
             ReduceKind::Prod => Binary::Mul,
@@ -227,7 +215,7 @@ impl Fun<'_, '_> {
         let elem = acc.ty.elem;
         let layout = Layout::of(&acc.ty);
         // 8-bit operands are 32-bit lanes already.
-        let lane_elem = if in_vectors(elem) && class(elem) != Class::F32 {
+        let lane_elem = if in_vectors(elem) && elem.class() != Class::F32 {
             TileElem::Elem(ElemType::I32)
         } else {
             elem

@@ -9,9 +9,8 @@ use crate::function::Fun;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Type, Value};
-use lapidary_abi::elem::ElemClass;
 use lapidary_ir::ElemType;
-use lapidary_ir::kernel::{Literal, TileElem, TileType};
+use lapidary_ir::kernel::{Class, Literal, TileElem, TileType};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 4;
@@ -23,51 +22,13 @@ pub(crate) struct Tile {
     pub parts: Vec<Value>,
 }
 
-/// What arithmetic an element needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    F32,
-    F64,
-    Bool,
-    /// Significant bits and signedness; an index is a signed 64-bit integer.
-    Int {
-        bits: u32,
-        signed: bool,
-    },
-    /// Bits of a float that is only loaded, stored and converted.
-    Bits(u32),
-}
-
-pub(crate) fn class(elem: TileElem) -> Class {
-    let TileElem::Elem(elem) = elem else {
-        return Class::Int {
-            bits: 64,
-            signed: true,
-        };
-    };
-    match (elem, elem.class()) {
-        (ElemType::F32, _) => Class::F32,
-        (ElemType::F64, _) => Class::F64,
-        (_, ElemClass::Bool) => Class::Bool,
-        (_, ElemClass::Signed) => Class::Int {
-            bits: elem.bits(),
-            signed: true,
-        },
-        (_, ElemClass::Unsigned) => Class::Int {
-            bits: elem.bits(),
-            signed: false,
-        },
-        _ => Class::Bits(elem.bits()),
-    }
-}
-
 /// True if elements travel in vectors.
 pub(crate) fn in_vectors(elem: TileElem) -> bool {
-    !matches!(class(elem), Class::F64 | Class::Int { bits: 64, .. })
+    !matches!(elem.class(), Class::F64 | Class::Int { bits: 64, .. })
 }
 
 pub(crate) fn scalar_type(elem: TileElem) -> Type {
-    match class(elem) {
+    match elem.class() {
         Class::F32 => F32,
         Class::F64 => F64,
         Class::Bool => I8,
@@ -77,7 +38,7 @@ pub(crate) fn scalar_type(elem: TileElem) -> Type {
 }
 
 pub(crate) fn vector_type(elem: TileElem) -> Type {
-    match class(elem) {
+    match elem.class() {
         Class::F32 => F32X4,
         _ => I32X4,
     }
@@ -150,22 +111,22 @@ impl Fun<'_, '_> {
 
     /// A literal in one scalar.
     pub fn scalar_const(&mut self, elem: TileElem, literal: Literal) -> Value {
-        match class(elem) {
+        match elem.class() {
             Class::F32 => {
-                let x = as_float(literal) as f32;
+                let x = literal.as_float() as f32;
                 self.b.ins().f32const(x)
             }
             Class::F64 => {
-                let x = as_float(literal);
+                let x = literal.as_float();
                 self.b.ins().f64const(x)
             }
             Class::Bool => {
-                let x = i64::from(as_int(literal) != 0);
+                let x = i64::from(literal.as_int() != 0);
                 self.b.ins().iconst(I8, x)
             }
-            Class::Int { bits: 64, .. } => self.b.ins().iconst(I64, as_int(literal)),
+            Class::Int { bits: 64, .. } => self.b.ins().iconst(I64, literal.as_int()),
             Class::Int { .. } | Class::Bits(_) => {
-                let x = i64::from(wrap(elem, as_int(literal)) as u32);
+                let x = i64::from(elem.wrap_literal(literal.as_int()) as u32);
                 self.b.ins().iconst(I32, x)
             }
         }
@@ -173,10 +134,10 @@ impl Fun<'_, '_> {
 
     /// A literal in every lane of a vector.
     pub fn vector_const(&mut self, elem: TileElem, literal: Literal) -> Value {
-        let lane = match class(elem) {
-            Class::F32 => (as_float(literal) as f32).to_bits(),
-            Class::Bool => 0u32.wrapping_sub(u32::from(as_int(literal) != 0)),
-            _ => wrap(elem, as_int(literal)) as u32,
+        let lane = match elem.class() {
+            Class::F32 => (literal.as_float() as f32).to_bits(),
+            Class::Bool => 0u32.wrapping_sub(u32::from(literal.as_int() != 0)),
+            _ => elem.wrap_literal(literal.as_int()) as u32,
         };
         self.lanes_const(vector_type(elem), [lane; LANES])
     }
@@ -215,7 +176,7 @@ impl Fun<'_, '_> {
     }
 
     fn lane_of_scalar(&mut self, elem: TileElem, scalar: Value) -> Value {
-        match class(elem) {
+        match elem.class() {
             Class::Bool => {
                 let wide = self.b.ins().uextend(I32, scalar);
                 self.b.ins().ineg(wide)
@@ -225,7 +186,7 @@ impl Fun<'_, '_> {
     }
 
     fn scalar_of_lane(&mut self, elem: TileElem, lane: Value) -> Value {
-        match class(elem) {
+        match elem.class() {
             Class::Bool => self.b.ins().icmp_imm_s(IntCC::NotEqual, lane, 0),
             _ => lane,
         }
@@ -335,7 +296,7 @@ impl Fun<'_, '_> {
 
     /// Brings an integer back into its type's range after arithmetic in 32-bit lanes.
     pub fn normalize(&mut self, elem: TileElem, x: Value) -> Value {
-        match class(elem) {
+        match elem.class() {
             Class::Int { bits, signed: true } if bits < 32 => {
                 let left = self.b.ins().ishl_imm_u(x, i64::from(32 - bits));
                 self.b.ins().sshr_imm_u(left, i64::from(32 - bits))
@@ -352,30 +313,5 @@ impl Fun<'_, '_> {
             }
             _ => x,
         }
-    }
-}
-
-pub(crate) fn as_float(literal: Literal) -> f64 {
-    match literal {
-        Literal::Int(i) => i as f64,
-        Literal::Float(f) => f,
-    }
-}
-
-pub(crate) fn as_int(literal: Literal) -> i64 {
-    match literal {
-        Literal::Int(i) => i,
-        Literal::Float(f) => f as i64,
-    }
-}
-
-/// An integer constant in its type's range, as 32 bits.
-fn wrap(elem: TileElem, x: i64) -> i32 {
-    match class(elem) {
-        Class::Int { bits, signed: true } if bits < 32 => (x << (64 - bits) >> (64 - bits)) as i32,
-        Class::Int { bits, .. } | Class::Bits(bits) if bits < 32 => {
-            ((x as u64) << (64 - bits) >> (64 - bits)) as i32
-        }
-        _ => x as i32,
     }
 }

@@ -1,7 +1,7 @@
 //! Matrix products with a packed right side: the canonical loops, written and recognised side by side.
 //!
 //! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
-//! [`recognise`] on each `For` and [`recognise_epilogue`] on the statements after it. Both live here, so that
+//! [`plan`] on each `For` and the statements after it. Both live here, so that
 //! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is
 //!
 //! ```text
@@ -30,7 +30,7 @@
 
 use super::build::KernelBuilder;
 use super::*;
-use lapidary_abi::kernel::{MAX_ROWS_F32, PANEL_F32};
+use lapidary_abi::kernel::{MAX_ROWS_F32, PANEL_F32, ZEROS_BYTES};
 use std::collections::HashMap;
 
 /// Columns of a panel.
@@ -539,6 +539,55 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
         b_base,
         acc: l.yielded,
         window: None,
+    })
+}
+
+/// A contraction with what a call of a micro-kernel takes over besides it.
+#[derive(Debug)]
+pub struct Plan<'k> {
+    /// The contraction.
+    pub found: Contraction<'k>,
+    /// Its epilogue, if a micro-kernel can do all of it.
+    pub tail: Option<EpilogueMatch<'k>>,
+    /// Rows that are missing are to be pointed at zeros. Otherwise they are exactly those that are not computed.
+    pub to_zeros: bool,
+}
+
+impl Plan<'_> {
+    /// Statements that the plan takes care of: the loop and, with a whole epilogue, what follows up to its store.
+    pub fn statements(&self) -> usize {
+        self.tail.as_ref().map_or(1, |t| t.store + 2)
+    }
+}
+
+/// Most row addresses of one call.
+pub const MAX_POINTERS: u32 = 4096;
+
+/// Plans the call of a micro-kernel for `stmt` and the statements after it; `None` if there is none for it.
+pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<Plan<'k>> {
+    let found = recognise(facts, stmt).or_else(|| super::window::recognise(facts, stmt))?;
+    let tail = recognise_epilogue(facts, rest, found.acc);
+    let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
+    let to_zeros = found.a_rows.mask.is_some()
+        || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
+    let size = if found.kind == Kind::F32 { 4 } else { 1 };
+    if let Some(w) = found.window
+        && tail.as_ref().is_none_or(|t| t.cols != w.cols)
+    {
+        return None;
+    }
+    let row_length = match found.window {
+        Some(w) => Some(i64::from(w.width)),
+        None => facts.int(found.k),
+    };
+    let zeros_suffice = row_length.is_some_and(|k| k * size <= ZEROS_BYTES as i64);
+    if (to_zeros && !zeros_suffice) || found.taps.saturating_mul(found.rows) > MAX_POINTERS {
+        return None;
+    }
+    Some(Plan {
+        found,
+        tail,
+        to_zeros,
     })
 }
 

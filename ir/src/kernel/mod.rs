@@ -19,6 +19,7 @@
 //! What is absent: encodings, graph ops, threads, targets, strings, allocation.
 
 pub mod build;
+mod class;
 pub mod contraction;
 mod convert;
 pub mod interp;
@@ -27,6 +28,8 @@ mod math;
 pub mod text;
 pub mod verify;
 pub mod window;
+
+pub use class::Class;
 
 use crate::ElemType;
 

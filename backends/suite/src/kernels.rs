@@ -2,6 +2,7 @@
 
 use super::*;
 use lapidary_ir::ElemType;
+use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{Epilogue, GemmTile, Kind, PANEL, RowsAt, epilogue, gemm};
 use lapidary_ir::kernel::*;
@@ -32,8 +33,8 @@ fn scale(elem: ElemType, tile: u32) -> Kernel {
     b.finish()
 }
 
-#[test]
-fn tiles_with_remainders_of_every_type() {
+/// TODOC
+pub fn tiles_with_remainders_of_every_type(backend: &Backend) {
     let mut rng = Rng(1);
     for elem in [
         ElemType::F32,
@@ -59,14 +60,13 @@ fn tiles_with_remainders_of_every_type() {
                     .collect(),
             };
             let y = vec![0u8; x.len()];
-            check(&scale(elem, tile), &[x, y], &[n], 0.0);
+            check(backend, &scale(elem, tile), &[x, y], &[n], 0.0);
         }
     }
 }
 
 /// Rows by offsets with a mask, columns by a stride, transposed on the way.
-#[test]
-fn gathers_masks_and_transpositions() {
+pub fn gathers_masks_and_transpositions(backend: &Backend) {
     let mut b = KernelBuilder::new("gather");
     let (x, y) = (
         b.buffer("x", ElemType::F32, false),
@@ -102,12 +102,17 @@ fn gathers_masks_and_transpositions() {
     );
     let kernel = b.finish();
     let mut rng = Rng(2);
-    check(&kernel, &[rng.f32s(40), rng.f32s(3 * 48)], &[], 0.0);
+    check(
+        backend,
+        &kernel,
+        &[rng.f32s(40), rng.f32s(3 * 48)],
+        &[],
+        0.0,
+    );
 }
 
 /// A row-wise softmax: loops that carry scalars and tiles, reductions, a branch, scratch.
-#[test]
-fn loops_branches_reductions_scratch() {
+pub fn loops_branches_reductions_scratch(backend: &Backend) {
     let n = 40;
     let mut b = KernelBuilder::new("softmax");
     let (x, y) = (
@@ -153,6 +158,7 @@ fn loops_branches_reductions_scratch() {
     let kernel = b.finish();
     let mut rng = Rng(3);
     check(
+        backend,
         &kernel,
         &[rng.f32s(5 * n as usize), vec![0; 20 * n as usize]],
         &[],
@@ -160,8 +166,8 @@ fn loops_branches_reductions_scratch() {
     );
 }
 
-#[test]
-fn integer_division_never_traps() {
+/// TODOC
+pub fn integer_division_never_traps(backend: &Backend) {
     for elem in [
         ElemType::I32,
         ElemType::I64,
@@ -216,13 +222,13 @@ fn integer_division_never_traps() {
             if matches!(f, Binary::Shl | Binary::Shr) && lo < 0 {
                 continue; // negative shift counts mean nothing
             }
-            check(&kernel, &buffers, &[], 0.0);
+            check(backend, &kernel, &buffers, &[], 0.0);
         }
     }
 }
 
-#[test]
-fn index_division_by_constants() {
+/// TODOC
+pub fn index_division_by_constants(backend: &Backend) {
     let values: Vec<i64> = vec![
         0,
         1,
@@ -253,13 +259,13 @@ fn index_division_by_constants() {
             let w = b.cast(w, TileElem::Elem(ElemType::I64));
             b.store(y, i, vec![], w);
             let x = bytes(&values, |v| v.to_le_bytes());
-            check(&b.finish(), &[x.clone(), x], &[], 0.0);
+            check(backend, &b.finish(), &[x.clone(), x], &[], 0.0);
         }
     }
 }
 
-#[test]
-fn packed_codes_are_unpacked() {
+/// TODOC
+pub fn packed_codes_are_unpacked(backend: &Backend) {
     for (bits, signed) in [(4, false), (4, true), (2, true), (1, false), (2, false)] {
         for n in [8u32, 4, 3, 5] {
             let elem = if signed { ElemType::I8 } else { ElemType::U8 };
@@ -282,7 +288,13 @@ fn packed_codes_are_unpacked() {
             b.store(y, at, vec![Axis::stride(1)], v);
             let mut rng = Rng(4);
             let x: Vec<u8> = (0..4 * n).map(|_| rng.next() as u8).collect();
-            check(&b.finish(), &[x, vec![0; 4 * codes as usize]], &[], 0.0);
+            check(
+                backend,
+                &b.finish(),
+                &[x, vec![0; 4 * codes as usize]],
+                &[],
+                0.0,
+            );
         }
     }
 }
@@ -393,8 +405,8 @@ impl Div for Extent {
     }
 }
 
-#[test]
-fn contractions_with_and_without_micro_kernels() {
+/// TODOC
+pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
     let same: fn(&mut KernelBuilder, Var) -> Var = |_, acc| acc;
     let halved: fn(&mut KernelBuilder, Var) -> Var = |b, acc| {
         let half = b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(0.5));
@@ -464,6 +476,7 @@ fn contractions_with_and_without_micro_kernels() {
         let c_len = (g.m * g.n) as usize;
         let (bias, residual) = (rng.f32s(g.n as usize), rng.f32s(c_len));
         check(
+            backend,
             &kernel,
             &[a, w, vec![0; 4 * c_len], bias, residual],
             &[],
@@ -473,8 +486,7 @@ fn contractions_with_and_without_micro_kernels() {
 }
 
 /// Every machine in the list gets code without relocations.
-#[test]
-fn other_machines_get_code() {
+pub fn other_machines_get_code(backend: &Backend) {
     let kernel = scale(ElemType::F32, 16);
     let g = gemm_kernel(&Gemm {
         kind: Kind::F32,
@@ -492,7 +504,7 @@ fn other_machines_get_code() {
                 micro_kernels,
                 ..target.clone()
             };
-            let code = compile(&[kernel.clone(), g.clone()], &target)
+            let code = (backend.compile)(&[kernel.clone(), g.clone()], &target)
                 .unwrap_or_else(|e| panic!("{}: {e}", target.triple));
             assert!(code.bytes.len() > 64 && code.entries.len() == 2);
         }
@@ -502,7 +514,7 @@ fn other_machines_get_code() {
         ..Target::x86_64()
     };
     assert!(matches!(
-        compile(&[kernel], &unknown),
-        Err(crate::Error::Target { .. })
+        (backend.compile)(&[kernel], &unknown),
+        Err(Error::Target { .. })
     ));
 }

@@ -1,33 +1,46 @@
-//! Kernels run natively and compared with their interpretation.
+//! One suite of kernels for every backend: each runs natively and is compared with its interpretation.
+//!
+//! A backend's tests are `lapidary_suite::suite!(BACKEND)` with its [`Backend`]; a new case is a function in [`kernels`] and
+//! its name in [`suite!`].
 
-mod functions;
-mod kernels;
-mod random;
+pub mod kernels;
 
-use crate::compile;
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
+use lapidary_ir::backend::{Code, Error};
 use lapidary_ir::kernel::{Kernel, Param, interp, verify};
 use lapidary_ir::target::Target;
 
-/// Targets that this machine can run code for.
-pub fn native_targets() -> Vec<Target> {
-    let mut targets = vec![];
-    #[cfg(target_arch = "x86_64")]
-    {
-        let full = Target::x86_64();
-        let plain = Target {
-            fused_multiply_add: false,
-            micro_kernels: false,
-            ..full.clone()
-        };
-        if is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2") {
-            targets.push(full);
-        }
-        if is_x86_feature_detected!("sse4.2") {
-            targets.push(plain);
-        }
-    }
-    targets
+/// A backend to test.
+pub struct Backend {
+    /// Its translation.
+    pub compile: fn(&[Kernel], &Target) -> Result<Code, Error>,
+    /// Descriptions that this machine can run code for, with and without micro-kernels.
+    pub targets: fn() -> Vec<Target>,
+}
+
+/// The tests of a backend.
+#[macro_export]
+macro_rules! suite {
+    ($backend:expr) => {
+        $crate::suite!(@ $backend;
+            tiles_with_remainders_of_every_type
+            gathers_masks_and_transpositions
+            loops_branches_reductions_scratch
+            integer_division_never_traps
+            index_division_by_constants
+            packed_codes_are_unpacked
+            contractions_with_and_without_micro_kernels
+            other_machines_get_code
+        );
+    };
+    (@ $backend:expr; $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::kernels::$name(&$backend);
+            }
+        )*
+    };
 }
 
 /// Code in executable memory.
@@ -38,8 +51,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub fn new(kernels: &[Kernel], target: &Target) -> Loaded {
-        let code = compile(kernels, target).unwrap_or_else(|e| panic!("{e}"));
+    /// Compiles kernels and makes them executable.
+    pub fn new(backend: &Backend, kernels: &[Kernel], target: &Target) -> Loaded {
+        let code = (backend.compile)(kernels, target).unwrap_or_else(|e| panic!("{e}"));
         let len = code.bytes.len().next_multiple_of(4096);
         // SAFETY: a fresh private mapping of `len` bytes, filled before it becomes executable.
         let at = unsafe {
@@ -95,6 +109,7 @@ impl Drop for Loaded {
 
 /// Runs a kernel natively over its whole grid on copies of these buffers, with a guard after each.
 pub fn run_native(
+    backend: &Backend,
     kernel: &Kernel,
     target: &Target,
     buffers: &[Vec<u8>],
@@ -119,7 +134,7 @@ pub fn run_native(
         })
         .collect();
     let blocks: u64 = interp::grid(kernel, sizes).unwrap().iter().product();
-    let loaded = Loaded::new(std::slice::from_ref(kernel), target);
+    let loaded = Loaded::new(backend, std::slice::from_ref(kernel), target);
     // In two parts: the coordinates must be right from any block on.
     loaded.run(0, &args, kernel.scratch_bytes(), 0, blocks / 3);
     loaded.run(0, &args, kernel.scratch_bytes(), blocks / 3, blocks);
@@ -159,10 +174,16 @@ pub fn run_interpreted(kernel: &Kernel, buffers: &[Vec<u8>], sizes: &[i64]) -> V
 }
 
 /// Native and interpreted results are the same bytes, but for float rounding of `ulps` in `f32` buffers.
-pub fn check(kernel: &Kernel, buffers: &[Vec<u8>], sizes: &[i64], tolerance: f32) {
+pub fn check(
+    backend: &Backend,
+    kernel: &Kernel,
+    buffers: &[Vec<u8>],
+    sizes: &[i64],
+    tolerance: f32,
+) {
     let want = run_interpreted(kernel, buffers, sizes);
-    for target in native_targets() {
-        let got = run_native(kernel, &target, buffers, sizes);
+    for target in (backend.targets)() {
+        let got = run_native(backend, kernel, &target, buffers, sizes);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             if got == want {
                 continue;
@@ -173,7 +194,7 @@ pub fn check(kernel: &Kernel, buffers: &[Vec<u8>], sizes: &[i64], tolerance: f32
             assert_eq!(
                 elem,
                 lapidary_ir::ElemType::F32,
-                "`{}`: buffer {i} differs: {got:?} {want:?}",
+                "`{}`: buffer {i} differs: {got:?} {want:?} ({target:?})",
                 kernel.name
             );
             for (j, (g, w)) in floats(got).iter().zip(floats(want)).enumerate() {
@@ -182,8 +203,8 @@ pub fn check(kernel: &Kernel, buffers: &[Vec<u8>], sizes: &[i64], tolerance: f32
                     || (g - w).abs() <= tolerance * w.abs().max(1.0);
                 assert!(
                     same,
-                    "`{}`: buffer {i} element {j} is {g}, should be {w} (fma {})",
-                    kernel.name, target.fused_multiply_add
+                    "`{}`: buffer {i} element {j} is {g}, should be {w} ({target:?})",
+                    kernel.name
                 );
             }
         }
@@ -199,6 +220,7 @@ fn buffer_position(kernel: &Kernel, nth: usize) -> u32 {
     buffers.map(|(i, _)| i as u32).nth(nth).unwrap()
 }
 
+/// Numbers of bytes.
 pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes
         .chunks(4)
@@ -206,6 +228,7 @@ pub fn floats(bytes: &[u8]) -> Vec<f32> {
         .collect()
 }
 
+/// Bytes of numbers.
 pub fn bytes<const N: usize, T>(values: &[T], to: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(to).collect()
 }
@@ -214,6 +237,7 @@ pub fn bytes<const N: usize, T>(values: &[T], to: impl Fn(&T) -> [u8; N]) -> Vec
 pub struct Rng(pub u64);
 
 impl Rng {
+    /// The next 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -222,14 +246,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
+    /// A number from 0 to 1.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// Numbers from -2 to 2, as bytes.
     pub fn f32s(&mut self, n: usize) -> Vec<u8> {
         (0..n)
             .flat_map(|_| (self.unit() as f32 * 4.0 - 2.0).to_le_bytes())

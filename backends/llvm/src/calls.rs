@@ -1,0 +1,267 @@
+//! Contractions: in registers, or by a call of a micro-kernel of the runtime.
+//!
+//! See the crate's page for which is chosen.
+
+use crate::function::Fun;
+use crate::writer::{Lane, Ty, Val};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, Plan, plan};
+use lapidary_ir::kernel::{At, Axis, Stmt, Var};
+use std::mem::offset_of;
+
+/// A field of a call's arguments: value and offset.
+type Fields = Vec<(Val, usize)>;
+
+impl<'k> Fun<'k> {
+    /// Translates a contraction, and its epilogue if that goes into a call; the number of statements done, 0 if there is
+    /// none.
+    pub fn contraction(&mut self, stmt: &'k Stmt, rest: &'k [Stmt]) -> Result<usize, Error> {
+        let Some(plan) = plan(&self.facts, stmt, rest) else {
+            return Ok(0);
+        };
+        if !self.calls(&plan) {
+            // Windows are good code as they stand.
+            if plan.found.window.is_some() {
+                return Ok(0);
+            }
+            self.product(&plan)?;
+            return Ok(1);
+        }
+        if let Some(tail) = &plan.tail {
+            for (i, s) in rest[..tail.store].iter().enumerate() {
+                if !tail.replaced.contains(&i) {
+                    self.statements(std::slice::from_ref(s))?;
+                }
+            }
+        }
+        self.call(&plan)?;
+        Ok(plan.statements())
+    }
+
+    /// Whether a micro-kernel is called.
+    fn calls(&self, _plan: &Plan) -> bool {
+        self.target.micro_kernels
+    }
+
+    fn call(&mut self, plan: &Plan<'k>) -> Result<(), Error> {
+        let g = &plan.found;
+        let tail = plan.tail.as_ref();
+        let rows = self.clamped(tail.and_then(|t| t.c_rows.valid), g.rows)?;
+        let cols = self.clamped(tail.and_then(|t| t.cols), g.width())?;
+        let k = self.scalar(g.k)?;
+        let Some(tail) = tail else {
+            let c = self.w.slot(u64::from(g.rows * PANEL * 4));
+            let c_stride = self.w.index(i64::from(PANEL));
+            let pointers = self.row_pointers(plan, rows)?;
+            self.fill_and_call(
+                g,
+                Call {
+                    pointers,
+                    rows,
+                    cols,
+                    k,
+                    c,
+                    c_stride,
+                    tail: None,
+                },
+            )?;
+            let ty = self.kernel.ty(g.acc).clone();
+            let tile = self.reload(&ty, c);
+            self.set(g.acc, tile);
+            return Ok(());
+        };
+        let some_rows = self.w.compare_int("icmp sgt", rows, 0);
+        let some_cols = self.w.compare_int("icmp sgt", cols, 0);
+        let any = self.w.two("and", some_rows, some_cols);
+        self.when(any, |s| {
+            let pointers = s.row_pointers(plan, rows)?;
+            let (c, _) = s.buffer(tail.c)?;
+            let base = s.scalar(tail.c_base)?;
+            let c = s.element(c, base, 4);
+            let c_stride = s.stride(tail.c_rows)?;
+            s.fill_and_call(
+                g,
+                Call {
+                    pointers,
+                    rows,
+                    cols,
+                    k,
+                    c,
+                    c_stride,
+                    tail: Some(tail),
+                },
+            )
+        })
+    }
+
+    /// `min(valid, all)`, or `all`.
+    fn clamped(&mut self, valid: Option<Var>, all: u32) -> Result<Val, Error> {
+        let all = self.w.index(i64::from(all));
+        let Some(valid) = valid else {
+            return Ok(all);
+        };
+        let valid = self.scalar(valid)?;
+        Ok(self.w.intrinsic("llvm.smin.i64", Ty::I64, &[valid, all]))
+    }
+
+    fn stride(&mut self, axis: &Axis) -> Result<Val, Error> {
+        match axis.at {
+            At::Stride(s) => Ok(self.w.index(s)),
+            At::DynStride(v) => self.scalar(v),
+            At::Offsets(_) => Err(self.unsupported("a micro-kernel's result with gathered rows")),
+        }
+    }
+
+    /// Fills the array of row addresses, tap by tap; each tap has `rows` of them.
+    fn row_pointers(&mut self, plan: &Plan<'k>, rows: Val) -> Result<Val, Error> {
+        let g = &plan.found;
+        let slot = self.w.slot(u64::from(g.taps * g.rows * 8));
+        let Some((index, prefix)) = g.tap else {
+            self.pointers_of_tap(plan, slot)?;
+            return Ok(slot);
+        };
+        let taps = self.w.index(i64::from(g.taps));
+        self.count(taps, |s, t| {
+            s.set_scalar(index, t);
+            s.statements(prefix)?;
+            let first = s.w.two("mul", t, rows);
+            let to = s.element(slot, first, 8);
+            // Rows beyond `rows` are written too; the next tap overwrites them.
+            s.pointers_of_tap(plan, to)
+        })?;
+        Ok(slot)
+    }
+
+    fn pointers_of_tap(&mut self, plan: &Plan<'k>, to: Val) -> Result<(), Error> {
+        let g = &plan.found;
+        let (a, elem) = self.buffer(g.a)?;
+        let base = self.scalar(g.a_base)?;
+        let mut axis = g.a_rows.clone();
+        if !plan.to_zeros {
+            axis.valid = None;
+        }
+        let zeros = self.zeros;
+        let rows = self.row_addresses(a, elem, base, &axis, g.rows, Some(zeros))?;
+        for (i, address) in rows.into_iter().enumerate() {
+            let at = self.w.offset_by(to, 8 * i as i64);
+            self.w.store(address, at);
+        }
+        Ok(())
+    }
+
+    fn fill_and_call(&mut self, g: &Contraction<'k>, call: Call<'_, 'k>) -> Result<(), Error> {
+        let (b, elem) = self.buffer(g.b)?;
+        let b_base = self.scalar(g.b_base)?;
+        let b = self.element(b, b_base, elem.size_bytes() as i64);
+        let taps = self.w.index(i64::from(g.taps));
+        let (bytes, import) = match g.kind {
+            Kind::F32 if g.window.is_some() => (size_of::<WindowF32>(), Import::WindowF32),
+            Kind::F32 => (size_of::<GemmF32>(), Import::GemmF32),
+            Kind::I8 => (size_of::<GemmI8>(), Import::GemmI8),
+        };
+        let at = self.w.slot(bytes as u64);
+        let (rows, cols) = (self.low(call.rows), self.low(call.cols));
+        let no = self.w.int(Ty::scalar(Lane::I32), 0);
+        macro_rules! fields {
+            ($args:ident { $($field:ident: $value:expr,)* }) => {
+                [$(($value, offset_of!($args, $field))),*].to_vec()
+            };
+        }
+        let fields: Fields = match g.kind {
+            Kind::I8 => fields!(GemmI8 {
+                a: call.pointers,
+                b: b,
+                c: call.c,
+                c_stride: call.c_stride,
+                k: call.k,
+                taps: taps,
+                rows: rows,
+                cols: cols,
+                accumulate: no,
+            }),
+            Kind::F32 => {
+                let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
+                match g.window {
+                    Some(w) => fields!(WindowF32 {
+                        a: call.pointers,
+                        b: if w.maximum { self.w.null() } else { b },
+                        c: call.c,
+                        bias: bias,
+                        residual: residual,
+                        b_stride: call.k,
+                        c_stride: call.c_stride,
+                        residual_stride: residual_stride,
+                        taps: taps,
+                        cols: call.cols,
+                        rows: rows,
+                        lo: lo,
+                        hi: hi,
+                    }),
+                    None => fields!(GemmF32 {
+                        a: call.pointers,
+                        b: b,
+                        c: call.c,
+                        bias: bias,
+                        residual: residual,
+                        c_stride: call.c_stride,
+                        residual_stride: residual_stride,
+                        k: call.k,
+                        taps: taps,
+                        rows: rows,
+                        cols: cols,
+                        lo: lo,
+                        hi: hi,
+                        accumulate: no,
+                    }),
+                }
+            }
+        };
+        for (value, offset) in fields {
+            let field = self.w.offset_by(at, offset as i64);
+            self.w.store(value, field);
+        }
+        let table = self.context_field(offset_of!(KernelContext, imports));
+        let entry = self.w.offset_by(table, import as i64 * 8);
+        let callee = self.w.load(Ty::PTR, entry);
+        self.w.call_pointer(callee, at);
+        Ok(())
+    }
+
+    /// Bias, residual, its stride, lower and upper bound.
+    fn epilogue_fields(
+        &mut self,
+        tail: Option<&EpilogueMatch<'k>>,
+    ) -> Result<(Val, Val, Val, Val, Val), Error> {
+        let null = self.w.null();
+        let (mut bias, mut residual, mut stride) = (null, null, self.w.index(0));
+        if let Some((buf, base)) = tail.and_then(|t| t.bias) {
+            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+            bias = self.element(address, base, 4);
+        }
+        if let Some((buf, base, rows)) = tail.and_then(|t| t.residual) {
+            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+            residual = self.element(address, base, 4);
+            stride = self.stride(rows)?;
+        }
+        let lo = tail.and_then(|t| t.lo).unwrap_or(f32::NEG_INFINITY);
+        let hi = tail.and_then(|t| t.hi).unwrap_or(f32::INFINITY);
+        let f32s = Ty::scalar(Lane::F32);
+        let (lo, hi) = (
+            self.w.float(f32s, f64::from(lo)),
+            self.w.float(f32s, f64::from(hi)),
+        );
+        Ok((bias, residual, stride, lo, hi))
+    }
+}
+
+/// What a call needs besides its operands.
+struct Call<'t, 'k> {
+    pointers: Val,
+    rows: Val,
+    cols: Val,
+    k: Val,
+    c: Val,
+    c_stride: Val,
+    tail: Option<&'t EpilogueMatch<'k>>,
+}

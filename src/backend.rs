@@ -1,0 +1,82 @@
+//! The code generators that this build has, one line each.
+
+use crate::error::Error;
+use lapidary_ir::backend::{self, Code};
+use lapidary_ir::kernel::Kernel;
+use lapidary_ir::target::Target;
+
+/// A code generator.
+pub struct Backend {
+    /// As users name it.
+    pub name: &'static str,
+    /// The description that kernels are lowered for and that code is generated for: what it can use of a machine.
+    pub fit: fn(Target) -> Target,
+    /// Kernels to machine code.
+    pub compile: fn(&[Kernel], &Target) -> Result<Code, backend::Error>,
+}
+
+/// Every code generator, the default first.
+pub static BACKENDS: &[Backend] = &[
+    Backend {
+        name: "cranelift",
+        fit: narrow,
+        compile: lapidary_cranelift::compile,
+    },
+    #[cfg(feature = "llvm")]
+    Backend {
+        name: "llvm",
+        fit: Target::widest,
+        compile: lapidary_llvm::compile,
+    },
+];
+
+/// Code generators that a build may leave out: name and feature.
+const OPTIONAL: &[(&str, &str)] = &[("llvm", "llvm")];
+
+/// Cranelift's vectors have 128 bits.
+fn narrow(target: Target) -> Target {
+    Target {
+        vector_bytes: target.vector_bytes.min(16),
+        ..target
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// The code generator of this name.
+pub fn named(name: &str) -> Result<&'static Backend, Error> {
+    if let Some(found) = BACKENDS.iter().find(|b| b.name == name) {
+        return Ok(found);
+    }
+    let names: Vec<&str> = BACKENDS.iter().map(|b| b.name).collect();
+    Err(match OPTIONAL.iter().find(|o| o.0 == name) {
+        Some((_, feature)) => Error::Usage {
+            message: format!("this lapidary was built without the backend `{name}`"),
+            help: format!(
+                "build it with `cargo build --features {feature}`, which needs LLVM 19 (`llvm-19-dev`)"
+            ),
+        },
+        None => Error::Usage {
+            message: format!("there is no backend `{name}`"),
+            help: format!("there are: {}", names.join(", ")),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_said_with_what_is() {
+        assert_eq!(named("cranelift").map(|b| b.name).ok(), Some("cranelift"));
+        let unknown = named("gcc").unwrap_err();
+        assert!(matches!(unknown, Error::Usage { help, .. } if help.contains("cranelift")));
+        let llvm = named("llvm");
+        assert_eq!(llvm.is_ok(), cfg!(feature = "llvm"));
+    }
+}
