@@ -128,14 +128,20 @@ fn a_c_program_uses_the_shared_library() {
     assert_eq!(left, 4, "library, header, program, input");
 }
 
-/// Builds an object for a target, links it with `cc` and runs it, under `emulator` if given.
+/// Builds an object for a target with every backend, links it with `cc` and runs it, under `emulator` if given.
 fn object(target: &[&str], cc: &str, emulator: &[&str]) {
     if !has(cc) || emulator.first().is_some_and(|e| !has(e)) {
         return;
     }
+    for backend in lapidary::backend::BACKENDS {
+        object_by(backend.name, target, cc, emulator);
+    }
+}
+
+fn object_by(backend: &str, target: &[&str], cc: &str, emulator: &[&str]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     build(
-        &[target, &["--emit", "obj"]].concat(),
+        &[target, &["--emit", "obj", "--backend", backend]].concat(),
         &folder.path().join("digits.o"),
     );
     let mut link = Command::new(cc);
@@ -152,6 +158,19 @@ fn object(target: &[&str], cc: &str, emulator: &[&str]) {
 #[test]
 fn an_object_runs_here() {
     object(&[], "cc", &[]);
+}
+
+/// What this machine has of the levels of x86-64, from the least up.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn an_object_runs_on_lesser_processors() {
+    let has = lapidary_ir::target::Target::host().features;
+    for cpu in ["x86-64-v2", "x86-64-v3", "x86-64-v4"] {
+        let wants = lapidary_ir::target::Target::named(None, Some(cpu)).expect("a level");
+        if wants.features.iter().all(|f| has.contains(f)) {
+            object(&["--cpu", cpu], "cc", &[]);
+        }
+    }
 }
 
 #[test]

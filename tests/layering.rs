@@ -47,10 +47,20 @@ const LAYERS: &[Layer] = &[
         for_tests: &["lapidary-frontend", "lapidary-runtime"],
     },
     Layer {
+        folder: "backends/suite",
+        // The tests of every backend; micro-kernels are called by generated code.
+        ours: &["lapidary-abi", "lapidary-ir", "lapidary-runtime"],
+        for_tests: &[],
+    },
+    Layer {
         folder: "backends/cranelift",
         ours: &["lapidary-abi", "lapidary-ir"],
-        // Micro-kernels are called by generated code.
-        for_tests: &["lapidary-runtime"],
+        for_tests: &["lapidary-suite"],
+    },
+    Layer {
+        folder: "backends/llvm",
+        ours: &["lapidary-abi", "lapidary-ir"],
+        for_tests: &["lapidary-suite"],
     },
 ];
 
@@ -64,6 +74,8 @@ const CONFINED: &[(&str, &str)] = &[
     ("cranelift-module", "backends/cranelift"),
     ("cranelift-native", "backends/cranelift"),
     ("cranelift-object", "backends/cranelift"),
+    ("inkwell", "backends/llvm"),
+    ("object", "backends/llvm"),
     ("clap", "."),
     ("miette", "."),
 ];

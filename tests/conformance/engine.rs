@@ -3,7 +3,7 @@
 use crate::cases::Case;
 use crate::compare::same;
 use lapidary::specialize::Given;
-use lapidary::{CompileOptions, driver, values};
+use lapidary::{CompileOptions, backend, driver, values};
 use lapidary_frontend::onnx::{ImportOptions, import_file, tensor_file::read_value};
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Module, Type};
@@ -31,29 +31,40 @@ pub static EVALUATOR: Engine = Engine {
 /// Compiled code: specialised to the inputs, rewritten, lowered, and run by the runtime.
 pub static COMPILED: Engine = Engine {
     name: "compiled",
-    run: |module, inputs| {
-        let given = Given::from_values(&inputs);
-        let options = CompileOptions::host(1);
-        let compiled = driver::compile(module.clone(), "model.onnx", &options, Some(&given))
-            .map_err(|e| e.to_string())?;
-        let options = ModelOptions {
-            threads: 1,
-            pin: false,
-            huge_pages: false,
-        };
-        let model = compiled.load(options).map_err(|e| e.to_string())?;
-        let inputs = inputs
-            .iter()
-            .map(values::to_runtime)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())?;
-        let outputs = model.run(&inputs).map_err(|e| e.to_string())?;
-        outputs
-            .iter()
-            .map(|v| values::to_evaluator(v).ok_or_else(|| "an output is damaged".to_owned()))
-            .collect()
-    },
+    run: |module, inputs| compiled(module, inputs, "cranelift"),
 };
+
+/// The same by the other code generator; what it does not pass is on the same list.
+#[cfg(feature = "llvm")]
+pub static COMPILED_BY_LLVM: Engine = Engine {
+    name: "compiled",
+    run: |module, inputs| compiled(module, inputs, "llvm"),
+};
+
+fn compiled(module: &Module, inputs: Vec<Value>, backend: &str) -> Result<Vec<Value>, String> {
+    let given = Given::from_values(&inputs);
+    let mut options = CompileOptions::host(1);
+    let backend = backend::named(backend).map_err(|e| e.to_string())?;
+    options.generate_for(options.target.clone(), backend);
+    let compiled = driver::compile(module.clone(), "model.onnx", &options, Some(&given))
+        .map_err(|e| e.to_string())?;
+    let options = ModelOptions {
+        threads: 1,
+        pin: false,
+        huge_pages: false,
+    };
+    let model = compiled.load(options).map_err(|e| e.to_string())?;
+    let inputs = inputs
+        .iter()
+        .map(values::to_runtime)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| e.to_string())?;
+    let outputs = model.run(&inputs).map_err(|e| e.to_string())?;
+    outputs
+        .iter()
+        .map(|v| values::to_evaluator(v).ok_or_else(|| "an output is damaged".to_owned()))
+        .collect()
+}
 
 /// A case and why it failed, if it did.
 pub struct Outcome {

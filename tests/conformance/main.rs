@@ -34,3 +34,9 @@ fn evaluator() {
 fn compiled() {
     conformance(&engine::COMPILED);
 }
+
+#[cfg(feature = "llvm")]
+#[test]
+fn compiled_by_llvm() {
+    conformance(&engine::COMPILED_BY_LLVM);
+}

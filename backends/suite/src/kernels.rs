@@ -33,7 +33,7 @@ fn scale(elem: ElemType, tile: u32) -> Kernel {
     b.finish()
 }
 
-/// TODOC
+/// Every element type, tiles that fit their rows and tiles that do not.
 pub fn tiles_with_remainders_of_every_type(backend: &Backend) {
     let mut rng = Rng(1);
     for elem in [
@@ -166,7 +166,7 @@ pub fn loops_branches_reductions_scratch(backend: &Backend) {
     );
 }
 
-/// TODOC
+/// Division, remainders, shifts, powers at the edges of integer types.
 pub fn integer_division_never_traps(backend: &Backend) {
     for elem in [
         ElemType::I32,
@@ -227,7 +227,7 @@ pub fn integer_division_never_traps(backend: &Backend) {
     }
 }
 
-/// TODOC
+/// Index quotients and remainders are rounded down.
 pub fn index_division_by_constants(backend: &Backend) {
     let values: Vec<i64> = vec![
         0,
@@ -264,7 +264,7 @@ pub fn index_division_by_constants(backend: &Backend) {
     }
 }
 
-/// TODOC
+/// Codes of 1, 2 and 4 bits, signed and not.
 pub fn packed_codes_are_unpacked(backend: &Backend) {
     for (bits, signed) in [(4, false), (4, true), (2, true), (1, false), (2, false)] {
         for n in [8u32, 4, 3, 5] {
@@ -405,7 +405,7 @@ impl Div for Extent {
     }
 }
 
-/// TODOC
+/// Matrix products and convolutions with all epilogues.
 pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
     let same: fn(&mut KernelBuilder, Var) -> Var = |_, acc| acc;
     let halved: fn(&mut KernelBuilder, Var) -> Var = |b, acc| {
