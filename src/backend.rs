@@ -13,6 +13,8 @@ pub struct Backend {
     pub fit: fn(Target) -> Target,
     /// Kernels to machine code.
     pub compile: fn(&[Kernel], &Target) -> Result<Code, backend::Error>,
+    /// Kernels to the text of their machine code, for people.
+    pub listing: fn(&[Kernel], &Target) -> Result<Vec<String>, backend::Error>,
 }
 
 /// Every code generator, the default first.
@@ -21,12 +23,14 @@ pub static BACKENDS: &[Backend] = &[
         name: "cranelift",
         fit: narrow,
         compile: lapidary_cranelift::compile,
+        listing: lapidary_cranelift::listing,
     },
     #[cfg(feature = "llvm")]
     Backend {
         name: "llvm",
         fit: Target::widest,
         compile: lapidary_llvm::compile,
+        listing: lapidary_llvm::listing,
     },
 ];
 

@@ -1,9 +1,9 @@
 //! Listings: for each kernel its text and the machine code made from it, for people.
 
 use super::{Parts, at_path, write_file};
+use crate::driver::CompileOptions;
 use crate::error::Error;
 use lapidary_ir::kernel::Kernel;
-use lapidary_ir::target::Target;
 use std::io::Write;
 use std::path::Path;
 
@@ -12,9 +12,10 @@ pub fn write_listing(
     path: &Path,
     parts: &Parts,
     kernels: &[Kernel],
-    target: &Target,
+    options: &CompileOptions,
 ) -> Result<(), Error> {
-    let code = lapidary_cranelift::listing(kernels, target).map_err(|e| parts.code_error(e))?;
+    let target = &options.target;
+    let code = (options.backend.listing)(kernels, target).map_err(|e| parts.code_error(e))?;
     let head = format!(
         "; {} for {}: {} kernels, {} bytes of code\n",
         parts.file,

@@ -25,9 +25,9 @@ mod module;
 use crate::artefact::{Parts, write_file, write_image};
 use crate::driver::{self, CompileOptions};
 use crate::error::Error;
-use crate::targets;
+use crate::backend::BACKENDS;
 use lapidary_frontend::onnx::external_files;
-use lapidary_ir::target::Target;
+use lapidary_ir::target::{Feature, Target};
 use miette::Diagnostic;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -129,18 +129,25 @@ impl Build {
     }
 
     fn options(&self, cargo: &Cargo) -> Result<CompileOptions, Error> {
-        let base = targets::by_triple(&cargo.target)?;
-        let has = |feature: &str| cargo.features.iter().any(|f| f == feature);
-        let fused = base.fused_multiply_add || has("avx2") && has("fma");
-        Ok(CompileOptions {
-            dims: self.dims.clone(),
-            target: Target {
-                fused_multiply_add: fused,
-                ..base
-            },
-            optimize: self.optimize,
-            ..CompileOptions::host(1)
-        })
+        let target = Target::named(Some(&cargo.target), Some("generic"))
+            .map_err(|[message, help]| Error::Usage { message, help })?;
+        let has = |feature: &&str| cargo.features.iter().any(|f| f == feature);
+        // What the code generator uses of x86-64-v3, all of which rustc must have been allowed.
+        let wide = ["avx2", "fma", "bmi1", "bmi2", "lzcnt"].iter().all(has);
+        let features = match target.arch() {
+            "x86_64" if wide => vec![Feature::Avx2],
+            _ => vec![],
+        };
+        let mut options = CompileOptions::host(1);
+        let threads = options.target.threads;
+        let target = Target {
+            threads,
+            ..target.with_features(features)
+        };
+        options.generate_for(target, &BACKENDS[0]);
+        options.dims = self.dims.clone();
+        options.optimize = self.optimize;
+        Ok(options)
     }
 }
 

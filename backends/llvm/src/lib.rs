@@ -40,6 +40,13 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<lapidary_ir::backe
     })
 }
 
+/// The machine code of each kernel as text, for people.
+#[cfg(feature = "llvm")]
+pub fn listing(kernels: &[Kernel], target: &Target) -> Result<Vec<String>, Error> {
+    let one = |kernel: &Kernel| machine::listing(&kernel.name, &text(kernel, target)?, target);
+    kernels.iter().map(one).collect()
+}
+
 #[cfg(all(test, feature = "llvm"))]
 mod tests {
     use lapidary_ir::target::Target;

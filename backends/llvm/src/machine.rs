@@ -85,10 +85,32 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 
 /// Machine code of a function's text.
 pub(crate) fn compile(name: &str, text: &str, target: &Target) -> Result<Function, Error> {
-    let failed = |message: String| Error::Codegen {
+    let object = generate(name, text, target, FileType::Object)?;
+    link(object.as_slice()).map_err(|message| failed(name, message))
+}
+
+/// Machine code of a function's text, as text.
+pub(crate) fn listing(name: &str, text: &str, target: &Target) -> Result<String, Error> {
+    let assembly = generate(name, text, target, FileType::Assembly)?;
+    Ok(String::from_utf8_lossy(assembly.as_slice())
+        .trim_end_matches('\0')
+        .to_owned())
+}
+
+fn failed(name: &str, message: String) -> Error {
+    Error::Codegen {
         kernel: name.to_owned(),
         message,
-    };
+    }
+}
+
+fn generate(
+    name: &str,
+    text: &str,
+    target: &Target,
+    kind: FileType,
+) -> Result<MemoryBuffer, Error> {
+    let failed = |message: String| failed(name, message);
     let machine = machine(target)?;
     let context = Context::create();
     let buffer = MemoryBuffer::create_from_memory_range_copy(text.as_bytes(), "kernel");
@@ -98,10 +120,9 @@ pub(crate) fn compile(name: &str, text: &str, target: &Target) -> Result<Functio
     module.verify().map_err(|e| failed(e.to_string()))?;
     module.set_triple(&machine.get_triple());
     module.set_data_layout(&machine.get_target_data().get_data_layout());
-    let object = machine
-        .write_to_memory_buffer(&module, FileType::Object)
-        .map_err(|e| failed(e.to_string()))?;
-    link(object.as_slice()).map_err(failed)
+    machine
+        .write_to_memory_buffer(&module, kind)
+        .map_err(|e| failed(e.to_string()))
 }
 
 /// Code and read-only data of an object as one run of bytes.
