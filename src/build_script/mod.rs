@@ -23,9 +23,9 @@ mod key;
 mod module;
 
 use crate::artefact::{Parts, write_file, write_image};
+use crate::backend::BACKENDS;
 use crate::driver::{self, CompileOptions};
 use crate::error::Error;
-use crate::backend::BACKENDS;
 use lapidary_frontend::onnx::external_files;
 use lapidary_ir::target::{Feature, Target};
 use miette::Diagnostic;

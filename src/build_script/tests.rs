@@ -110,7 +110,9 @@ fn no_work_is_repeated() {
     );
     assert!(script.did_work(&build.clone().optimize(false)));
     assert!(script.did_work(&build));
-    script.cargo.features = ["avx2", "fma", "bmi1", "bmi2", "lzcnt"].map(str::to_owned).to_vec();
+    script.cargo.features = ["avx2", "fma", "bmi1", "bmi2", "lzcnt"]
+        .map(str::to_owned)
+        .to_vec();
     assert!(script.did_work(&build), "other features");
     fs::remove_file(script.out("digits.image")).expect("it was there");
     assert!(script.did_work(&build), "the image is lost");
