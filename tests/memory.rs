@@ -21,7 +21,7 @@ fn building_takes_at_most_twice_the_weights() {
     if available("MemAvailable:").is_some_and(|n| n < 4 * weights_bytes) {
         eprintln!(
             "skipped: less than {} MB of memory are free",
-            4 * weights_bytes >> 20
+            (4 * weights_bytes) >> 20
         );
         return;
     }

@@ -4,7 +4,7 @@
 //! something reads it.
 
 use crate::encodings::{DecodeError, Encoding};
-use crate::{ElemType, Tensor};
+use crate::{ElemType, Tensor, Type};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -40,6 +40,11 @@ impl Constant {
     /// Logical shape.
     pub fn shape(&self) -> &[usize] {
         &self.encoding.shape
+    }
+
+    /// Type of the value: element type and shape.
+    pub fn ty(&self) -> Type {
+        Type::tensor(self.elem(), self.shape().iter().copied())
     }
 
     /// How the bytes decode.

@@ -220,7 +220,7 @@ impl Module {
 
     /// Adds a constant value.
     pub fn add_constant(&mut self, name: &str, constant: Constant) -> ValueId {
-        let ty = Type::tensor(constant.elem(), constant.shape().iter().copied());
+        let ty = constant.ty();
         let id = ConstId(self.constants.len() as u32);
         self.constants.push(constant);
         self.new_value(name, ty, Def::Constant(id))

@@ -7,7 +7,7 @@
 use crate::builder::infer_node;
 use crate::ops::control::{join, region_input_types};
 use crate::types::TensorType;
-use crate::{Dim, Module, NodeId, RegionId, Type, ValueId};
+use crate::{Constant, Dim, Module, NodeId, RegionId, Type, ValueId};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -28,6 +28,11 @@ const MAX_ROUNDS: usize = 4;
 
 /// Infers the types of all values; gathers every error. Results of a failing node keep their types.
 pub fn infer_module(module: &mut Module) -> Vec<InferError> {
+    for v in (0..module.value_count() as u32).map(ValueId) {
+        if let Some(ty) = module.as_constant(v).map(Constant::ty) {
+            module.value_mut(v).ty = ty;
+        }
+    }
     let mut run = Inference {
         fresh: Cell::new(first_fresh(module)),
         module,

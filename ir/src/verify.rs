@@ -15,7 +15,7 @@ use crate::graph::{Def, Node};
 use crate::infer::first_fresh;
 use crate::ops::control::region_input_types;
 use crate::ops::{AttrKind, Default, Operand};
-use crate::{Attr, Constant, Module, NodeId, RegionId, Type, ValueId};
+use crate::{Attr, Module, NodeId, RegionId, Type, ValueId};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
@@ -79,10 +79,6 @@ fn place(module: &Module, id: NodeId) -> Place {
 
 fn value_place(module: &Module, id: ValueId) -> Place {
     Place::Value(id, module.value(id).name.clone())
-}
-
-fn constant_type(c: &Constant) -> Type {
-    Type::tensor(c.elem(), c.shape().iter().copied())
 }
 
 struct Signature<'m> {
@@ -384,7 +380,7 @@ impl Verifier<'_> {
             if let Err(e) = c.encoding().check() {
                 self.error(&ENCODING, value_place(self.module, v), e.to_string());
             }
-            let (stated, own) = (&self.module.value(v).ty, constant_type(c));
+            let (stated, own) = (&self.module.value(v).ty, c.ty());
             if *stated != own {
                 let message = format!("is `{stated}`, but its constant is `{own}`");
                 self.error(&TYPE_DIFFERS, value_place(self.module, v), message);
@@ -509,7 +505,7 @@ fn compatible(a: &Type, b: &Type, sizes: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Attrs, ElemType, Op};
+    use crate::{Attrs, Constant, ElemType, Op};
 
     #[test]
     fn ids_out_of_range_are_reported_not_followed() {
