@@ -69,21 +69,27 @@ pub fn finish(
         let from = mul_const(b, row, i64::from(width));
         let all = b.index(i64::from(width));
         let columns = cols.map_or(all, |cols| b.binary(Binary::Min, cols, all));
+        // A few columns that are no whole vector go one by one.
+        let few = n.known().is_some_and(|n| n < 8);
         let (lanes, whole) = match whole_lanes(n, width) {
             Some(lanes) => (lanes, true),
+            None if few => (1, true),
             None => (4, false),
         };
         b.for_loop(zero, columns, lanes, &[], |b, column, _| {
             // The tile in scratch memory is whole; what is missing in the result is not written.
             let at = add(b, from, column);
-            let x = b.load(tile, at, &[lanes], vec![Axis::stride(1)]);
+            let axes = |axis: Axis| if lanes == 1 { vec![] } else { vec![axis] };
+            let shape = [lanes];
+            let shape = if lanes == 1 { &[][..] } else { &shape[..] };
+            let x = b.load(tile, at, shape, axes(Axis::stride(1)));
             let y = activation.apply(b, x);
             let axis = Axis {
                 valid: (!whole).then(|| b.binary(Binary::Sub, columns, column)),
                 ..Axis::stride(1)
             };
             let at = add(b, to, column);
-            b.store(c, at, vec![axis], y);
+            b.store(c, at, axes(axis), y);
             vec![]
         });
         vec![]
