@@ -56,7 +56,7 @@ pub fn tiles_with_remainders_of_every_type(backend: &Backend) {
                 ElemType::F64 => (0..len).flat_map(|_| rng.unit().to_le_bytes()).collect(),
                 ElemType::Bool => (0..len).map(|_| rng.below(2) as u8).collect(),
                 _ => (0..len * elem.size_bytes())
-                    .map(|_| rng.next() as u8)
+                    .map(|_| rng.bits() as u8)
                     .collect(),
             };
             let y = vec![0u8; x.len()];
@@ -287,7 +287,7 @@ pub fn packed_codes_are_unpacked(backend: &Backend) {
             let at = b.binary(Binary::Mul, at, per_byte);
             b.store(y, at, vec![Axis::stride(1)], v);
             let mut rng = Rng(4);
-            let x: Vec<u8> = (0..4 * n).map(|_| rng.next() as u8).collect();
+            let x: Vec<u8> = (0..4 * n).map(|_| rng.bits() as u8).collect();
             check(
                 backend,
                 &b.finish(),
@@ -469,7 +469,7 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
             if f32s {
                 rng.f32s(n)
             } else {
-                (0..n * size).map(|_| rng.next() as u8).collect()
+                (0..n * size).map(|_| rng.bits() as u8).collect()
             }
         };
         let (a, w) = (fill(a_len), fill(b_len));
