@@ -40,8 +40,10 @@ impl<'k> Fun<'k> {
     }
 
     /// Whether a micro-kernel is called.
-    fn calls(&self, _plan: &Plan) -> bool {
-        self.target.micro_kernels
+    fn calls(&self, plan: &Plan) -> bool {
+        let found = &plan.found;
+        let narrow = self.target.arch() == "x86_64" && self.target.vector_bytes < 64;
+        self.target.micro_kernels && (narrow || found.window.is_some() || found.kind == Kind::I8)
     }
 
     fn call(&mut self, plan: &Plan<'k>) -> Result<(), Error> {

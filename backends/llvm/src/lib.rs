@@ -10,6 +10,15 @@
 //! (`writer`), which needs no LLVM; `machine` hands it to LLVM's code generator and links the result, and is there with
 //! the feature `llvm` alone, so that the workspace builds and its tests run where LLVM is not installed.
 //!
+//! Micro-kernels are called, where the target has them, for
+//! * windows over each channel: the generated loop took 1.15 times as long (MobileNetV2, 512-bit vectors);
+//! * every contraction when the x86-64 target's vectors are narrower than 512 bits, for the runtime chooses its micro-kernels by
+//!   the machine that the program starts on, which may be wider than what the code was made for;
+//! * 8-bit products, which have not been measured yet.
+//!
+//! `f32` products in 512-bit vectors, and on other machines, are generated: the accumulators stay in registers until
+//! the epilogue, whatever it is, has used them. That took 0.86 to 0.92 of the time of calls (SqueezeNet, BERT, ResNet-50).
+//!
 //! What is absent: graph ops, encodings, the host program, executable memory, LLVM's middle passes.
 
 mod calls;
