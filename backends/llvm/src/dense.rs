@@ -375,7 +375,7 @@ mod tests {
             [(14, 2, 32), (4, 4, 16), (14, 8, 32), (6, 4, 16), (1, 8, 16)]
         {
             let (r, v) = piece(rows, vectors, registers);
-            assert!(r * v + v + 1 <= registers && r <= rows && vectors % v == 0);
+            assert!(r * v + v < registers && r <= rows && vectors % v == 0);
         }
         assert_eq!(piece(14, 2, 32), (14, 2));
         assert_eq!(piece(6, 4, 16), (6, 2));
