@@ -86,13 +86,13 @@ fn machine(target: &Target) -> Result<TargetMachine, Error> {
 /// Machine code of a function's text.
 pub(crate) fn compile(name: &str, text: &str, target: &Target) -> Result<Function, Error> {
     let object = generate(name, text, target, FileType::Object)?;
-    link(object.as_slice()).map_err(|message| failed(name, message))
+    link(&object).map_err(|message| failed(name, message))
 }
 
 /// Machine code of a function's text, as text.
 pub(crate) fn listing(name: &str, text: &str, target: &Target) -> Result<String, Error> {
     let assembly = generate(name, text, target, FileType::Assembly)?;
-    Ok(String::from_utf8_lossy(assembly.as_slice())
+    Ok(String::from_utf8_lossy(&assembly)
         .trim_end_matches('\0')
         .to_owned())
 }
@@ -104,12 +104,7 @@ fn failed(name: &str, message: String) -> Error {
     }
 }
 
-fn generate(
-    name: &str,
-    text: &str,
-    target: &Target,
-    kind: FileType,
-) -> Result<MemoryBuffer, Error> {
+fn generate(name: &str, text: &str, target: &Target, kind: FileType) -> Result<Vec<u8>, Error> {
     let failed = |message: String| failed(name, message);
     let machine = machine(target)?;
     let context = Context::create();
@@ -122,6 +117,7 @@ fn generate(
     module.set_data_layout(&machine.get_target_data().get_data_layout());
     machine
         .write_to_memory_buffer(&module, kind)
+        .map(|buffer| buffer.as_slice().to_vec())
         .map_err(|e| failed(e.to_string()))
 }
 
