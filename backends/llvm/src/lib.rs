@@ -1,6 +1,6 @@
 //! Kernel IR to machine code by LLVM.
 //!
-//! [`compile`] gives what the Cranelift backend gives: one position-independent blob without relocations, each kernel a
+//! `compile` gives what the Cranelift backend gives: one position-independent blob without relocations, each kernel a
 //! function with the convention of [`lapidary_abi::kernel::KernelFn`]. Vectors are as wide as the target says, and
 //! its dot product instructions are used.
 //!
