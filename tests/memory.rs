@@ -40,14 +40,18 @@ fn building_takes_at_most_twice_the_weights() {
             format!("x{n}")
         }
     };
+    // Every other weight is stored transposed: its folded copy and its file are not both in memory.
     let layer = |n: usize| {
-        let weight = format!("w{n}");
-        node(
+        let (weight, turned) = (format!("w{n}"), format!("t{n}"));
+        let turn = (n % 2 == 1).then(|| node(&turned, "Transpose", &[&weight], &[&turned]));
+        let right = if turn.is_some() { &turned } else { &weight };
+        let product = node(
             &format!("layer{n}"),
             "MatMul",
-            &[&name(n), &weight],
+            &[&name(n), right],
             &[&name(n + 1)],
-        )
+        );
+        turn.into_iter().chain([product])
     };
     let weight = |n: usize| {
         let bytes = 4 * SIDE * SIDE;
@@ -60,7 +64,7 @@ fn building_takes_at_most_twice_the_weights() {
         external(&format!("w{n}"), &[SIDE as i64, SIDE as i64], &place)
     };
     let graph = GraphProto {
-        node: (0..LAYERS).map(layer).collect(),
+        node: (0..LAYERS).flat_map(layer).collect(),
         initializer: (0..LAYERS).map(weight).collect(),
         input: vec![port("x0", F32, &["1", &side])],
         output: vec![port("y", F32, &["1", &side])],

@@ -58,6 +58,11 @@ impl Constant {
         self.encoding.decode()
     }
 
+    /// Bytes that it is stored in.
+    pub fn stored_bytes(&self) -> usize {
+        self.encoding.blob.as_ref().map_or(0, Bytes::len)
+    }
+
     /// The raw little-endian bytes, if it is stored densely.
     pub fn dense_bytes(&self) -> Option<&Bytes> {
         (self.encoding.ctor.name == "dense")

@@ -6,6 +6,7 @@
 //! regions around them. Nodes that a pass replaces are dropped from their region's list; their table
 //! entries stay.
 
+use crate::sources::Sources;
 use crate::{Attr, Attrs, Constant, Op, Type};
 use std::collections::HashSet;
 
@@ -94,6 +95,8 @@ pub struct Module {
     pub name: String,
     /// Names of the top region's outputs, which are part of the interface (two outputs may be one value).
     pub output_names: Vec<String>,
+    /// The mapped files that constants view.
+    pub sources: Sources,
     values: Vec<ValueInfo>,
     nodes: Vec<Node>,
     regions: Vec<Region>,
@@ -109,6 +112,7 @@ impl Module {
         Module {
             name: name.to_owned(),
             output_names: vec![],
+            sources: Sources::default(),
             values: vec![],
             nodes: vec![],
             regions: vec![Region::default()],

@@ -23,6 +23,7 @@ pub mod infer;
 pub mod kernel;
 pub mod ops;
 pub mod same;
+pub mod sources;
 pub mod target;
 pub mod tensor;
 pub mod text;

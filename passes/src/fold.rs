@@ -60,6 +60,7 @@ fn fold_region(module: &mut Module, region: RegionId, limits: Limits) -> usize {
             inline_branch(module, region, id, taken);
             folded += 1;
         } else if let Some(constant) = dense_result(module, id) {
+            module.sources.release(constant.stored_bytes());
             let result = module.node(id).results[0];
             let name = module.value(result).name.clone();
             let constant = module.add_constant(&name, constant);

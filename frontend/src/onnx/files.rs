@@ -2,13 +2,41 @@
 
 use super::proto::{EXTERNAL, TensorProto};
 use bytes::Bytes;
+use lapidary_ir::sources::{Source, Sources};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+/// A mapped file.
+#[derive(Clone)]
+struct Mapped(Arc<memmap2::Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Source for Mapped {
+    fn release(&self) {
+        // SAFETY: the map is private and never written, so each dropped page is read from the file again.
+        #[cfg(unix)]
+        let dropped = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        // It is a wish: where it cannot be granted the pages stay.
+        #[cfg(unix)]
+        drop(dropped);
+    }
+}
 
 /// Maps a file. The bytes live as long as any view of them does.
 pub fn map(path: &Path) -> Result<Bytes, String> {
+    map_source(path, &mut Sources::default())
+}
+
+/// Maps a file and notes it in `sources`.
+pub(super) fn map_source(path: &Path, sources: &mut Sources) -> Result<Bytes, String> {
     let fail = |e: std::io::Error| format!("cannot read `{}`: {e}", path.display());
     let file = File::open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
@@ -22,6 +50,8 @@ pub fn map(path: &Path) -> Result<Bytes, String> {
     // another process rewrites while it is compiled gives other bytes, and one that is truncated stops
     // the process with a signal, as with every mapped file.
     let mapped = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(fail)?;
+    let mapped = Mapped(Arc::new(mapped));
+    sources.push(Arc::new(mapped.clone()));
     Ok(Bytes::from_owner(mapped))
 }
 
@@ -30,6 +60,7 @@ pub fn map(path: &Path) -> Result<Bytes, String> {
 pub struct Files {
     folder: Option<PathBuf>,
     mapped: RefCell<HashMap<PathBuf, Bytes>>,
+    sources: RefCell<Sources>,
 }
 
 impl Files {
@@ -38,7 +69,13 @@ impl Files {
         Files {
             folder: folder.map(Path::to_owned),
             mapped: RefCell::default(),
+            sources: RefCell::default(),
         }
+    }
+
+    /// What has been mapped.
+    pub(super) fn into_sources(self) -> Sources {
+        self.sources.into_inner()
     }
 
     /// Whether a location names something inside the model's folder (links aside).
@@ -107,7 +144,7 @@ impl Files {
         if let Some(bytes) = self.mapped.borrow().get(&path) {
             return Ok(bytes.clone());
         }
-        let bytes = map(&path)?;
+        let bytes = map_source(&path, &mut self.sources.borrow_mut())?;
         self.mapped.borrow_mut().insert(path, bytes.clone());
         Ok(bytes)
     }

@@ -6,7 +6,7 @@
 //! skipped silently, so that each cause is reported once.
 
 use super::error::{ImportError, Problems};
-use super::files::{Files, map};
+use super::files::{Files, map_source};
 use super::order::{definition_order, label};
 use super::proto::{
     AttributeProto, EXTERNAL, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
@@ -16,6 +16,7 @@ use super::types::{check_declared, symbols, value_type};
 use super::{names, tensor};
 use bytes::Bytes;
 use lapidary_ir::infer::infer_module;
+use lapidary_ir::sources::Sources;
 use lapidary_ir::{Constant, Module, RegionId, Type, ValueId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -46,7 +47,8 @@ impl Default for ImportOptions {
 /// Imports a model file. The file stays mapped while the module holds views of its weights.
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Module, ImportError> {
     let file = path.display().to_string();
-    let bytes = map(path).map_err(|e| {
+    let mut sources = Sources::default();
+    let bytes = map_source(path, &mut sources).map_err(|e| {
         one_problem(
             &file,
             "file",
@@ -58,7 +60,9 @@ pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Module, Impor
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    import_bytes(bytes, &file, Some(folder), options)
+    let mut module = import_bytes(bytes, &file, Some(folder), options)?;
+    module.sources.extend(sources);
+    Ok(module)
 }
 
 /// Imports a model from bytes; `file` names it in messages, external data is looked for in `folder`.
@@ -108,6 +112,7 @@ pub fn import_model(
     importer.model(model, graph);
     let Problems { list, more } = importer.problems;
     if list.is_empty() {
+        importer.module.sources = importer.files.into_sources();
         Ok(importer.module)
     } else {
         Err(ImportError {

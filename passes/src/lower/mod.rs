@@ -51,6 +51,7 @@ use index::Pos;
 use lapidary_abi::program::Program;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::ops::OpError;
+use lapidary_ir::sources::Sources;
 use lapidary_ir::target::Target;
 use lapidary_ir::{Module, NodeId};
 use std::fmt;
@@ -91,6 +92,8 @@ pub struct WeightPiece {
     pub bytes: u64,
     /// What it is.
     pub source: WeightSource,
+    /// The files that it may be read from.
+    pub files: Sources,
 }
 
 /// Bytes that are there, or are made when the blob is written.
@@ -112,12 +115,13 @@ impl fmt::Debug for WeightSource {
 }
 
 impl WeightPiece {
-    /// The bytes.
+    /// The bytes. Memory of the model's files that reading them took is given back, if it is much.
     pub fn read(&self) -> Result<bytes::Bytes, String> {
         let bytes = match &self.source {
             WeightSource::Bytes(b) => b.clone(),
             WeightSource::Made(f) => f()?.into(),
         };
+        self.files.release(bytes.len());
         if bytes.len() as u64 == self.bytes {
             Ok(bytes)
         } else {

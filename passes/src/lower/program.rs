@@ -578,6 +578,7 @@ impl Lowerer {
             offset,
             bytes,
             source,
+            files: self.facts.module.sources.clone(),
         });
         Place::Weights { offset, bytes }
     }
