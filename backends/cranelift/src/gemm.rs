@@ -7,10 +7,10 @@ use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, plan};
-use lapidary_ir::kernel::{At, Axis, Stmt};
+use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
 use std::mem::offset_of;
 
 impl<'k> Fun<'k, '_> {
@@ -70,9 +70,9 @@ impl<'k> Fun<'k, '_> {
         let any = self.b.ins().band(some_rows, some_cols);
         self.when(any, |s| {
             let pointers = s.row_pointers(g, rows, to_zeros)?;
-            let (c, _) = s.buffer(tail.c)?;
+            let (c, elem) = s.buffer(tail.c)?;
             let base = s.scalar(tail.c_base)?;
-            let c = s.element(c, base, 4);
+            let c = s.element(c, base, elem.size_bytes() as i64);
             let c_stride = s.stride(tail.c_rows)?;
             s.fill_and_call(
                 g,
@@ -90,11 +90,7 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// `min(valid, all)`, or `all`.
-    fn clamped(
-        &mut self,
-        valid: Option<lapidary_ir::kernel::Var>,
-        all: u32,
-    ) -> Result<Value, Error> {
+    fn clamped(&mut self, valid: Option<Var>, all: u32) -> Result<Value, Error> {
         let all = self.index(i64::from(all));
         let Some(valid) = valid else {
             return Ok(all);
@@ -182,17 +178,31 @@ impl<'k> Fun<'k, '_> {
             };
         }
         let fields: Vec<(Value, usize)> = match g.kind {
-            Kind::I8 => fields!(GemmI8 {
-                a: a,
-                b: b,
-                c: call.c,
-                c_stride: call.c_stride,
-                k: call.k,
-                taps: taps,
-                rows: rows,
-                cols: cols,
-                accumulate: no,
-            }),
+            Kind::I8 => {
+                let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
+                let (sums, scale, a_zero) = self.scaling(call.tail)?;
+                let (result, zero) = call.tail.map_or((RESULT_I32, 0), |t| t.result_i8());
+                let result = self.b.ins().iconst(I32, i64::from(result));
+                let zero = self.b.ins().iconst(I32, zero);
+                fields!(GemmI8 {
+                    a: a,
+                    b: b,
+                    c: call.c,
+                    sums: sums,
+                    scale: scale,
+                    bias: bias,
+                    c_stride: call.c_stride,
+                    k: call.k,
+                    taps: taps,
+                    rows: rows,
+                    cols: cols,
+                    a_zero: a_zero,
+                    zero: zero,
+                    lo: lo,
+                    hi: hi,
+                    result: result,
+                })
+            }
             Kind::F32 if let Some(w) = g.window => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 let null = self.index(0);
@@ -249,6 +259,32 @@ impl<'k> Fun<'k, '_> {
         Ok(())
     }
 
+    /// Column sums, scale, and the code of zero in A.
+    fn scaling(
+        &mut self,
+        tail: Option<&EpilogueMatch<'k>>,
+    ) -> Result<(Value, Value, Value), Error> {
+        let null = self.index(0);
+        let none = self.b.ins().iconst(I32, 0);
+        let Some(scaled) = tail.and_then(|t| t.scaled) else {
+            return Ok((null, null, none));
+        };
+        let scale = self.address(scaled.scale)?;
+        match scaled.zero {
+            None => Ok((null, scale, none)),
+            Some((zero, sums, base)) => {
+                let sums = self.address((sums, base))?;
+                Ok((sums, scale, self.scalar(zero)?))
+            }
+        }
+    }
+
+    /// Where an element of a buffer of 4-byte elements is.
+    fn address(&mut self, (buf, base): (Buf, Var)) -> Result<Value, Error> {
+        let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+        Ok(self.element(address, base, 4))
+    }
+
     /// Bias, residual, its stride, lower and upper bound.
     fn epilogue_fields(
         &mut self,
@@ -256,13 +292,11 @@ impl<'k> Fun<'k, '_> {
     ) -> Result<(Value, Value, Value, Value, Value), Error> {
         let null = self.index(0);
         let (mut bias, mut residual, mut stride) = (null, null, null);
-        if let Some((buf, base)) = tail.and_then(|t| t.bias) {
-            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-            bias = self.element(address, base, 4);
+        if let Some(from) = tail.and_then(|t| t.bias) {
+            bias = self.address(from)?;
         }
         if let Some((buf, base, rows)) = tail.and_then(|t| t.residual) {
-            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-            residual = self.element(address, base, 4);
+            residual = self.address((buf, base))?;
             stride = self.stride(rows)?;
         }
         let lo = tail.and_then(|t| t.lo).unwrap_or(f32::NEG_INFINITY);

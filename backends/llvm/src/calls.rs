@@ -4,10 +4,10 @@
 
 use crate::function::Fun;
 use crate::writer::{Lane, Ty, Val};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, WindowF32};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, Plan, plan};
-use lapidary_ir::kernel::{At, Axis, Stmt, Var};
+use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
 use std::mem::offset_of;
 
 /// A field of a call's arguments: value and offset.
@@ -78,9 +78,9 @@ impl<'k> Fun<'k> {
         let any = self.w.two("and", some_rows, some_cols);
         self.when(any, |s| {
             let pointers = s.row_pointers(plan, rows)?;
-            let (c, _) = s.buffer(tail.c)?;
+            let (c, elem) = s.buffer(tail.c)?;
             let base = s.scalar(tail.c_base)?;
-            let c = s.element(c, base, 4);
+            let c = s.element(c, base, elem.size_bytes() as i64);
             let c_stride = s.stride(tail.c_rows)?;
             s.fill_and_call(
                 g,
@@ -171,17 +171,32 @@ impl<'k> Fun<'k> {
             };
         }
         let fields: Fields = match g.kind {
-            Kind::I8 => fields!(GemmI8 {
-                a: call.pointers,
-                b: b,
-                c: call.c,
-                c_stride: call.c_stride,
-                k: call.k,
-                taps: taps,
-                rows: rows,
-                cols: cols,
-                accumulate: no,
-            }),
+            Kind::I8 => {
+                let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
+                let (sums, scale, a_zero) = self.scaling(call.tail)?;
+                let (result, zero) = call.tail.map_or((RESULT_I32, 0), |t| t.result_i8());
+                let i32s = Ty::scalar(Lane::I32);
+                let result = self.w.int(i32s, i64::from(result));
+                let zero = self.w.int(i32s, zero);
+                fields!(GemmI8 {
+                    a: call.pointers,
+                    b: b,
+                    c: call.c,
+                    sums: sums,
+                    scale: scale,
+                    bias: bias,
+                    c_stride: call.c_stride,
+                    k: call.k,
+                    taps: taps,
+                    rows: rows,
+                    cols: cols,
+                    a_zero: a_zero,
+                    zero: zero,
+                    lo: lo,
+                    hi: hi,
+                    result: result,
+                })
+            }
             Kind::F32 => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 match g.window {
@@ -230,6 +245,29 @@ impl<'k> Fun<'k> {
         Ok(())
     }
 
+    /// Column sums, scale, and the code of zero in A.
+    fn scaling(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<(Val, Val, Val), Error> {
+        let null = self.w.null();
+        let none = self.w.int(Ty::scalar(Lane::I32), 0);
+        let Some(scaled) = tail.and_then(|t| t.scaled) else {
+            return Ok((null, null, none));
+        };
+        let scale = self.address(scaled.scale)?;
+        match scaled.zero {
+            None => Ok((null, scale, none)),
+            Some((zero, sums, base)) => {
+                let sums = self.address((sums, base))?;
+                Ok((sums, scale, self.scalar(zero)?))
+            }
+        }
+    }
+
+    /// Where an element of a buffer of 4-byte elements is.
+    fn address(&mut self, (buf, base): (Buf, Var)) -> Result<Val, Error> {
+        let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+        Ok(self.element(address, base, 4))
+    }
+
     /// Bias, residual, its stride, lower and upper bound.
     fn epilogue_fields(
         &mut self,
@@ -237,13 +275,11 @@ impl<'k> Fun<'k> {
     ) -> Result<(Val, Val, Val, Val, Val), Error> {
         let null = self.w.null();
         let (mut bias, mut residual, mut stride) = (null, null, self.w.index(0));
-        if let Some((buf, base)) = tail.and_then(|t| t.bias) {
-            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-            bias = self.element(address, base, 4);
+        if let Some(from) = tail.and_then(|t| t.bias) {
+            bias = self.address(from)?;
         }
         if let Some((buf, base, rows)) = tail.and_then(|t| t.residual) {
-            let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-            residual = self.element(address, base, 4);
+            residual = self.address((buf, base))?;
             stride = self.stride(rows)?;
         }
         let lo = tail.and_then(|t| t.lo).unwrap_or(f32::NEG_INFINITY);

@@ -4,7 +4,9 @@ use super::*;
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{Epilogue, GemmTile, Kind, PANEL, RowsAt, epilogue, gemm};
+use lapidary_ir::kernel::contraction::{
+    Epilogue, GemmTile, Kind, PANEL, RowsAt, Scaled, epilogue, gemm,
+};
 use lapidary_ir::kernel::*;
 
 /// Scales rows: tiles with a remainder, a grid of two axes.
@@ -301,6 +303,8 @@ pub fn packed_codes_are_unpacked(backend: &Backend) {
 
 struct Gemm {
     kind: Kind,
+    /// Sums of codes become numbers (`None` inside) or codes.
+    scaled: Option<Option<(ElemType, i64)>>,
     rows: u32,
     m: i64,
     k: i64,
@@ -319,7 +323,11 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     let (ea, eb, ec) = if f32s {
         (ElemType::F32, ElemType::F32, ElemType::F32)
     } else {
-        (ElemType::U8, ElemType::I8, ElemType::I32)
+        let result = match g.scaled {
+            None => ElemType::I32,
+            Some(code) => code.map_or(ElemType::F32, |c| c.0),
+        };
+        (ElemType::U8, ElemType::I8, result)
     };
     let (a, w, c) = (
         b.buffer("a", ea, false),
@@ -328,6 +336,7 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     );
     let bias = b.buffer("bias", ElemType::F32, false);
     let residual = b.buffer("residual", ElemType::F32, false);
+    let sums = b.buffer("sums", ElemType::I32, false);
     let i = b.grid(Extent::Const(g.m as u64).div(g.rows));
     let j = b.grid(Extent::Const(g.n as u64).div(PANEL));
     let (rows, panel) = (b.index(i64::from(g.rows)), b.index(i64::from(PANEL)));
@@ -376,14 +385,22 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
         base: c_base,
         rows: Axis::stride(g.n).valid(rows_left),
     };
+    let seven = b.constant(TileType::of(ElemType::I32, &[]), Literal::Int(7));
+    let scaled = g.scaled.map(|code| Scaled {
+        zero: Some((seven, sums, col)),
+        scale: (residual, col),
+        code,
+    });
+    let numbers = f32s || scaled.is_some();
     epilogue(
         &mut b,
         acc,
         Epilogue {
-            bias: f32s.then_some((bias, col)),
+            scaled,
+            bias: numbers.then_some((bias, col)),
             residual: f32s.then(|| (residual, at.clone())),
-            lo: f32s.then_some(-1.0),
-            hi: f32s.then_some(3.0),
+            lo: numbers.then_some(if f32s { -1.0 } else { -50.0 }),
+            hi: numbers.then_some(if f32s { 3.0 } else { 60.0 }),
             c,
             c_at: at,
             cols: Some(cols_left),
@@ -414,6 +431,7 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
     };
     let base = Gemm {
         kind: Kind::F32,
+        scaled: None,
         rows: 6,
         m: 13,
         k: 9,
@@ -456,6 +474,24 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
             taps: 2,
             ..base
         },
+        Gemm {
+            kind: Kind::I8,
+            scaled: Some(None),
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            scaled: Some(Some((ElemType::U8, 50))),
+            rows: 14,
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            scaled: Some(Some((ElemType::I8, -3))),
+            taps: 3,
+            masked: true,
+            ..base
+        },
     ];
     let mut rng = Rng(5);
     for g in &cases {
@@ -475,10 +511,15 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
         let (a, w) = (fill(a_len), fill(b_len));
         let c_len = (g.m * g.n) as usize;
         let (bias, residual) = (rng.f32s(g.n as usize), rng.f32s(c_len));
+        let sums: Vec<u8> = (0..g.n as i32).flat_map(i32::to_le_bytes).collect();
+        let c_size = match g.scaled {
+            Some(Some(_)) => 1,
+            _ => 4,
+        };
         check(
             backend,
             &kernel,
-            &[a, w, vec![0; 4 * c_len], bias, residual],
+            &[a, w, vec![0; c_size * c_len], bias, residual, sums],
             &[],
             1e-4,
         );
@@ -490,6 +531,7 @@ pub fn other_machines_get_code(backend: &Backend) {
     let kernel = scale(ElemType::F32, 16);
     let g = gemm_kernel(&Gemm {
         kind: Kind::F32,
+        scaled: None,
         rows: 4,
         m: 8,
         k: 9,

@@ -1,7 +1,7 @@
 //! Matrix products with a packed right side: the canonical loops, written and recognised side by side.
 //!
 //! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
-//! [`plan`] on each `For` and the statements after it. Both live here, so that
+//! [`plan`] on each `For` and the statements after it. Both live here and in [`epilogue`], so that
 //! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is
 //!
 //! ```text
@@ -22,11 +22,11 @@
 //!   elements are consecutive. For `i8` operands, A is `u8` and its second axis has `valid = k - kk`.
 //! * The accumulator is `f32`, or `i32` for 8-bit operands, and starts at zero.
 //!
-//! The epilogue, all parts optional but the store: add a row of biases (`broadcast axis 0` of a load of
-//! `[32]`), add a residual tile (a load of `[rows, 32]`), `max` with a constant, then `min` with a constant,
-//! store. Each value in this chain has one use, and between the loop and the store there is no other
-//! loop, branch or store. `f32` only; an `i32` accumulator's chain is the store alone.
 //! What is not recognised still runs: it is ordinary kernel IR.
+
+mod epilogue;
+
+pub use epilogue::{Epilogue, EpilogueMatch, Scaled, epilogue, recognise_epilogue};
 
 use super::build::KernelBuilder;
 use super::*;
@@ -159,51 +159,6 @@ fn panel_axes(kind: Kind) -> Vec<Axis> {
         Kind::F32 => vec![Axis::stride(i64::from(PANEL)), Axis::stride(1)],
         Kind::I8 => vec![Axis::stride(1), Axis::stride(4)],
     }
-}
-
-/// What follows a contraction; the parts apply in this order.
-#[derive(Clone, Debug)]
-pub struct Epilogue {
-    /// A row of biases, as long as the tile's: buffer and first element.
-    pub bias: Option<(Buf, Var)>,
-    /// A tile to add.
-    pub residual: Option<(Buf, RowsAt)>,
-    /// Lower bound (0 for a rectifier).
-    pub lo: Option<f32>,
-    /// Upper bound.
-    pub hi: Option<f32>,
-    /// Result buffer.
-    pub c: Buf,
-    /// Where in it; `rows.valid` says how many rows exist.
-    pub c_at: RowsAt,
-    /// How many columns exist; all if `None`.
-    pub cols: Option<Var>,
-}
-
-/// Writes the epilogue that a micro-kernel takes over. Anything else may be written by hand instead.
-pub fn epilogue(b: &mut KernelBuilder, acc: Var, e: Epilogue) {
-    let cols = || Axis {
-        valid: e.cols,
-        ..Axis::stride(1)
-    };
-    let ty = b.ty(acc);
-    let mut x = acc;
-    if let Some((buf, base)) = e.bias {
-        let row = b.load(buf, base, &ty.shape[1..], vec![cols()]);
-        let tile = b.broadcast(row, &ty.shape, 0);
-        x = b.binary(Binary::Add, x, tile);
-    }
-    if let Some((buf, at)) = e.residual {
-        let tile = b.load(buf, at.base, &ty.shape, vec![at.rows, cols()]);
-        x = b.binary(Binary::Add, x, tile);
-    }
-    for (bound, f) in [(e.lo, Binary::Max), (e.hi, Binary::Min)] {
-        if let Some(bound) = bound {
-            let bound = b.constant(ty.clone(), Literal::Float(f64::from(bound)));
-            x = b.binary(f, x, bound);
-        }
-    }
-    b.store(e.c, e.c_at.base, vec![e.c_at.rows.clone(), cols()], x);
 }
 
 /// What recognising needs to know of a kernel: where each var is defined, and how often it is used.
@@ -591,151 +546,13 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
     })
 }
 
-/// A recognised epilogue.
-#[derive(Debug)]
-pub struct EpilogueMatch<'k> {
-    /// Position of the store among the statements after the loop.
-    pub store: usize,
-    /// Positions of the statements that the micro-kernel replaces, ascending, the store included.
-    pub replaced: Vec<usize>,
-    /// Biases: buffer and first element.
-    pub bias: Option<(Buf, Var)>,
-    /// Residual: buffer, base, row axis (a stride, without mask).
-    pub residual: Option<(Buf, Var, &'k Axis)>,
-    /// Lower bound.
-    pub lo: Option<f32>,
-    /// Upper bound.
-    pub hi: Option<f32>,
-    /// Result buffer.
-    pub c: Buf,
-    /// Its base.
-    pub c_base: Var,
-    /// Its row axis (a stride, without mask).
-    pub c_rows: &'k Axis,
-    /// Columns that exist.
-    pub cols: Option<Var>,
-}
-
-/// Recognises what [`epilogue`] writes among the statements after a contraction that defines `acc`.
-pub fn recognise_epilogue<'k>(
-    facts: &Facts<'k>,
-    rest: &'k [Stmt],
-    acc: Var,
-) -> Option<EpilogueMatch<'k>> {
-    let store = rest
-        .iter()
-        .position(|s| matches!(s.op, Op::Store { .. }) || s.op.bodies().next().is_some())?;
-    let Op::Store { buf, base, axes, x } = &rest[store].op else {
-        return None;
-    };
-    let [c_rows, c_cols] = &axes[..] else {
-        return None;
-    };
-    if !plain_rows(c_rows) || c_cols.at != At::Stride(1) || c_cols.mask.is_some() {
-        return None;
-    }
-    let mut found = EpilogueMatch {
-        store,
-        replaced: vec![store],
-        bias: None,
-        residual: None,
-        lo: None,
-        hi: None,
-        c: *buf,
-        c_base: *base,
-        c_rows,
-        cols: c_cols.valid,
-    };
-    let at = |v: Var| rest[..store].iter().position(|s| s.results.contains(&v));
-    // Walk the chain from the store back to the accumulator.
-    let mut x = *x;
-    while x != acc {
-        if facts.uses(x) != 1 || found.replaced.len() > 10 {
-            return None;
-        }
-        let Op::Binary(f, left, right) = facts.def(x)? else {
-            return None;
-        };
-        found.replaced.push(at(x)?);
-        let unbounded = found.lo.is_none() && found.bias.is_none() && found.residual.is_none();
-        match f {
-            Binary::Min if unbounded && found.hi.is_none() => {
-                found.hi = Some(facts.float(*right)? as f32);
-                x = *left;
-            }
-            Binary::Max if unbounded => {
-                found.lo = Some(facts.float(*right)? as f32);
-                x = *left;
-            }
-            Binary::Add => x = addend(facts, &mut found, &at, *left, *right)?,
-            _ => return None,
-        }
-    }
-    let i32_acc = facts.kernel.ty(acc).elem == TileElem::Elem(ElemType::I32);
-    if facts.uses(acc) != 1 || (i32_acc && found.replaced.len() > 1) {
-        return None;
-    }
-    found.replaced.sort_unstable();
-    Some(found)
-}
-
-fn plain_rows(axis: &Axis) -> bool {
-    axis.mask.is_none() && !matches!(axis.at, At::Offsets(_))
-}
-
-/// Notes which operand is bias or residual; the other one continues the chain.
-fn addend<'k>(
-    facts: &Facts<'k>,
-    found: &mut EpilogueMatch<'k>,
-    at: &impl Fn(Var) -> Option<usize>,
-    left: Var,
-    right: Var,
-) -> Option<Var> {
-    let cols_match = |axis: &Axis, cols| {
-        axis.at == At::Stride(1)
-            && axis.mask.is_none()
-            && (axis.valid.is_none() || axis.valid == cols)
-    };
-    if facts.uses(right) != 1 {
-        return None;
-    }
-    match facts.def(right)? {
-        Op::Broadcast { x: row, axis: 0 } if found.bias.is_none() && facts.uses(*row) == 1 => {
-            let Op::Load { buf, base, axes } = facts.def(*row)? else {
-                return None;
-            };
-            if axes.len() != 1 || !cols_match(&axes[0], found.cols) || !is_f32(facts, *row) {
-                return None;
-            }
-            found.bias = Some((*buf, *base));
-            found.replaced.extend([at(right)?, at(*row)?]);
-        }
-        Op::Load { buf, base, axes } if found.residual.is_none() && is_f32(facts, right) => {
-            let [rows, cols] = &axes[..] else {
-                return None;
-            };
-            let same_rows = rows.valid.is_none() || rows.valid == found.c_rows.valid;
-            if !plain_rows(rows) || !same_rows || !cols_match(cols, found.cols) {
-                return None;
-            }
-            found.residual = Some((*buf, *base, rows));
-            found.replaced.push(at(right)?);
-        }
-        _ => return None,
-    }
-    Some(left)
-}
-
-fn is_f32(facts: &Facts, var: Var) -> bool {
-    facts.kernel.ty(var).elem == TileElem::Elem(ElemType::F32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     struct Case {
         kind: Kind,
+        scaled: bool,
         taps: u32,
         dynamic_k: bool,
         masked: bool,
@@ -747,6 +564,7 @@ mod tests {
         let mut b = KernelBuilder::new("k");
         let (ea, eb, ec) = match case.kind {
             Kind::F32 => (ElemType::F32, ElemType::F32, ElemType::F32),
+            Kind::I8 if case.scaled => (ElemType::U8, ElemType::I8, ElemType::U8),
             Kind::I8 => (ElemType::U8, ElemType::I8, ElemType::I32),
         };
         let a = b.buffer("a", ea, false);
@@ -788,14 +606,28 @@ mod tests {
             rows: Axis::stride(32).valid(valid),
         };
         let f32s = case.kind == Kind::F32;
+        let scaled = case.scaled.then(|| {
+            let (sums, scale) = (
+                b.buffer("sums", ElemType::I32, false),
+                b.buffer("scale", ElemType::F32, false),
+            );
+            let one = b.constant(TileType::of(ElemType::I32, &[]), Literal::Int(7));
+            Scaled {
+                zero: Some((one, sums, zero)),
+                scale: (scale, zero),
+                code: Some((ElemType::U8, 3)),
+            }
+        });
+        let numbers = f32s || case.scaled;
         (case.tail)(
             &mut b,
             acc,
             Epilogue {
-                bias: f32s.then_some((bias, zero)),
+                scaled,
+                bias: numbers.then_some((bias, zero)),
                 residual: f32s.then(|| (bias, at(zero))),
-                lo: f32s.then_some(0.0),
-                hi: f32s.then_some(6.0),
+                lo: numbers.then_some(0.0),
+                hi: numbers.then_some(6.0),
                 c,
                 c_at: at(zero),
                 cols: Some(valid),
@@ -816,6 +648,7 @@ mod tests {
         };
         let base = Case {
             kind: Kind::F32,
+            scaled: false,
             taps: 1,
             dynamic_k: false,
             masked: false,
@@ -850,6 +683,11 @@ mod tests {
                 taps: 3,
                 ..base
             },
+            Case {
+                kind: Kind::I8,
+                scaled: true,
+                ..base
+            },
         ];
         for (i, case) in cases.iter().enumerate() {
             let kernel = build(case);
@@ -867,9 +705,15 @@ mod tests {
             );
             let tail = recognise_epilogue(&facts, &kernel.body[at + 1..], found.acc);
             assert_eq!(tail.is_some(), case.whole, "case {i}");
-            if let Some(tail) = tail.filter(|_| case.kind == Kind::F32) {
+            if let Some(tail) = tail.filter(|_| case.kind == Kind::F32 || case.scaled) {
                 assert_eq!((tail.lo, tail.hi), (Some(0.0), Some(6.0)));
-                assert!(tail.bias.is_some() && tail.residual.is_some());
+                assert!(tail.bias.is_some());
+                assert_eq!(tail.residual.is_some(), case.kind == Kind::F32);
+                assert_eq!(tail.scaled.is_some(), case.scaled);
+                if let Some(scaled) = tail.scaled {
+                    assert_eq!(scaled.code, Some((ElemType::U8, 3)));
+                    assert!(scaled.zero.is_some());
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use lapidary_ir::tensor::count;
 /// Ops that only change how bytes are looked at.
 const VIEWS: &[&str] = &["reshape", "squeeze", "unsqueeze", "flatten", "identity"];
 
-/// Ops whose arithmetic is a contraction of operand 0 with operand 1.
+/// Ops whose arithmetic is a contraction of operand 0 with weights.
 const CONTRACTIONS: &[&str] = &[
     "matmul",
     "gemm",
@@ -18,7 +18,17 @@ const CONTRACTIONS: &[&str] = &[
     "conv",
     "conv_transpose",
     "fused_conv",
+    "quantized_linear",
+    "quantized_conv",
 ];
+
+/// The operand that a contraction's weights are, and how many products a nanosecond makes.
+fn weights_of(op: &str) -> (usize, u64) {
+    match op {
+        "quantized_linear" | "quantized_conv" => (2, 128),
+        _ => (1, 32),
+    }
+}
 
 /// Elements assumed for a dimension that is a symbol.
 const SYMBOLIC: usize = 64;
@@ -55,15 +65,18 @@ pub fn cost(target: &Target, graph: &Graph, term: &Term) -> u64 {
     let mut total = 500 + moved as u64 / u64::from(target.vector_bytes.max(1));
     if CONTRACTIONS.contains(&op.name) {
         let out = graph.lookup(term.clone()).map_or(0, elements);
-        let weights = graph.const_shape(term.children[1]).unwrap_or_default();
+        let (operand, speed) = weights_of(op.name);
+        let weights = graph
+            .const_shape(term.children[operand])
+            .unwrap_or_default();
         let inner = match op.name {
-            "matmul" | "gemm" | "fused_linear" => graph
+            "matmul" | "gemm" | "fused_linear" | "quantized_linear" => graph
                 .const_shape(term.children[0])
                 .and_then(|s| s.last().copied())
                 .unwrap_or(SYMBOLIC),
             _ => count(&weights) / weights.first().copied().unwrap_or(1).max(1),
         };
-        total += (out as u64).saturating_mul(inner as u64) / 32;
+        total += (out as u64).saturating_mul(inner as u64) / speed;
     }
     total
 }

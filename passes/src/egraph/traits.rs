@@ -32,10 +32,17 @@ pub enum Trait {
     EqualHalves,
     /// Along the last axis, every element is there twice.
     EqualPairs,
+    /// Every element is zero.
+    Zero,
 }
 
 /// Every question.
-const ALL: [Trait; 3] = [Trait::LowerTriangle, Trait::EqualHalves, Trait::EqualPairs];
+const ALL: [Trait; 4] = [
+    Trait::LowerTriangle,
+    Trait::EqualHalves,
+    Trait::EqualPairs,
+    Trait::Zero,
+];
 
 /// The questions whose answer is yes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,15 +195,14 @@ const MOST_DECODED: usize = 1 << 16;
 /// The answer for a constant. It ends at the first element that says no, which in trained weights is nearly the first.
 fn has(constant: &Constant, asked: Trait) -> bool {
     let shape = constant.shape();
-    let (Some(&width), n) = (shape.last(), count(shape)) else {
-        return false;
-    };
+    let (width, n) = (shape.last().copied().unwrap_or(1), count(shape));
     let square = shape.len() >= 2
         && shape[shape.len() - 2] == width
         && shape[..shape.len() - 2].iter().all(|&d| d == 1);
     let possible = match asked {
         Trait::LowerTriangle => square && width > 1,
         Trait::EqualHalves | Trait::EqualPairs => width >= 2 && width % 2 == 0,
+        Trait::Zero => true,
     };
     if !possible || n == 0 {
         return false;
@@ -217,13 +223,17 @@ fn has(constant: &Constant, asked: Trait) -> bool {
                 .all(|i| at(i) == at(i + half))
         }
         Trait::EqualPairs => (0..n / 2).all(|i| at(2 * i) == at(2 * i + 1)),
+        Trait::Zero => (0..n).all(|i| at(i) == 0.0),
     };
     match (constant.dense_bytes(), constant.elem()) {
         (Some(bytes), ElemType::F32) if bytes.len() == n * 4 => ask(&|i| {
             let four = &bytes[4 * i..4 * i + 4];
             f64::from(f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
         }),
-        (Some(bytes), ElemType::Bool) if bytes.len() == n => ask(&|i| f64::from(bytes[i])),
+        (Some(bytes), ElemType::Bool | ElemType::U8) if bytes.len() == n => {
+            ask(&|i| f64::from(bytes[i]))
+        }
+        (Some(bytes), ElemType::I8) if bytes.len() == n => ask(&|i| f64::from(bytes[i] as i8)),
         _ if n <= MOST_DECODED => constant
             .decode()
             .ok()

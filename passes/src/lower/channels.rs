@@ -179,7 +179,7 @@ impl Lowerer {
                 .any(|&o| rank(o) == result && self.facts.channels.contains_key(&o))
         };
         match node.op.name {
-            "conv" | "fused_conv" => conv::plan(&self.facts, n).is_some(),
+            "conv" | "fused_conv" | "quantized_conv" => conv::plan(&self.facts, n).is_some(),
             "max_pool" | "average_pool" => node.results.len() == 1 && carried(),
             "concat" => {
                 let axis = node.attr("axis");
@@ -205,23 +205,27 @@ impl Lowerer {
             return false;
         }
         match node.op.name {
-            "conv" | "fused_conv" | "max_pool" | "average_pool" | "concat" => true,
+            "conv" | "fused_conv" | "quantized_conv" | "max_pool" | "average_pool" | "concat" => {
+                true
+            }
             op => rule(op).is_some_and(|r| matches!(r.form, Form::Elements(_))),
         }
     }
 
-    /// A channels-last copy of `x` with `pads` zeros before and after the spatial axes; `x` itself if it is one.
+    /// A channels-last copy of `x` with `pads` elements of value `fill` before and after the spatial axes; `x` itself if it
+    /// is one.
     pub(super) fn channels_last(
         &mut self,
         x: ValueId,
         pads: &[(i64, i64)],
+        fill: u8,
     ) -> Result<ValueId, OpError> {
         let plain = pads.iter().all(|p| *p == (0, 0));
         let one_pixel = has_one_pixel(&self.facts.shape(x)?);
         if plain && (self.facts.channels.contains_key(&x) || one_pixel) {
             return Ok(x);
         }
-        let key = (x, pads.to_vec());
+        let key = (x, pads.to_vec(), fill);
         if let Some(&copy) = self.copies.get(&key)
             && self.is_declared(copy)
         {
@@ -258,8 +262,8 @@ impl Lowerer {
                 }
             }
             let value = b.value(x, &Pos::At(from))?;
-            let zero = b.body.int(elem, 0);
-            let value = b.body.where_inside(inside, value, zero);
+            let fill = b.body.int(elem, i64::from(fill));
+            let value = b.body.where_inside(inside, value, fill);
             let offset = b.facts.offset(&b.body, copy, &padded, &Pos::At(at));
             let vars = [0]
                 .into_iter()

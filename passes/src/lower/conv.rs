@@ -1,22 +1,53 @@
 //! Convolutions: as products over channels-last pixels where weights are constant, else element by element.
 
 use super::activation::{Fused, activated};
+use super::codes;
 use super::expand::Facts;
 use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
+use crate::schedules::codes::Zero;
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
-use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::window::WindowAttrs;
-use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
+use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
 use std::sync::Arc;
 
 /// The family's lowerings.
-pub static RULES: &[Rule] = &[Rule::steps("conv", steps), Rule::steps("fused_conv", steps)];
+pub static RULES: &[Rule] = &[
+    Rule::steps("conv", steps),
+    Rule::steps("fused_conv", steps),
+    Rule::steps_for("quantized_conv", steps, takes_codes),
+];
+
+/// True if there is a kernel for a convolution of codes.
+fn takes_codes(module: &Module, n: NodeId) -> bool {
+    if !codes::takes(module, n, |w| (3..=4).contains(&w.len())) {
+        return false;
+    }
+    let (node, c) = (module.node(n), codes::of(module, n));
+    let ty = |v: Option<ValueId>| v.and_then(|v| module.value(v).ty.shape());
+    let (Some(x), Some(y)) = (ty(node.operand(0)), ty(node.results.first().copied())) else {
+        return false;
+    };
+    let w = node
+        .operand(2)
+        .and_then(|w| module.as_constant(w))
+        .map_or(&[][..], |w| w.shape());
+    let (Ok(input), Ok(output)) = (const_dims(&x[1..]), const_dims(&y[1..])) else {
+        return false;
+    };
+    let depthwise = w[1] == 1 && node.int("group").unwrap_or(1) > 1;
+    let taps: usize = w[2..].iter().product();
+    let kernel = w[2..].iter().map(|&k| k as i64).collect();
+    let padded = WindowAttrs::read(node, kernel).and_then(|w| pads(&w, &input[1..], &output[1..]));
+    let known = c.zero != Zero::Given || padded.is_ok_and(|p| p.iter().all(|p| *p == (0, 0)));
+    let some = input.iter().chain(&output).all(|&n| n > 0);
+    !depthwise && taps as i64 <= MAX_TAPS && known && some
+}
 
 /// Most taps of a scheduled window: more have too many row addresses.
 const MAX_TAPS: i64 = 256;
@@ -38,21 +69,23 @@ pub struct Plan {
 /// The schedule of a convolution, if it has one.
 pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let node = facts.module.node(n);
-    let (x, w) = (node.operand(0)?, node.operand(1)?);
+    let quantized = node.op.name == "quantized_conv";
+    let (x, w) = (
+        node.operand(0)?,
+        node.operand(if quantized { 2 } else { 1 })?,
+    );
+    let (bias, residual) = match quantized {
+        true => (node.operand(4), None),
+        false => (node.operand(2), node.operand(3)),
+    };
     let weights = facts.module.as_constant(w)?.clone();
     let out = *node.results.first()?;
-    let f32s = [
-        Some(x),
-        Some(w),
-        node.operand(2),
-        node.operand(3),
-        Some(out),
-    ];
-    if f32s
+    let f32s = [Some(x), Some(w), bias, residual, Some(out)];
+    let mut others = f32s
         .into_iter()
         .flatten()
-        .any(|v| facts.elem(v) != Ok(ElemType::F32))
-    {
+        .filter(|&v| facts.elem(v) != Ok(ElemType::F32));
+    if !quantized && others.next().is_some() || quantized && !takes_codes(&facts.module, n) {
         return None;
     }
     let numbers = |d: &[Dim]| d.iter().map(Dim::as_const).collect::<Option<Vec<i64>>>();
@@ -66,7 +99,6 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     if !(1..=2).contains(&rank) || input.len() != rank + 1 || taps > MAX_TAPS || empty {
         return None;
     }
-    let residual = node.operand(3);
     if let Some(r) = residual
         && facts.shape(r).ok()? != result
     {
@@ -74,7 +106,10 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     }
     let window = WindowAttrs::read(node, kernel.clone()).ok()?;
     let pads = pads(&window, &input[1..], &output[1..]).ok()?;
-    let Fused { lo, hi, activation } = Fused::of(node)?;
+    let Fused { lo, hi, activation } = match quantized {
+        true => codes::clamp(node),
+        false => Fused::of(node)?,
+    };
     let groups = node.int("group").unwrap_or(1).max(1);
     let depthwise = groups > 1 && groups == channels && groups == oc;
     if depthwise && activation.is_some() {
@@ -92,7 +127,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     Some(Plan {
         x,
         w: weights,
-        bias: node.operand(2),
+        bias,
         residual,
         batch: shape[0].clone(),
         conv: Conv {
@@ -108,11 +143,12 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
             dilations: two(&window.dilations, 1),
             x: Pixels::dense(channels),
             y: Pixels::dense(oc),
-            bias: node.operand(2).is_some(),
+            bias: bias.is_some(),
             residual: residual.map(|_| Pixels::dense(oc)),
             lo,
             hi,
             activation,
+            codes: quantized.then(|| codes::of(&facts.module, n)),
         },
         pads,
     })
@@ -147,8 +183,13 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     };
     let mut conv = plan.conv;
     let padded = plan.pads.iter().any(|p| *p != (0, 0));
+    // Missing rows read as zeros, which other codes of zero are not.
+    let fill = match conv.codes.map(|c| c.zero) {
+        Some(Zero::Known(zero)) => zero,
+        _ => 0,
+    };
     let narrow = conv.channels <= FEW_CHANNELS && conv.groups == 1 && conv.kernel[1] > 1;
-    let x = if narrow && padded {
+    let x = if (narrow || fill != 0) && padded {
         let (before, after) = match plan.pads[..] {
             [(b, a)] => ([0, b], [0, a]),
             _ => (
@@ -158,14 +199,14 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         };
         conv.pads = [0, 0];
         conv.input = [0, 1].map(|i| conv.input[i] + before[i] + after[i]);
-        low.channels_last(plan.x, &plan.pads)?
+        low.channels_last(plan.x, &plan.pads, fill)?
     } else {
-        low.channels_last(plan.x, &vec![(0, 0); plan.pads.len()])?
+        low.channels_last(plan.x, &vec![(0, 0); plan.pads.len()], 0)?
     };
     conv.x = low.pixels(x, conv.channels);
     let residual = match plan.residual {
         Some(r) => {
-            let r = low.channels_last(r, &vec![(0, 0); plan.pads.len()])?;
+            let r = low.channels_last(r, &vec![(0, 0); plan.pads.len()], 0)?;
             conv.residual = Some(low.pixels(r, conv.out_channels));
             Some(r)
         }
@@ -174,13 +215,28 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let y = low.channels_last_result(out)?;
     conv.y = low.pixels(y, conv.out_channels);
     let schedule = Schedule::of(low, conv.flattened());
-    let w = schedule.weights(low, plan.w);
-    schedule.launch(
-        low,
-        "conv",
-        &[Some(x), Some(w), plan.bias, residual, Some(y)],
-        &plan.batch,
-    )?;
+    let (w, coded) = match &schedule {
+        Schedule::Product(conv) if let Some(c) = conv.codes => {
+            let (pack, sums) = (conv.clone(), conv.clone());
+            let made = codes::weights(
+                low,
+                n,
+                c,
+                conv.packed_bytes(),
+                conv.out_channels as usize,
+                Arc::new(move |bytes, out| pack.pack(bytes, out)),
+                Arc::new(move |bytes, out| sums.sums(bytes, out)),
+            )?;
+            (made.w, made.params)
+        }
+        _ => (schedule.weights(low, plan.w), vec![]),
+    };
+    let buffers: Vec<ValueId> = [x, w]
+        .into_iter()
+        .chain(coded)
+        .chain([plan.bias, residual, Some(y)].into_iter().flatten())
+        .collect();
+    schedule.launch(low, "conv", &buffers, &plan.batch)?;
     low.finish_result(y, out)
 }
 
@@ -211,10 +267,7 @@ impl Schedule {
         let len;
         match self {
             Schedule::Product(conv) => {
-                let panels =
-                    (conv.group_out() as usize).div_ceil(PANEL as usize) * conv.groups as usize;
-                let k = conv.kernel[0] * conv.kernel[1] * conv.channels / conv.groups;
-                len = panels * PANEL as usize * k as usize;
+                len = conv.packed_bytes() / 4;
                 let conv = conv.clone();
                 pack = Arc::new(move |bytes, out| conv.pack(bytes, out));
             }
@@ -245,19 +298,14 @@ impl Schedule {
         &self,
         low: &mut Lowerer,
         name: &str,
-        buffers: &[Option<ValueId>],
+        buffers: &[ValueId],
         batch: &Dim,
     ) -> Result<(), OpError> {
         let (kernel, blocks, conv) = match self {
             Schedule::Product(conv) => (conv.kernel(name), conv.blocks(), conv),
             Schedule::Depthwise(d) => (d.kernel(name), d.blocks(), &d.conv),
         };
-        let mut args: Vec<KernelArg> = buffers
-            .iter()
-            .flatten()
-            .copied()
-            .map(KernelArg::Value)
-            .collect();
+        let mut args: Vec<KernelArg> = buffers.iter().copied().map(KernelArg::Value).collect();
         let mut images = Dim::from(1i64);
         if conv.batch == Num::Sym {
             args.push(KernelArg::Size(batch.clone()));
@@ -289,7 +337,7 @@ pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
         maximum: true,
         small_tiles,
     });
-    schedule.launch(low, "max_pool", &[Some(x), Some(y)], &batch)?;
+    schedule.launch(low, "max_pool", &[x, y], &batch)?;
     low.finish_result(y, out)?;
     Ok(true)
 }
@@ -351,6 +399,7 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
         lo: None,
         hi: None,
         activation: None,
+        codes: None,
     };
     Some((conv, shape[0].clone()))
 }

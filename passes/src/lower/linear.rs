@@ -1,16 +1,19 @@
-//! Matrix products: panels of 32 columns where operands are `f32`, else element by element.
+//! Matrix products: panels of 32 columns where operands are `f32` or codes, else element by element.
 //!
 //! ```text
 //! matmul, fused_linear => [pack b unless it is constant]  gemm (a, packed b, bias, residual)
+//! quantized_linear     => gemm (a, packed b, zero, column sums of b, scale, bias)
 //! ```
 //! A constant right side is packed when the weights are written. Leading axes of the left side are rows if there is
 //! one right matrix for all of them.
 
 use super::activation::{Fused, activated};
+use super::codes;
 use super::expand::Facts;
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use crate::schedules::codes::{column_sums, pack_quads};
 use crate::schedules::gemm::Gemm;
 use crate::schedules::{Num, pack};
 use lapidary_ir::kernel::contraction::PANEL;
@@ -23,6 +26,9 @@ use std::sync::Arc;
 pub static RULES: &[Rule] = &[
     Rule::steps("matmul", steps),
     Rule::steps("fused_linear", steps),
+    Rule::steps_for("quantized_linear", steps, |module, n| {
+        codes::takes(module, n, |shape| shape.len() == 2)
+    }),
 ];
 
 /// Operations worth waking another thread for.
@@ -32,6 +38,8 @@ const THREAD_WORK: i64 = 64 << 10;
 struct Plan {
     a: ValueId,
     w: ValueId,
+    /// The parameters that codes have.
+    coded: Vec<ValueId>,
     bias: Option<ValueId>,
     residual: Option<ValueId>,
     /// Extents: products, rows, columns, inner.
@@ -53,18 +61,22 @@ fn product(d: &[Dim]) -> Dim {
 /// The schedule of a product, if it has one.
 fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let node = facts.module.node(n);
-    let fused = node.op.name == "fused_linear";
-    let (a, w) = (node.operand(0)?, node.operand(1)?);
+    let quantized = node.op.name == "quantized_linear";
+    let (a, w) = (
+        node.operand(0)?,
+        node.operand(if quantized { 2 } else { 1 })?,
+    );
     let out = *node.results.first()?;
-    let (bias, residual) = match fused {
-        true => (node.operand(2), node.operand(3)),
-        false => (None, None),
+    let (bias, residual) = match node.op.name {
+        "fused_linear" => (node.operand(2), node.operand(3)),
+        "quantized_linear" => (node.operand(4), None),
+        _ => (None, None),
     };
     for v in [Some(a), Some(w), Some(out), bias, residual]
         .into_iter()
         .flatten()
     {
-        if facts.elem(v) != Ok(ElemType::F32) || !facts.is_row_major(v) {
+        if !quantized && facts.elem(v) != Ok(ElemType::F32) || !facts.is_row_major(v) {
             return None;
         }
     }
@@ -79,9 +91,10 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     if of_out.iter().chain([k]).any(|d| d.as_const() == Some(0)) {
         return None;
     }
-    let Fused { lo, hi, activation } = match fused {
-        true => Fused::of(node)?,
-        false => Fused::default(),
+    let Fused { lo, hi, activation } = match node.op.name {
+        "fused_linear" => Fused::of(node)?,
+        "quantized_linear" => codes::clamp(node),
+        _ => Fused::default(),
     };
     if bias.is_some_and(|b| facts.shape(b) != Ok(vec![columns.clone()]))
         || residual.is_some_and(|r| facts.shape(r).ok().as_ref() != Some(&of_out))
@@ -107,11 +120,13 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         lo,
         hi,
         activation,
+        codes: quantized.then(|| codes::of(&facts.module, n)),
         ..Gemm::new(num(&batch), num(&m), num(columns), num(k))
     };
     Some(Plan {
         a,
         w,
+        coded: vec![],
         bias,
         residual,
         batch,
@@ -124,13 +139,30 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
-    let Some(plan) = plan(&low.facts, n) else {
+    let Some(mut plan) = plan(&low.facts, n) else {
         return low.elements(n, out, element);
     };
-    let w = packed(low, &plan)?;
-    let mut args: Vec<KernelArg> = [Some(plan.a), Some(w), plan.bias, plan.residual, Some(out)]
+    let w = match plan.gemm.codes {
+        None => packed(low, &plan)?,
+        Some(c) => {
+            let [k, n_columns] = [&plan.k, &plan.n].map(|d| d.as_const().unwrap_or(0) as usize);
+            let pack = move |bytes: &[u8], out: &mut Vec<u8>| {
+                pack_quads(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
+            };
+            let sums = move |bytes: &[u8], out: &mut Vec<u8>| {
+                column_sums(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
+            };
+            let panels = n_columns.div_ceil(PANEL as usize) * PANEL as usize;
+            let len = panels * k.next_multiple_of(4);
+            let made = codes::weights(low, n, c, len, n_columns, Arc::new(pack), Arc::new(sums))?;
+            plan.coded = made.params;
+            made.w
+        }
+    };
+    let mut args: Vec<KernelArg> = [plan.a, w]
         .into_iter()
-        .flatten()
+        .chain(plan.coded.iter().copied())
+        .chain([plan.bias, plan.residual, Some(out)].into_iter().flatten())
         .map(KernelArg::Value)
         .collect();
     args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
@@ -195,7 +227,8 @@ fn packed(low: &mut Lowerer, plan: &Plan) -> Result<ValueId, OpError> {
     Ok(to)
 }
 
-fn dense(c: &Constant) -> Result<bytes::Bytes, String> {
+/// The bytes of a constant as if it were stored densely.
+pub fn dense(c: &Constant) -> Result<bytes::Bytes, String> {
     match c.dense_bytes() {
         Some(b) => Ok(b.clone()),
         None => {

@@ -30,6 +30,7 @@ mod activation;
 mod arith;
 mod attention;
 mod cast;
+mod codes;
 mod conv;
 mod indexing;
 mod linear;

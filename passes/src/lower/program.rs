@@ -47,7 +47,7 @@ pub struct Lowerer {
     local: Vec<ValueId>,
     scratch: RegionId,
     /// Channels-last copies, by what they copy and its padding.
-    pub(super) copies: HashMap<(ValueId, Vec<(i64, i64)>), ValueId>,
+    pub(super) copies: HashMap<(ValueId, Vec<(i64, i64)>, u8), ValueId>,
     calls: Vec<String>,
     errors: Vec<LowerError>,
 }

@@ -33,6 +33,7 @@ families! {
     fuse,
     layout,
     norm,
+    quant,
     rotary,
 }
 

@@ -650,6 +650,7 @@ fn place(
 
 fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
     Epilogue {
+        scaled: None,
         bias: None,
         residual,
         lo: None,

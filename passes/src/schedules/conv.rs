@@ -8,11 +8,12 @@
 //! the padding are masked rows. The product sums over taps and then over channels.
 
 use super::activation::Activation;
+use super::codes::{self, Codes};
 use super::epilogue::finish;
 use super::{Num, add, add_const, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, PANEL, RowsAt};
 use lapidary_ir::kernel::{Axis, Binary, Kernel, Op, TileElem, TileType, Var};
 
 /// Where the channels of a pixel are: pixel `p`, channel `c` is element `p * pitch + first + c`.
@@ -71,6 +72,8 @@ pub struct Conv {
     pub hi: Option<f32>,
     /// Applied last.
     pub activation: Option<Activation>,
+    /// `x` and `w` are codes; pixels in the padding are code 0.
+    pub codes: Option<Codes>,
 }
 
 impl Conv {
@@ -150,8 +153,20 @@ impl Conv {
         self.out_channels / self.groups
     }
 
-    /// Packs ONNX weights `[oc][c / groups][kh][kw]` (f32, little-endian) for [`Conv::kernel`].
+    /// Bytes of the weights that [`Conv::pack`] makes.
+    pub fn packed_bytes(&self) -> usize {
+        let panels = (self.group_out() as u64).div_ceil(u64::from(PANEL)) as i64 * self.groups;
+        let (k, window) = self.taps();
+        let size = if self.codes.is_some() { 1 } else { 4 };
+        let rows = window[0] * window[1] * codes::padded(self.codes, k);
+        (panels * i64::from(PANEL) * rows * size) as usize
+    }
+
+    /// Packs ONNX weights `[oc][c / groups][kh][kw]` (codes, or little-endian f32) for [`Conv::kernel`].
     pub fn pack(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        if self.codes.is_some() {
+            return self.each_group(|sizes, element| codes::pack_quads(bytes, sizes, element, out));
+        }
         let [c, taps, oc] = [
             self.channels / self.groups,
             self.kernel[0] * self.kernel[1],
@@ -170,16 +185,43 @@ impl Conv {
         }
     }
 
-    /// The kernel. Parameters: `x`, `w` packed, `bias`?, `residual`?, `y`, then `batch` if it is [`Num::Sym`].
+    /// The sums of the codes of each output channel, as little-endian `i32`.
+    pub fn sums(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        self.each_group(|sizes, element| codes::column_sums(bytes, sizes, element, out));
+    }
+
+    /// Calls `f` for each group with the taps, elements of a tap and columns of its panels, and where a weight is.
+    fn each_group(&self, mut f: impl FnMut([usize; 3], &dyn Fn(usize, usize, usize) -> usize)) {
+        let (k, [kh, kw]) = self.taps();
+        let [all, c, oc] = [
+            self.kernel[0] * self.kernel[1],
+            self.channels / self.groups,
+            self.group_out(),
+        ]
+        .map(|v| v as usize);
+        let taps = (kh * kw) as usize;
+        for group in 0..self.groups as usize {
+            // Taps that count as one follow each other.
+            let element = |tap: usize, kk: usize, column: usize| {
+                ((group * oc + column) * c + kk % c) * all + tap * (all / taps) + kk / c
+            };
+            f([taps, k as usize, oc], &element);
+        }
+    }
+
+    /// The kernel. Parameters: `x`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, `y`, then `batch` if it
+    /// is [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let x = b.buffer("x", ElemType::F32, false);
-        let w = b.buffer("w", ElemType::F32, false);
+        let [of_x, of_w, of_y] = codes::elems(self.codes);
+        let x = b.buffer("x", of_x, false);
+        let w = b.buffer("w", of_w, false);
+        let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
         let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = self
             .residual
             .map(|at| (b.buffer("residual", ElemType::F32, false), at));
-        let y = b.buffer("y", ElemType::F32, true);
+        let y = b.buffer("y", of_y, true);
         let batch = self.batch.bind(&mut b, "batch");
         let [oh, ow] = self.output;
         let group_out = self.group_out();
@@ -200,10 +242,14 @@ impl Conv {
         let taps = window[0] * window[1];
         let group_panels = mul_const(&mut b, group, panels as i64);
         let panel_index = add(&mut b, group_panels, panel);
-        let w_base = mul_const(&mut b, panel_index, taps * c * i64::from(PANEL));
         let k = b.index(c);
+        let w_base = codes::panel_at(&mut b, self.codes, panel_index, taps, Num::Const(c), k);
+        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let group_col = mul_const(&mut b, group, group_out);
+        let channel = add(&mut b, group_col, col0);
+        let scaled = for_codes.map(|(c, params)| c.scaled(&mut b, params, channel));
         let spec = GemmTile {
-            kind: Kind::F32,
+            kind: codes::kind(self.codes),
             rows,
             a: x,
             b: w,
@@ -225,11 +271,8 @@ impl Conv {
         };
         let acc = contraction::gemm(&mut b, spec, |b, tap| at.rows(b, tap));
 
-        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
         let group_end = b.index(group_out);
         let cols = b.binary(Binary::Sub, group_end, col0);
-        let group_col = mul_const(&mut b, group, group_out);
-        let channel = add(&mut b, group_col, col0);
         let image_row = mul_const(&mut b, image, oh);
         let row = add(&mut b, image_row, oy);
         let row_pixel = mul_const(&mut b, row, ow);
@@ -251,11 +294,16 @@ impl Conv {
         };
         let y_at = tile_at(self.y);
         let residual = residual.map(|(buf, at)| (buf, tile_at(at)));
+        let (lo, hi) = match self.codes {
+            Some(c) => c.bounds(self.lo, self.hi),
+            None => (self.lo, self.hi),
+        };
         let epilogue = Epilogue {
+            scaled,
             bias: bias.map(|buf| (buf, channel)),
             residual,
-            lo: self.lo,
-            hi: self.hi,
+            lo,
+            hi,
             c: y,
             c_at: y_at,
             cols: (group_out % i64::from(PANEL) != 0).then_some(cols),
@@ -457,6 +505,7 @@ mod tests {
             lo: Some(0.0),
             hi: None,
             activation: None,
+            codes: None,
         };
         let cases = [
             base.clone(),

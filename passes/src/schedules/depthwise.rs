@@ -132,6 +132,7 @@ impl Depthwise {
         let y_at = tile_at(conv.y);
         let residual = residual.map(|(buf, at)| (buf, tile_at(at)));
         let epilogue = Epilogue {
+            scaled: None,
             bias: bias.map(|buf| (buf, first)),
             residual,
             lo: conv.lo,

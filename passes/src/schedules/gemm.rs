@@ -7,11 +7,12 @@
 //! are 9 tiles of 13 and one of 11, not 9 of 14 and one of 2.
 
 use super::activation::Activation;
+use super::codes::{self, Codes};
 use super::epilogue::finish;
 use super::{Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, PANEL, RowsAt};
 use lapidary_ir::kernel::{At, Axis, Binary, Kernel};
 
 /// Extents and epilogue of a product.
@@ -39,6 +40,8 @@ pub struct Gemm {
     pub hi: Option<f32>,
     /// Applied last.
     pub activation: Option<Activation>,
+    /// `a` and `w` are codes.
+    pub codes: Option<Codes>,
 }
 
 impl Gemm {
@@ -56,10 +59,11 @@ impl Gemm {
             lo: None,
             hi: None,
             activation: None,
+            codes: None,
         }
     }
 
-    /// Elements of `w` packed, for one product.
+    /// Elements of `f32` `w` packed, for one product.
     pub fn packed_len(n: i64, k: i64) -> i64 {
         (n as u64).div_ceil(u64::from(PANEL)) as i64 * k * i64::from(PANEL)
     }
@@ -69,17 +73,19 @@ impl Gemm {
         even_rows(self.m, MAX_ROWS)
     }
 
-    /// The kernel. Parameters: `a`, `w` packed, `bias`?, `residual`?, `c`, then those of `batch`, `m`, `n`, `k` that are
-    /// [`Num::Sym`].
+    /// The kernel. Parameters: `a`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, `c`, then those of
+    /// `batch`, `m`, `n`, `k` that are [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let a = b.buffer("a", ElemType::F32, false);
-        let w = b.buffer("w", ElemType::F32, false);
+        let [of_a, of_w, of_c] = codes::elems(self.codes);
+        let a = b.buffer("a", of_a, false);
+        let w = b.buffer("w", of_w, false);
+        let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
         let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = self
             .residual
             .then(|| b.buffer("residual", ElemType::F32, false));
-        let c = b.buffer("c", ElemType::F32, true);
+        let c = b.buffer("c", of_c, true);
         let [batch, m, n, k] = [
             (self.batch, "batch"),
             (self.m, "m"),
@@ -108,7 +114,6 @@ impl Gemm {
             mul(b, row, width)
         };
         let a_base = first(&mut b, self.a_batched, k.var);
-        let panel_len = mul_const(&mut b, k.var, i64::from(PANEL));
         let panels = match self.n.known() {
             Some(n) => b.index((n as u64).div_ceil(u64::from(PANEL)) as i64),
             None => {
@@ -123,7 +128,9 @@ impl Gemm {
             zero
         };
         let panel_index = add(&mut b, product_panels, panel);
-        let w_base = mul(&mut b, panel_index, panel_len);
+        let w_base = codes::panel_at(&mut b, self.codes, panel_index, 1, self.k, k.var);
+        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let scaled = for_codes.map(|(c, params)| c.scaled(&mut b, params, col0));
 
         let a_rows = Axis {
             at: stride(self.k, k.var),
@@ -131,7 +138,7 @@ impl Gemm {
             mask: None,
         };
         let spec = GemmTile {
-            kind: Kind::F32,
+            kind: codes::kind(self.codes),
             rows,
             a,
             b: w,
@@ -144,7 +151,6 @@ impl Gemm {
             rows: a_rows,
         });
 
-        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
         let cols = b.binary(Binary::Sub, n.var, col0);
         let c_row = first(&mut b, true, n.var);
         let c_base = add(&mut b, c_row, col0);
@@ -157,11 +163,16 @@ impl Gemm {
             },
         };
         let exact = self.n.known().is_some_and(|n| n % i64::from(PANEL) == 0);
+        let (lo, hi) = match self.codes {
+            Some(c) => c.bounds(self.lo, self.hi),
+            None => (self.lo, self.hi),
+        };
         let epilogue = Epilogue {
+            scaled,
             bias: bias.map(|buf| (buf, col0)),
             residual: residual.map(|buf| (buf, c_at.clone())),
-            lo: self.lo,
-            hi: self.hi,
+            lo,
+            hi,
             c,
             c_at,
             cols: (!exact).then_some(cols),

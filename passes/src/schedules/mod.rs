@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod codes;
 pub mod conv;
 pub mod depthwise;
 pub mod epilogue;

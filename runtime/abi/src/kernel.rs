@@ -96,10 +96,20 @@ pub const PANEL_I8: usize = 32;
 /// Most rows of one int8 tile.
 pub const MAX_ROWS_I8: usize = 14;
 
-/// One tile of an int8 product with i32 results: `c[r][j] = sum over t, k of a[t][r][k] * b[t][k][j] (+ c)`.
+/// What a tile of [`GemmI8`] holds: sums as `i32`.
+pub const RESULT_I32: u32 = 0;
+/// Numbers as `f32`.
+pub const RESULT_F32: u32 = 1;
+/// Codes of 8 bits, signed or not.
+pub const RESULT_CODE: u32 = 2;
+
+/// One tile of an int8 product: `sum = sum over t, k of a[t][r][k] * b[t][k][j] - a_zero * sums[j]`, and of it
 ///
-/// `a` is unsigned, `b` signed (what `vpdpbusd` multiplies). Zero points are the caller's: it adds
-/// `-zero_a * column_sums(b)` and the like in the epilogue.
+/// * [`RESULT_I32`]: the sum;
+/// * [`RESULT_F32`]: `x = clamp(f32(sum) * scale[j] + bias[j], lo, hi)`;
+/// * [`RESULT_CODE`]: `round_to_even(x) + zero`, for bounds that keep it in the code's range.
+///
+/// `a` is unsigned, `b` signed (what `vpdpbusd` multiplies). `sums` are those of the columns of `b`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct GemmI8 {
@@ -107,8 +117,14 @@ pub struct GemmI8 {
     pub a: *const *const u8,
     /// Packed panel `[taps][k / 4][PANEL_I8][4]`, zero-filled past `k` up to a multiple of 4.
     pub b: *const i8,
-    /// Result tile.
-    pub c: *mut i32,
+    /// Address of the tile's first element in the result.
+    pub c: *mut c_void,
+    /// `cols` column sums of `b` over all taps; null if `a_zero` is 0.
+    pub sums: *const i32,
+    /// `cols` values; null for sums.
+    pub scale: *const f32,
+    /// `cols` values, or null.
+    pub bias: *const f32,
     /// Elements between rows of `c`.
     pub c_stride: usize,
     /// Row length; rows of `a` need not be readable past it.
@@ -119,8 +135,16 @@ pub struct GemmI8 {
     pub rows: u32,
     /// `1..=PANEL_I8`.
     pub cols: u32,
-    /// Non-zero: add to what `c` holds.
-    pub accumulate: u32,
+    /// The code of zero in `a`.
+    pub a_zero: i32,
+    /// The code of zero in the result.
+    pub zero: i32,
+    /// Lower bound before rounding (`-inf` for none).
+    pub lo: f32,
+    /// Upper bound before rounding (`+inf` for none).
+    pub hi: f32,
+    /// [`RESULT_I32`], [`RESULT_F32`] or [`RESULT_CODE`].
+    pub result: u32,
 }
 
 /// Rows interleaved in one int4 block.

@@ -1,10 +1,11 @@
-//! One int8 tile with i32 results: unsigned activations times signed weights, exact (modulo 2^32).
+//! One int8 tile: unsigned activations times signed weights, exact (modulo 2^32), and the way back to numbers or codes.
 //!
 //! Four consecutive `k` make one 32-bit lane, as `vpdpbusd` wants them; the panel is
 //! `[taps][k / 4][32][4]`. Without that instruction, products are formed in 16 bits after widening, since
-//! the older `vpmaddubsw` saturates. Zero points are the caller's.
+//! the older `vpmaddubsw` saturates. What follows the sum takes one multiplication and one addition, each rounded, so
+//! that every level gives the same bits.
 
-use lapidary_abi::kernel::{GemmI8, PANEL_I8};
+use lapidary_abi::kernel::{GemmI8, PANEL_I8, RESULT_CODE, RESULT_I32};
 
 /// Bytes of one panel line: four `k` of 32 columns.
 const LINE: usize = PANEL_I8 * 4;
@@ -25,6 +26,38 @@ unsafe fn lane(row: *const u8, n: usize) -> u32 {
             *byte = *row.add(i);
         }
         u32::from_le_bytes(bytes)
+    }
+}
+
+/// Writes one result of the tile, whose sum is `sum`.
+///
+/// # Safety
+/// `args` satisfy the contract of [`GemmI8`]; `r < rows` and `j < cols`.
+#[inline(always)]
+unsafe fn finish(g: &GemmI8, r: usize, j: usize, sum: i32) {
+    // SAFETY: as promised to this function.
+    unsafe {
+        let at = r * g.c_stride + j;
+        let mut sum = sum;
+        if g.a_zero != 0 {
+            sum = sum.wrapping_sub(g.a_zero.wrapping_mul(*g.sums.add(j)));
+        }
+        if g.result == RESULT_I32 {
+            return g.c.cast::<i32>().add(at).write(sum);
+        }
+        let mut x = sum as f32 * *g.scale.add(j);
+        if !g.bias.is_null() {
+            x += *g.bias.add(j);
+        }
+        // Not `f32::max`: what is no number stays none.
+        x = if x < g.lo { g.lo } else { x };
+        x = if x > g.hi { g.hi } else { x };
+        if g.result == RESULT_CODE {
+            let code = (x.round_ties_even() as i32).wrapping_add(g.zero);
+            g.c.cast::<u8>().add(at).write(code as u8);
+        } else {
+            g.c.cast::<f32>().add(at).write(x);
+        }
     }
 }
 
@@ -58,10 +91,8 @@ pub unsafe extern "C" fn portable(args: *const GemmI8) {
                         }
                     }
                 }
-                let out = g.c.add(r * g.c_stride + c0);
                 for (j, &sum) in acc.iter().enumerate().take(g.cols as usize - c0) {
-                    let before = if g.accumulate != 0 { *out.add(j) } else { 0 };
-                    *out.add(j) = before.wrapping_add(sum);
+                    finish(g, r, c0 + j, sum);
                 }
             }
         }
@@ -159,17 +190,53 @@ pub mod avx512 {
             }
         }
         for v in 0..V {
-            let mask =
-                ((1u64 << (g.cols as usize).saturating_sub(16 * v).min(16)) - 1) as __mmask16;
-            for r in 0..R {
-                // SAFETY: the mask leaves out what is past `cols`.
-                unsafe {
-                    let out = g.c.wrapping_add(r * g.c_stride + 16 * v);
-                    let mut x = sums[r][v];
-                    if g.accumulate != 0 {
-                        x = _mm512_add_epi32(x, _mm512_maskz_loadu_epi32(mask, out));
-                    }
-                    _mm512_mask_storeu_epi32(out, mask, x);
+            let column = std::array::from_fn(|r| sums[r][v]);
+            // SAFETY: the block is valid and has these rows.
+            unsafe { finish::<R>(g, 16 * v, column) };
+        }
+    }
+
+    /// Writes 16 columns of every row, as the plain [`finish`](super::finish) does.
+    ///
+    /// # Safety
+    /// The block is valid, `rows == R`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn finish<const R: usize>(g: &GemmI8, column: usize, sums: [__m512i; R]) {
+        let count = (g.cols as usize).saturating_sub(column).min(16);
+        let mask = ((1u64 << count) - 1) as __mmask16;
+        // SAFETY: the mask leaves out what is past `cols`.
+        unsafe {
+            let mut correction = _mm512_setzero_si512();
+            if g.a_zero != 0 {
+                let of = _mm512_maskz_loadu_epi32(mask, g.sums.wrapping_add(column));
+                correction = _mm512_mullo_epi32(of, _mm512_set1_epi32(g.a_zero));
+            }
+            let (mut scale, mut bias) = (_mm512_setzero_ps(), _mm512_set1_ps(-0.0));
+            if g.result != RESULT_I32 {
+                scale = _mm512_maskz_loadu_ps(mask, g.scale.wrapping_add(column));
+                if !g.bias.is_null() {
+                    bias = _mm512_maskz_loadu_ps(mask, g.bias.wrapping_add(column));
+                }
+            }
+            let (lo, hi) = (_mm512_set1_ps(g.lo), _mm512_set1_ps(g.hi));
+            let zero = _mm512_set1_epi32(g.zero);
+            for (r, sum) in sums.into_iter().enumerate() {
+                let at = r * g.c_stride + column;
+                let sum = _mm512_sub_epi32(sum, correction);
+                if g.result == RESULT_I32 {
+                    _mm512_mask_storeu_epi32(g.c.cast::<i32>().wrapping_add(at), mask, sum);
+                    continue;
+                }
+                let mut x = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), bias);
+                // The second operand is what stays where one is no number.
+                x = _mm512_min_ps(hi, _mm512_max_ps(lo, x));
+                if g.result == RESULT_CODE {
+                    let code = _mm512_add_epi32(_mm512_cvtps_epi32(x), zero);
+                    let out = g.c.cast::<i8>().wrapping_add(at);
+                    _mm512_mask_cvtepi32_storeu_epi8(out, mask, code);
+                } else {
+                    _mm512_mask_storeu_ps(g.c.cast::<f32>().wrapping_add(at), mask, x);
                 }
             }
         }
@@ -320,17 +387,58 @@ pub mod avx2 {
                     line(&mut acc, rows, b, whole, g.k % 4);
                 }
             }
-            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             for v in 0..V {
-                let col = c0 + 8 * v;
-                let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(g.cols as i32 - col as i32), lanes);
-                for r in 0..R {
-                    let out = g.c.wrapping_add((r0 + r) * g.c_stride + col);
-                    let mut x = acc[r][v];
-                    if g.accumulate != 0 {
-                        x = _mm256_add_epi32(x, _mm256_maskload_epi32(out, mask));
+                let column = std::array::from_fn(|r| acc[r][v]);
+                finish::<R>(g, r0, c0 + 8 * v, column);
+            }
+        }
+    }
+
+    /// Writes 8 columns of some rows, as the plain [`finish`](super::finish) does.
+    ///
+    /// # Safety
+    /// The block is valid; `r0 + R <= rows`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn finish<const R: usize>(g: &GemmI8, r0: usize, column: usize, sums: [__m256i; R]) {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(g.cols as i32 - column as i32), lanes);
+        // SAFETY: the mask leaves out what is past `cols`, as do the copies.
+        unsafe {
+            let mut correction = _mm256_setzero_si256();
+            if g.a_zero != 0 {
+                let of = _mm256_maskload_epi32(g.sums.wrapping_add(column), mask);
+                correction = _mm256_mullo_epi32(of, _mm256_set1_epi32(g.a_zero));
+            }
+            let (mut scale, mut bias) = (_mm256_setzero_ps(), _mm256_set1_ps(-0.0));
+            if g.result != RESULT_I32 {
+                scale = _mm256_maskload_ps(g.scale.wrapping_add(column), mask);
+                if !g.bias.is_null() {
+                    bias = _mm256_maskload_ps(g.bias.wrapping_add(column), mask);
+                }
+            }
+            let (lo, hi) = (_mm256_set1_ps(g.lo), _mm256_set1_ps(g.hi));
+            for (r, sum) in sums.into_iter().enumerate() {
+                let at = (r0 + r) * g.c_stride + column;
+                let sum = _mm256_sub_epi32(sum, correction);
+                if g.result == RESULT_I32 {
+                    _mm256_maskstore_epi32(g.c.cast::<i32>().wrapping_add(at), mask, sum);
+                    continue;
+                }
+                let mut x = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), bias);
+                // The second operand is what stays where one is no number.
+                x = _mm256_min_ps(hi, _mm256_max_ps(lo, x));
+                if g.result == RESULT_CODE {
+                    let code = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(g.zero));
+                    let mut codes = [0i32; 8];
+                    _mm256_storeu_si256(codes.as_mut_ptr().cast(), code);
+                    let count = (g.cols as usize).saturating_sub(column).min(8);
+                    let out = g.c.cast::<u8>().wrapping_add(at);
+                    for (j, &code) in codes.iter().enumerate().take(count) {
+                        out.add(j).write(code as u8);
                     }
-                    _mm256_maskstore_epi32(out, mask, x);
+                } else {
+                    _mm256_maskstore_ps(g.c.cast::<f32>().wrapping_add(at), mask, x);
                 }
             }
         }
@@ -377,7 +485,7 @@ pub mod avx2 {
 mod tests {
     use super::super::test_support::*;
     use super::*;
-    use lapidary_abi::kernel::{Import, MAX_ROWS_I8};
+    use lapidary_abi::kernel::{Import, MAX_ROWS_I8, RESULT_F32};
 
     #[derive(Clone, Copy, Debug)]
     struct Case {
@@ -385,7 +493,7 @@ mod tests {
         cols: usize,
         k: usize,
         taps: usize,
-        accumulate: bool,
+        result: u32,
         pitch: usize,
         extremes: bool,
     }
@@ -400,7 +508,7 @@ mod tests {
             cols,
             k,
             taps,
-            accumulate,
+            result,
             pitch,
             extremes,
         } = case;
@@ -425,46 +533,71 @@ mod tests {
             }
         });
         let c_stride = cols + 2;
-        let before: Vec<i32> = (0..rows * c_stride).map(|_| random.next() as i32).collect();
+        let size = if result == RESULT_CODE { 1 } else { 4 };
+        let before: Vec<u8> = (0..rows * c_stride * size)
+            .map(|_| random.next() as u8)
+            .collect();
         let mut c = before.clone();
         let addresses: Vec<*const u8> = (0..taps * rows)
             .rev()
             .map(|i| a[i * pitch..].as_ptr())
             .collect();
+        let sums: Vec<i32> = (0..cols).map(|_| random.int(-999, 999) as i32).collect();
+        let scale: Vec<f32> = (0..cols).map(|j| 0.001 * (j + 1) as f32).collect();
+        let bias: Vec<f32> = (0..cols).map(|j| j as f32 - 9.5).collect();
+        let with_bias = k % 2 == 0;
+        let (lo, hi) = (-120.0f32, 100.5f32);
         let block = GemmI8 {
             a: addresses.as_ptr(),
             b: panel.as_ptr(),
-            c: c.as_mut_ptr(),
+            c: c.as_mut_ptr().cast(),
+            sums: sums.as_ptr(),
+            scale: scale.as_ptr(),
+            bias: if with_bias {
+                bias.as_ptr()
+            } else {
+                core::ptr::null()
+            },
             c_stride,
             k,
             taps,
             rows: rows as u32,
             cols: cols as u32,
-            accumulate: accumulate as u32,
+            a_zero: taps as i32 - 1,
+            zero: 3,
+            lo,
+            hi,
+            result,
         };
         // SAFETY: the block describes the buffers above.
         unsafe { kernel(&block) };
         for r in 0..rows {
             for j in 0..c_stride {
-                let i = r * c_stride + j;
-                let mut want = if accumulate || j >= cols {
-                    before[i]
-                } else {
-                    0
-                };
+                let at = (r * c_stride + j) * size;
+                let mut want = before[at..at + size].to_vec();
                 if j < cols {
+                    let mut sum = 0i32;
                     for t in 0..taps {
                         let row = &a[(taps * rows - 1 - (t * rows + r)) * pitch..];
                         for q in 0..k {
                             let w = panel[(t * lines + q / 4) * LINE + j * 4 + q % 4];
-                            want = want.wrapping_add(row[q] as i32 * w as i32);
+                            sum = sum.wrapping_add(row[q] as i32 * w as i32);
                         }
                     }
+                    sum -= (taps as i32 - 1) * sums[j];
+                    let scaled = sum as f32 * scale[j];
+                    let x = if with_bias { scaled + bias[j] } else { scaled };
+                    let x = x.clamp(lo, hi);
+                    want = match result {
+                        RESULT_I32 => sum.to_le_bytes().to_vec(),
+                        RESULT_CODE => vec![(x.round_ties_even() as i32 + 3) as u8],
+                        _ => x.to_le_bytes().to_vec(),
+                    };
                 }
-                if c[i] != want {
+                if c[at..at + size] != want {
                     return Err(format!(
-                        "{case:?}: at {r},{j} found {} expected {want}",
-                        c[i]
+                        "{case:?}: at {r},{j} found {:?} expected {want:?}",
+                        &c[at..at + size]
                     ));
                 }
             }
@@ -480,15 +613,19 @@ mod tests {
                 for cols in [1, 7, 8, 9, 15, 16, 17, 31, 32] {
                     for k in [0, 1, 2, 3, 4, 5, 16, 23, 40] {
                         for taps in [1, 2, 9] {
-                            for (accumulate, extremes) in
-                                [(false, false), (true, false), (false, true)]
-                            {
+                            for (result, extremes) in [
+                                (RESULT_I32, false),
+                                (RESULT_F32, false),
+                                (RESULT_CODE, false),
+                                (RESULT_CODE, true),
+                                (RESULT_I32, true),
+                            ] {
                                 let case = Case {
                                     rows,
                                     cols,
                                     k,
                                     taps,
-                                    accumulate,
+                                    result,
                                     pitch: k + 1,
                                     extremes,
                                 };
@@ -513,7 +650,7 @@ mod tests {
                         cols: 30,
                         k,
                         taps: 2,
-                        accumulate: true,
+                        result: RESULT_I32,
                         pitch,
                         extremes: false,
                     };
@@ -562,13 +699,20 @@ mod tests {
                         kernel(&GemmI8 {
                             a: addresses.as_ptr(),
                             b: panel.as_ptr(),
-                            c: c.as_mut_ptr(),
+                            c: c.as_mut_ptr().cast(),
+                            sums: core::ptr::null(),
+                            scale: core::ptr::null(),
+                            bias: core::ptr::null(),
                             c_stride: 32,
                             k,
                             taps: 1,
                             rows: rows as u32,
                             cols: 32,
-                            accumulate: 0,
+                            a_zero: 0,
+                            zero: 0,
+                            lo: f32::NEG_INFINITY,
+                            hi: f32::INFINITY,
+                            result: RESULT_I32,
                         });
                         assert!(
                             c[..rows * 32].iter().all(|&x| x == 3 * k as i32),

@@ -2,6 +2,7 @@
 
 mod blocked;
 mod contrib;
+mod fused;
 mod linear;
 mod products;
 
@@ -12,6 +13,8 @@ pub static OPS: &[&OpDef] = &[
     &linear::QUANTIZE_LINEAR,
     &linear::DEQUANTIZE_LINEAR,
     &linear::DYNAMIC_QUANTIZE_LINEAR,
+    &fused::QUANTIZED_LINEAR,
+    &fused::QUANTIZED_CONV,
     &products::QLINEAR_CONV,
     &products::QLINEAR_MATMUL,
     &products::DYNAMIC_QUANTIZE_MATMUL,

@@ -1,0 +1,230 @@
+//! What products of codes share: which nodes have kernels, and their operands besides those of products of numbers.
+
+use super::activation::Fused;
+use super::linear::dense;
+use super::{Lowerer, WeightSource};
+use crate::schedules::codes::{Codes, Zero};
+use lapidary_ir::graph::Node;
+use lapidary_ir::ops::OpError;
+use lapidary_ir::{ElemType, Module, NodeId, ValueId};
+use std::sync::Arc;
+
+/// Makes packed weights, or sums of them, of dense ones.
+pub type Pack = Arc<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
+
+/// True if `quantized_linear` or `quantized_conv` has kernels for a node; `fits` says so of the weights' shape.
+pub fn takes(module: &Module, n: NodeId, fits: fn(&[usize]) -> bool) -> bool {
+    let node = module.node(n);
+    let ty = |i: usize| node.operand(i).map(|v| &module.value(v).ty);
+    let elem = |i: usize| ty(i).and_then(|t| t.elem());
+    let Some(w) = node.operand(2).and_then(|w| module.as_constant(w)) else {
+        return false;
+    };
+    let columns = match node.op.name {
+        "quantized_conv" => w.shape().first(),
+        _ => w.shape().last(),
+    };
+    let row = |i: usize| {
+        let shape = ty(i).and_then(|t| t.as_tensor()?.const_shape());
+        shape.as_deref() == columns.map(std::slice::from_ref)
+    };
+    let known = node.operand(5).is_none_or(|v| code(module, v).is_some());
+    elem(0) == Some(ElemType::U8)
+        && elem(2) == Some(ElemType::I8)
+        && row(3)
+        && (node.operand(4).is_none() || row(4))
+        && known
+        && w.shape().iter().all(|&d| d > 0)
+        && fits(w.shape())
+}
+
+/// The byte of a constant code.
+fn code(module: &Module, v: ValueId) -> Option<u8> {
+    let tensor = module.as_constant(v)?.decode().ok()?;
+    tensor.integers()?.first().map(|&c| c as u8)
+}
+
+/// How the operands of a node are multiplied.
+pub fn of(module: &Module, n: NodeId) -> Codes {
+    let node = module.node(n);
+    let known = |i| node.operand(i).and_then(|v| code(module, v));
+    let elem = |i| node.operand(i).and_then(|v| module.value(v).ty.elem());
+    Codes {
+        zero: known(1).map_or(Zero::Given, Zero::Known),
+        result: elem(5).zip(known(5)),
+    }
+}
+
+/// The bounds of a node.
+pub fn clamp(node: &Node) -> Fused {
+    let bound = |name| node.float(name).map(|v| v as f32);
+    Fused {
+        lo: bound("lo"),
+        hi: bound("hi"),
+        activation: None,
+    }
+}
+
+/// Operands that are made for a kernel.
+pub struct Made {
+    /// Packed weights.
+    pub w: ValueId,
+    /// The zero, sums and scale, as [`Codes::params`](crate::schedules::codes::Codes::params) has them.
+    pub params: Vec<ValueId>,
+}
+
+/// Weights of `bytes` bytes made by `pack`, and the parameters that come with them.
+pub fn weights(
+    low: &mut Lowerer,
+    n: NodeId,
+    codes: Codes,
+    bytes: usize,
+    columns: usize,
+    pack: Pack,
+    sums: Pack,
+) -> Result<Made, OpError> {
+    let node = low.facts.module.node(n).clone();
+    let constant = node
+        .operand(2)
+        .and_then(|w| low.facts.module.as_constant(w).cloned())
+        .ok_or_else(|| OpError::new("the weights are not constant"))?;
+    let mut made = |elem: ElemType, len: usize, f: Pack| {
+        let constant = constant.clone();
+        let bytes = len * elem.size_bytes();
+        let source = move || {
+            let mut out = Vec::with_capacity(bytes);
+            f(&dense(&constant)?, &mut out);
+            Ok(out)
+        };
+        low.made_weight(elem, vec![len], WeightSource::Made(Arc::new(source)))
+    };
+    let w = made(ElemType::I8, bytes, pack);
+    let zero = match codes.zero {
+        Zero::Given => node.operand(1),
+        Zero::Known(_) => None,
+    };
+    let sums = (codes.zero != Zero::Known(0)).then(|| made(ElemType::I32, columns, sums));
+    let params = [zero, sums, node.operand(3)]
+        .into_iter()
+        .flatten()
+        .collect();
+    Ok(Made { w, params })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::checks::{check, numbers};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::{Attr, ElemType, Tensor, ValueId};
+
+    fn codes(b: &mut Builder, shape: &[usize]) -> ValueId {
+        let n: usize = shape.iter().product();
+        let code = |i: usize| (i * 97 % 255) as i128 - 127;
+        b.constant(&Tensor::from_int(
+            ElemType::I8,
+            shape.to_vec(),
+            (0..n).map(code).collect(),
+        ))
+    }
+
+    /// The product of `x` in codes with weights; a negative `zero` is found when it runs.
+    fn product(
+        b: &mut Builder,
+        x: ValueId,
+        op: &str,
+        w: &[usize],
+        (zero, bias, result): (i128, bool, Option<ElemType>),
+        attrs: &[(&'static str, Attr)],
+    ) -> ValueId {
+        let (a, zero) = if zero < 0 {
+            let made = b
+                .multi("dynamic_quantize_linear", &[Some(x)], &[], 3)
+                .expect("codes");
+            (made[0], made[2])
+        } else {
+            let (s, z) = (
+                b.scalar(ElemType::F32, 0.01),
+                b.constant(&Tensor::from_int(ElemType::U8, [], vec![zero])),
+            );
+            (b.op("quantize_linear", &[x, s, z]).expect("codes"), z)
+        };
+        let n = if op == "quantized_conv" {
+            w[0]
+        } else {
+            w[w.len() - 1]
+        };
+        let scale: Vec<f64> = (0..n).map(|j| 1e-4 * (j % 5 + 1) as f64).collect();
+        let scale = b.constant(&Tensor::from_f64(ElemType::F32, [n], scale));
+        let (w, bias) = (codes(b, w), bias.then(|| b.constant(&numbers(&[n], 6))));
+        let code = result.map(|elem| b.constant(&Tensor::from_int(elem, [], vec![9])));
+        let scale = match result {
+            None => scale,
+            Some(_) => {
+                let fifty = b.scalar(ElemType::F32, 50.0);
+                b.op("mul", &[scale, fifty]).expect("a scale")
+            }
+        };
+        let operands = [Some(a), Some(zero), Some(w), Some(scale), bias, code];
+        b.multi(op, &operands, attrs, 1).expect("a product")[0]
+    }
+
+    const FORMS: [(i128, bool, Option<ElemType>); 5] = [
+        (0, false, None),
+        (100, true, None),
+        (0, true, Some(ElemType::U8)),
+        (77, false, Some(ElemType::I8)),
+        (-1, true, None),
+    ];
+
+    #[test]
+    fn products_of_codes() {
+        let cases: &[(&[usize], usize)] = &[(&[1, 70], 45), (&[33, 8], 64), (&[2, 3, 5], 9)];
+        for &(a, n) in cases {
+            for (form, symbolic) in FORMS.into_iter().flat_map(|f| [(f, false), (f, true)]) {
+                let kernels = check(&format!("{a:?} {n} {form:?}"), &[a], symbolic, |b, x| {
+                    let w = [a[a.len() - 1], n];
+                    let bounds = [("lo", Attr::Float(-0.1))];
+                    product(b, x[0], "quantized_linear", &w, form, &bounds)
+                });
+                assert!(kernels <= 9, "{kernels} kernels: it was not one product");
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_of_codes() {
+        let ints = |v: &[i64]| Attr::Ints(v.to_vec());
+        // Input, filters, strides, pads, groups.
+        type Case = (
+            &'static [usize],
+            &'static [usize],
+            &'static [i64],
+            &'static [i64],
+            i64,
+        );
+        let cases: &[Case] = &[
+            (&[1, 5, 6, 7], &[3, 5, 3, 3], &[1, 1], &[0, 0, 0, 0], 1),
+            (&[2, 12, 6, 7], &[35, 12, 3, 3], &[1, 1], &[1, 1, 1, 1], 1),
+            (&[1, 3, 17, 9], &[4, 3, 7, 7], &[2, 2], &[3, 3, 3, 3], 1),
+            (&[1, 12, 5, 4], &[7, 12, 1, 1], &[1, 1], &[0, 0, 0, 0], 1),
+            (&[1, 20, 9, 9], &[6, 10, 3, 2], &[1, 2], &[2, 0, 1, 1], 2),
+            (&[1, 19, 7, 7], &[19, 1, 3, 3], &[1, 1], &[1, 1, 1, 1], 19),
+            (&[1, 6, 20], &[5, 6, 3], &[2], &[1, 0], 1),
+        ];
+        for (shape, filters, strides, pads, groups) in cases {
+            for (form, symbolic) in FORMS.into_iter().flat_map(|f| [(f, false), (f, true)]) {
+                let attrs = [
+                    ("strides", ints(strides)),
+                    ("pads", ints(pads)),
+                    ("group", Attr::Int(*groups)),
+                ];
+                check(
+                    &format!("{shape:?} {filters:?} {form:?}"),
+                    &[shape],
+                    symbolic,
+                    |b, x| product(b, x[0], "quantized_conv", filters, form, &attrs),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Products of codes: what they have besides the operands of products of numbers.
+//!
+//! `a` is `u8` and `w` is `i8`, packed by [`pack_quads`]; sums are `i32`. A result is a number, or the code of one.
+
+use super::{Num, add};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{Kind, PANEL, Scaled};
+use lapidary_ir::kernel::{Buf, Literal, TileElem, TileType, Var};
+
+/// The code of zero in the left operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zero {
+    /// Known; a kernel for 0 has no column sums.
+    Known(u8),
+    /// A parameter: one `u8`.
+    Given,
+}
+
+/// How codes are multiplied and what of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codes {
+    /// The code of zero in `a`.
+    pub zero: Zero,
+    /// The 8-bit type of the results' codes and the code of zero there; `None`: results are numbers.
+    pub result: Option<(ElemType, u8)>,
+}
+
+/// Element types of `a`, `w` and the result.
+pub fn elems(codes: Option<Codes>) -> [ElemType; 3] {
+    match codes {
+        None => [ElemType::F32; 3],
+        Some(c) => [
+            ElemType::U8,
+            ElemType::I8,
+            c.result.map_or(ElemType::F32, |(elem, _)| elem),
+        ],
+    }
+}
+
+/// Operand types of the contraction.
+pub fn kind(codes: Option<Codes>) -> Kind {
+    match codes {
+        None => Kind::F32,
+        Some(_) => Kind::I8,
+    }
+}
+
+/// Elements that a row of `k` elements has in a packed panel.
+pub fn padded(codes: Option<Codes>, k: i64) -> i64 {
+    let step = i64::from(kind(codes).step());
+    (k + step - 1) / step * step
+}
+
+/// The parameters that a kernel has for codes, in this order after `w`: `zero`?, `sums`?, `scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct Params {
+    zero: Option<Buf>,
+    sums: Option<Buf>,
+    scale: Buf,
+}
+
+impl Codes {
+    /// Adds the parameters.
+    pub fn params(self, b: &mut KernelBuilder) -> Params {
+        Params {
+            zero: (self.zero == Zero::Given).then(|| b.buffer("zero", ElemType::U8, false)),
+            sums: (self.zero != Zero::Known(0)).then(|| b.buffer("sums", ElemType::I32, false)),
+            scale: b.buffer("scale", ElemType::F32, false),
+        }
+    }
+
+    /// What the epilogue does with sums of columns from `column` on. Call it before the product is written.
+    pub fn scaled(self, b: &mut KernelBuilder, params: Params, column: Var) -> Scaled {
+        let zero = match (self.zero, params.zero) {
+            (Zero::Known(code), _) => {
+                let ty = TileType::of(ElemType::I32, &[]);
+                b.constant(ty, Literal::Int(i64::from(code)))
+            }
+            (Zero::Given, buf) => {
+                let at = b.index(0);
+                let buf = buf.expect("a given zero has a parameter");
+                let code = b.load(buf, at, &[], vec![]);
+                b.cast(code, TileElem::Elem(ElemType::I32))
+            }
+        };
+        Scaled {
+            zero: params.sums.map(|sums| (zero, sums, column)),
+            scale: (params.scale, column),
+            code: self.result.map(|(elem, code)| (elem, as_code(elem, code))),
+        }
+    }
+
+    /// Bounds of a result before it is rounded, which keep it in the range of its code.
+    pub fn bounds(self, lo: Option<f32>, hi: Option<f32>) -> (Option<f32>, Option<f32>) {
+        let Some((elem, zero)) = self.result else {
+            return (lo, hi);
+        };
+        let zero = as_code(elem, zero);
+        let (least, most) = match elem {
+            ElemType::I8 => (-128 - zero, 127 - zero),
+            _ => (-zero, 255 - zero),
+        };
+        // What is no number must not be taken for a bound.
+        let lo = lo.map_or(least as f32, |lo| {
+            if lo > least as f32 { lo } else { least as f32 }
+        });
+        let hi = hi.map_or(
+            most as f32,
+            |hi| if hi < most as f32 { hi } else { most as f32 },
+        );
+        (Some(lo), Some(hi))
+    }
+}
+
+/// The number that is stored in a byte of this type.
+fn as_code(elem: ElemType, byte: u8) -> i64 {
+    match elem {
+        ElemType::I8 => i64::from(byte as i8),
+        _ => i64::from(byte),
+    }
+}
+
+/// The first element of a panel: `panel` of those that have `taps` rows of `k` elements each.
+pub fn panel_at(
+    b: &mut KernelBuilder,
+    codes: Option<Codes>,
+    panel: Var,
+    taps: i64,
+    k: Num,
+    k_var: Var,
+) -> Var {
+    let width = i64::from(PANEL) * taps;
+    let len = match (k, codes) {
+        (Num::Const(k), _) => b.index(padded(codes, k) * width),
+        (Num::Sym, None) => super::mul_const(b, k_var, width),
+        (Num::Sym, Some(_)) => {
+            let (three, four) = (b.index(3), b.index(4));
+            let up = add(b, k_var, three);
+            let quads = b.binary(lapidary_ir::kernel::Binary::FloorDiv, up, four);
+            super::mul_const(b, quads, 4 * width)
+        }
+    };
+    super::mul(b, panel, len)
+}
+
+/// Packs codes into panels `[panel][tap][k / 4][32][4]` at compile time. `element(tap, k, column)` is the index of a
+/// weight; what does not exist is zero.
+pub fn pack_quads(
+    codes: &[u8],
+    [taps, k, n]: [usize; 3],
+    element: impl Fn(usize, usize, usize) -> usize,
+    out: &mut Vec<u8>,
+) {
+    let width = PANEL as usize;
+    for panel in 0..n.div_ceil(width) {
+        for tap in 0..taps {
+            for quad in 0..k.div_ceil(4) {
+                for column in panel * width..(panel + 1) * width {
+                    for kk in 4 * quad..4 * quad + 4 {
+                        let there = kk < k && column < n;
+                        out.push(if there {
+                            codes[element(tap, kk, column)]
+                        } else {
+                            0
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sums of columns that [`pack_quads`] packs, as little-endian `i32`.
+pub fn column_sums(
+    codes: &[u8],
+    [taps, k, n]: [usize; 3],
+    element: impl Fn(usize, usize, usize) -> usize,
+    out: &mut Vec<u8>,
+) {
+    for column in 0..n {
+        let all = (0..taps).flat_map(|tap| (0..k).map(move |kk| (tap, kk)));
+        let sum: i32 = all
+            .map(|(tap, kk)| i32::from(codes[element(tap, kk, column)] as i8))
+            .sum();
+        out.extend_from_slice(&sum.to_le_bytes());
+    }
+}
