@@ -136,7 +136,11 @@ pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
 
 /// Rewrites a module.
 pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report {
-    fold_constants(module, Limits::default());
+    let codes_stay = Limits {
+        decode: false,
+        ..Limits::default()
+    };
+    fold_constants(module, codes_stay);
     let rules: Vec<_> = FAMILIES
         .iter()
         .flat_map(|(_, rules)| rules.iter())

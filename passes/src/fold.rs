@@ -23,6 +23,9 @@ pub struct Limits {
     pub elements: usize,
     /// Most elements in all operands of a folded node: the reference evaluator is slow on purpose.
     pub operand_elements: usize,
+    /// Whether codes become numbers: rules look for the codes, and what is left of them afterwards is better decoded
+    /// once.
+    pub decode: bool,
 }
 
 impl Default for Limits {
@@ -30,6 +33,7 @@ impl Default for Limits {
         Limits {
             elements: 1 << 16,
             operand_elements: 1 << 20,
+            decode: true,
         }
     }
 }
@@ -56,6 +60,9 @@ pub fn fold_constants(module: &mut Module, limits: Limits) -> usize {
 fn fold_region(module: &mut Module, region: RegionId, limits: Limits) -> usize {
     let mut folded = 0;
     for id in module.region(region).nodes.clone() {
+        if !limits.decode && decodes(module, id) {
+            continue;
+        }
         if let Some(taken) = constant_branch(module, id) {
             inline_branch(module, region, id, taken);
             folded += 1;
@@ -100,7 +107,21 @@ fn dense_result(module: &Module, id: NodeId) -> Option<Constant> {
     if node.op.name == "transpose" {
         return dense::transpose(first, node.ints("perm").as_deref(), shape);
     }
-    dense::fold(node.op.name, &constants(module, id)?, first.elem(), shape)
+    let constants = constants(module, id)?;
+    if node.op.name == "dequantize_linear" {
+        return dense::dequantize(&constants, node.int("axis").unwrap_or(1), shape);
+    }
+    dense::fold(node.op.name, &constants, first.elem(), shape)
+}
+
+/// True if a node makes numbers of more than one code.
+fn decodes(module: &Module, id: NodeId) -> bool {
+    let node = module.node(id);
+    let shape = node
+        .operand(0)
+        .and_then(|x| module.as_constant(x))
+        .map(Constant::shape);
+    node.op.name == "dequantize_linear" && shape.is_some_and(|s| count(s) > 1)
 }
 
 /// The constant operands of a node, if all its operands are constant.

@@ -54,6 +54,74 @@ pub fn blocks(module: &Module, region: RegionId) -> Vec<Range<usize>> {
     out
 }
 
+/// Moves what is computed of constants alone to where it is first used, so that it is in the block of its use: exporters
+/// decode all weights at the beginning.
+pub fn sink_constants(module: &mut Module, region: RegionId) {
+    let nodes = module.region(region).nodes.clone();
+    let mut waiting: HashMap<ValueId, NodeId> = HashMap::new();
+    let mut order = Vec::with_capacity(nodes.len());
+    for &n in &nodes {
+        let node = module.node(n);
+        let constant = |v: &ValueId| module.as_constant(*v).is_some() || waiting.contains_key(v);
+        if enters(module, n) && node.operands.iter().flatten().all(constant) {
+            waiting.insert(node.results[0], n);
+            continue;
+        }
+        if node.regions.is_empty() {
+            for &v in node.operands.iter().flatten() {
+                settle(module, v, &mut waiting, &mut order);
+            }
+        } else {
+            // Regions may use values from around them.
+            settle_all(module, &nodes, &mut waiting, &mut order);
+        }
+        order.push(n);
+    }
+    settle_all(module, &nodes, &mut waiting, &mut order);
+    module.region_mut(region).nodes = order;
+}
+
+/// Puts the waiting node that defines a value, after those that it needs.
+fn settle(
+    module: &Module,
+    value: ValueId,
+    waiting: &mut HashMap<ValueId, NodeId>,
+    order: &mut Vec<NodeId>,
+) {
+    let mut stack = vec![value];
+    while let Some(&v) = stack.last() {
+        let Some(&n) = waiting.get(&v) else {
+            stack.pop();
+            continue;
+        };
+        let operands = module.node(n).operands.iter().flatten();
+        let needed: Vec<ValueId> = operands
+            .copied()
+            .filter(|o| waiting.contains_key(o))
+            .collect();
+        if needed.is_empty() {
+            waiting.remove(&v);
+            order.push(n);
+            stack.pop();
+        } else {
+            stack.extend(needed);
+        }
+    }
+}
+
+fn settle_all(
+    module: &Module,
+    nodes: &[NodeId],
+    waiting: &mut HashMap<ValueId, NodeId>,
+    order: &mut Vec<NodeId>,
+) {
+    for &n in nodes {
+        for &v in &module.node(n).results {
+            settle(module, v, waiting, order);
+        }
+    }
+}
+
 /// True if a node can be an e-node.
 pub fn enters(module: &Module, id: NodeId) -> bool {
     let node = module.node(id);

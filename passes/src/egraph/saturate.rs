@@ -1,6 +1,6 @@
 //! The pass: load a block, saturate, extract, put the result in its place.
 
-use super::blocks::blocks;
+use super::blocks::{blocks, sink_constants};
 use super::cost::cost;
 use super::extract::{Choice, extract};
 use super::lang::{Fact, Facts, Graph, Head, Query, Term};
@@ -80,6 +80,7 @@ pub fn saturate(
     let fresh = Cell::new(first_fresh(module));
     let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
     for region in module.reachable_regions() {
+        sink_constants(module, region);
         // Blocks are replaced from the last to the first, so that earlier positions stay valid.
         for range in blocks(module, region).into_iter().rev() {
             let block = Block::new(module, &uses, region, range);

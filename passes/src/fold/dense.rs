@@ -2,6 +2,7 @@
 //! more, which large weights are too many for.
 
 use bytes::Bytes;
+use lapidary_ir::ops::resolve_axis;
 use lapidary_ir::tensor::{count, strides};
 use lapidary_ir::{Constant, ElemType};
 
@@ -39,6 +40,52 @@ pub fn fold(
     }
     let bytes = arithmetic(first, second, &shape, f)?;
     Some(Constant::dense(elem, shape, bytes))
+}
+
+/// The numbers of 8-bit codes, with one scale or one for each position along `axis`.
+pub fn dequantize(
+    operands: &[Option<&Constant>],
+    axis: i64,
+    shape: Vec<usize>,
+) -> Option<Constant> {
+    let (x, scale) = ((*operands.first()?)?, (*operands.get(1)?)?);
+    let codes = x.dense_bytes()?;
+    let signed = match x.elem() {
+        ElemType::I8 => true,
+        ElemType::U8 => false,
+        _ => return None,
+    };
+    if codes.len() < LARGE || count(&shape) != codes.len() || scale.elem() != ElemType::F32 {
+        return None;
+    }
+    let scales = scale.decode().ok()?;
+    let scales = scales.floats()?;
+    let zeros = match operands.get(2).copied().flatten() {
+        Some(zero) => zero.decode().ok()?.integers()?.to_vec(),
+        None => vec![0; scales.len()],
+    };
+    let axis = resolve_axis(axis, shape.len()).ok()?;
+    let inner: usize = shape[axis + 1..].iter().product();
+    let per_axis = scale.shape().len() == 1 && scales.len() == shape[axis];
+    if !(per_axis || scales.len() == 1) || zeros.len() != scales.len() {
+        return None;
+    }
+    let mut out = Vec::with_capacity(codes.len() * 4);
+    for (i, &code) in codes.iter().enumerate() {
+        let at = if scales.len() == 1 {
+            0
+        } else {
+            i / inner % shape[axis]
+        };
+        let code = if signed {
+            i128::from(code as i8)
+        } else {
+            i128::from(code)
+        };
+        let number = (code - zeros[at]) as f32 * scales[at] as f32;
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    Some(Constant::dense(ElemType::F32, shape, out.into()))
 }
 
 /// A transposed weight of shape `to`; without `perm` the axes are reversed.
