@@ -14,6 +14,7 @@ use lapidary_passes::egraph;
 use lapidary_passes::fold::{Limits, fold_constants};
 use lapidary_passes::lower::{self, Report, WeightPiece, lower};
 use lapidary_passes::rules::FAMILIES;
+use lapidary_passes::tables::tabulate;
 use lapidary_runtime::bytes::Bytes;
 use lapidary_runtime::image::Image;
 use lapidary_runtime::memory::Weights;
@@ -147,6 +148,7 @@ pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report
         .collect();
     let report = egraph::saturate(module, &options.target, &egraph::Options::default(), &rules);
     fold_constants(module, Limits::default());
+    tabulate(module);
     report
 }
 

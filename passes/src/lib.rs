@@ -5,3 +5,4 @@ pub mod fold;
 pub mod lower;
 pub mod rules;
 pub mod schedules;
+pub mod tables;

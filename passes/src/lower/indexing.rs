@@ -10,6 +10,15 @@ use lapidary_ir::{Dim, ElemType};
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[
+    Rule::pointwise("lookup", |x, p| {
+        let code = x.at(0, p)?;
+        let b = &mut x.x.body;
+        // Every byte is inside the table.
+        let code = b.cast(ElemType::U8, code);
+        let code = b.cast(ElemType::I64, code);
+        let at = b.data_index(code);
+        x.at(1, &Pos::At(vec![at]))
+    }),
     Rule::view("gather", |x, p| {
         let (shape, at_shape, out) = (x.shape(0)?, x.shape(1)?, x.out_shape()?);
         let axis = x.axis("axis", shape.len())?;

@@ -65,6 +65,31 @@ pub static QUANTIZED_CONV: OpDef = OpDef {
     ..OpDef::BASE
 };
 
+/// A function of an 8-bit code, as a table.
+pub static LOOKUP: OpDef = OpDef {
+    name: "lookup",
+    summary: "table[x], where the bits of x are an unsigned number",
+    source: "Lapidary; the chain of ops that it stands for is a function of one code",
+    operands: &[Operand::One("x"), Operand::One("table")],
+    infer: |ctx| {
+        if !matches!(ctx.elem(0)?, ElemType::U8 | ElemType::I8) {
+            return Err(OpError::new("only codes of 8 bits are looked up"));
+        }
+        if let Some(table) = ctx.shape(1)?
+            && (table.len() != 1 || table[0].as_const().is_some_and(|n| n != 256))
+        {
+            return Err(OpError::new("the table must have 256 elements"));
+        }
+        Ok(vec![Type::Tensor(TensorType { elem: ctx.elem(1)?, shape: ctx.shape(0)?.map(<[_]>::to_vec) })])
+    },
+    decompose: Some(|b, node| {
+        let index = b.cast(node.need(0)?, ElemType::U8)?;
+        let index = b.cast(index, ElemType::I32)?;
+        Ok(vec![b.op_with("gather", &[node.need(1)?, index], [("axis", 0i64.into())])?])
+    }),
+    ..OpDef::BASE
+};
+
 fn result(ctx: &InferCtx) -> Result<ElemType, OpError> {
     let codes = |i| Ok::<_, OpError>(matches!(ctx.elem(i)?, ElemType::U8 | ElemType::I8));
     if !codes(0)? || !codes(2)? || ctx.elem(1)? != ctx.elem(0)? {

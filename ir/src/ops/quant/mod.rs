@@ -15,6 +15,7 @@ pub static OPS: &[&OpDef] = &[
     &linear::DYNAMIC_QUANTIZE_LINEAR,
     &fused::QUANTIZED_LINEAR,
     &fused::QUANTIZED_CONV,
+    &fused::LOOKUP,
     &products::QLINEAR_CONV,
     &products::QLINEAR_MATMUL,
     &products::DYNAMIC_QUANTIZE_MATMUL,
