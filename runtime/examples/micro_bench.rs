@@ -138,13 +138,20 @@ fn gemm_i8(
                         kernel(&GemmI8 {
                             a: addresses.as_ptr(),
                             b: b.add(panel * k * PANEL_I8),
-                            c: c.add(r0 * n + panel * PANEL_I8),
+                            c: c.add(r0 * n + panel * PANEL_I8).cast(),
+                            sums: std::ptr::null(),
+                            scale: std::ptr::null(),
+                            bias: std::ptr::null(),
                             c_stride: n,
                             k,
                             taps: 1,
                             rows: rows as u32,
                             cols: PANEL_I8 as u32,
-                            accumulate: 0,
+                            a_zero: 0,
+                            zero: 0,
+                            lo: f32::NEG_INFINITY,
+                            hi: f32::INFINITY,
+                            result: RESULT_I32,
                         });
                     }
                 }

@@ -7,7 +7,7 @@ use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
-use lapidary_ir::kernel::{Binary, Class, Literal, TileElem, TileType, Unary, Var};
+use lapidary_ir::kernel::{Binary, Class, Literal, Op, TileElem, TileType, Unary, Var};
 
 const I32_ELEM: TileElem = TileElem::Elem(ElemType::I32);
 const BOOL: TileElem = TileElem::Elem(ElemType::Bool);
@@ -538,6 +538,41 @@ impl Fun<'_, '_> {
             Class::Bool => s.cast_bool(to_elem, v[0], vector),
             _ => s.cast_int(from_elem, to_elem, v[0], vector),
         }))
+    }
+
+    /// The `f32` value that `x` is a conversion to `i32` of, if the result is of 8 bits and the value is kept within the
+    /// range of `i32` by constants: then the conversion need not saturate. What is no number converts to the least `i32`,
+    /// whose low 8 bits are those of zero.
+    pub fn small_number(&self, ty: &TileType, x: Var) -> Option<Var> {
+        let eight = matches!(ty.elem.class(), Class::Int { bits: 8, .. });
+        let Some(Op::Cast(number)) = self.facts.def(x) else {
+            return None;
+        };
+        let from = self.facts.ty(*number).elem.class();
+        let bound = |v: Var| match self.facts.literal(v)? {
+            Literal::Float(f) if f.abs() < 1e9 => Some(f),
+            _ => None,
+        };
+        let Some(Op::Binary(Binary::Min, inner, hi)) = self.facts.def(*number) else {
+            return None;
+        };
+        let Some(Op::Binary(Binary::Max, _, lo)) = self.facts.def(*inner) else {
+            return None;
+        };
+        let bounded = bound(*lo)? <= bound(*hi)?;
+        (self.x86 && eight && self.facts.ty(x).elem == I32_ELEM && from == Class::F32 && bounded)
+            .then_some(*number)
+    }
+
+    /// The conversion of what [`Fun::small_number`] finds.
+    pub fn cast_small(&mut self, ty: &TileType, x: &Tile) -> Tile {
+        self.elementwise(ty, &[x], true, |s, v, vector| {
+            let whole = match vector {
+                true => s.b.ins().x86_cvtt2dq(I32X4, v[0]),
+                false => s.b.ins().fcvt_to_sint_sat(I32, v[0]),
+            };
+            s.normalize(ty.elem, whole)
+        })
     }
 
     fn cast_float(&mut self, from: TileElem, to: TileElem, x: Value, vector: bool) -> Value {

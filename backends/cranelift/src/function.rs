@@ -80,6 +80,7 @@ pub(crate) fn translate(
         kernel,
         facts: Facts::new(kernel),
         fused: target.fused_multiply_add,
+        x86: target.arch() == "x86_64",
         micro_kernels: target.micro_kernels,
         call_conv: isa.default_call_conv(),
         env: vec![None; kernel.vars.len()],
@@ -102,6 +103,8 @@ pub(crate) struct Fun<'k, 'f> {
     pub facts: Facts<'k>,
     /// The target has fused multiply-add.
     pub fused: bool,
+    /// The target is x86-64.
+    pub x86: bool,
     /// Micro-kernels may be called.
     pub micro_kernels: bool,
     pub call_conv: cranelift_codegen::isa::CallConv,

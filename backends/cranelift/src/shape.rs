@@ -35,6 +35,10 @@ impl Fun<'_, '_> {
                 let (a, b, c) = (self.get(*a)?, self.get(*b)?, self.get(*c)?);
                 Ok(self.mul_add(ty, &a, &b, &c))
             }
+            Op::Cast(x) if let Some(number) = self.small_number(ty, *x) => {
+                let number = self.get(number)?.clone();
+                Ok(self.cast_small(ty, &number))
+            }
             Op::Cast(x) => {
                 let x = self.get(*x)?;
                 self.cast(ty, &x)

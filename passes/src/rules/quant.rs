@@ -226,6 +226,37 @@ pub static RULES: &[Rule] = &[
             b.op("quantize_linear", &[y, s, z])
         }],
     },
+    Rule {
+        name: "quant-concat",
+        left: &["(quantize_linear (concat ?x ?y ?at) ?s ?z ?qat)"],
+        right: Right::Build(|graph, m| {
+            let one = |v: Id| graph.const_shape(v).is_some_and(|s| s.iter().product::<usize>() == 1);
+            let coded = |v: Id| super::reading::terms(graph, v, "dequantize_linear").next().is_some();
+            if !one(m.get("s")) || graph.ty(m.get("z")).is_some() && !one(m.get("z")) {
+                return Err("scale or zero are not one number");
+            }
+            if !coded(m.get("x")) || !coded(m.get("y")) {
+                return Err("the parts are not codes before it");
+            }
+            let (attrs, quantizing) = (graph.attrs(m.get("at")).cloned().ok_or("no attributes")?, graph.attrs(m.get("qat")).cloned().ok_or("no attributes")?);
+            let parts = ["x", "y"].map(|part| {
+                let operands: Vec<Id> = [part, "s", "z"].iter().map(|n| m.get(n)).collect();
+                graph.add_op_attrs("quantize_linear", &operands, &quantizing)
+            });
+            Ok(graph.add_op_attrs("concat", &parts, &attrs))
+        }),
+        condition: None,
+        class: Class::Exact,
+        source: "each part goes from code to code, which is a table",
+        samples: &[|b| {
+            let x = activations(b, &[3, 4])?;
+            let (s, z) = (b.scalar(ElemType::F32, 0.05), b.constant(&Tensor::from_int(ElemType::U8, [], vec![7])));
+            let y = code_input(b, &[3, 4]);
+            let y = b.op("dequantize_linear", &[y, s, z])?;
+            let all = b.op_with("concat", &[x, y], [("axis", Attr::Int(1))])?;
+            b.op("quantize_linear", &[all, s, z])
+        }],
+    },
     on_codes!("quant-reshape", "(reshape (dequantize_linear ?x ?s ?z ?dat) ?one ?at)", "reshape", &["one"], |b| {
         let (x, shape) = (activations(b, &[3, 4])?, b.ints(&[2, 6]));
         b.op("reshape", &[x, shape])
