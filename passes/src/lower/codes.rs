@@ -9,8 +9,10 @@ use lapidary_ir::ops::OpError;
 use lapidary_ir::{ElemType, Module, NodeId, ValueId};
 use std::sync::Arc;
 
-/// Makes packed weights, or sums of them, of dense ones.
+/// Makes packed weights of dense ones.
 pub type Pack = Arc<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
+/// Sums the columns of dense weights.
+pub type Sums = Arc<dyn Fn(&[u8], &mut Vec<i32>) + Send + Sync>;
 
 /// True if `quantized_linear` or `quantized_conv` has kernels for a node; `fits` says so of the weights' shape.
 pub fn takes(module: &Module, n: NodeId, fits: fn(&[usize]) -> bool) -> bool {
@@ -44,15 +46,52 @@ fn code(module: &Module, v: ValueId) -> Option<u8> {
     tensor.integers()?.first().map(|&c| c as u8)
 }
 
+/// The code of zero in the left operand, if it is known.
+pub fn zero(module: &Module, n: NodeId) -> Option<u8> {
+    module.node(n).operand(1).and_then(|v| code(module, v))
+}
+
 /// How the operands of a node are multiplied.
 pub fn of(module: &Module, n: NodeId) -> Codes {
     let node = module.node(n);
-    let known = |i| node.operand(i).and_then(|v| code(module, v));
-    let elem = |i| node.operand(i).and_then(|v| module.value(v).ty.elem());
+    let known = node.operand(5).and_then(|v| code(module, v));
+    let elem = node.operand(5).and_then(|v| module.value(v).ty.elem());
     Codes {
-        zero: known(1).map_or(Zero::Given, Zero::Known),
-        result: elem(5).zip(known(5)),
+        zero: match zero(module, n) {
+            None => Zero::Given,
+            Some(0) if whole_bias(module, n).is_none() => Zero::Nothing,
+            Some(_) => Zero::Offsets,
+        },
+        result: elem.zip(known),
     }
+}
+
+/// The bias of a node, unless it is part of the offsets.
+pub fn bias(module: &Module, n: NodeId) -> Option<ValueId> {
+    let apart = zero(module, n).is_none() || whole_bias(module, n).is_none();
+    module.node(n).operand(4).filter(|_| apart)
+}
+
+/// The bias in units of the sums, if all of it is whole numbers: exporters quantize biases so. It is then added before the
+/// one rounding that scaling takes, as every other engine does.
+fn whole_bias(module: &Module, n: NodeId) -> Option<Vec<i32>> {
+    let node = module.node(n);
+    let numbers = |i| {
+        module
+            .as_constant(node.operand(i)?)?
+            .decode()
+            .ok()?
+            .to_f64s()
+    };
+    let (bias, scale) = (numbers(4)?, numbers(3)?);
+    let whole = |(b, s): (f64, f64)| {
+        let units = b / s;
+        // Both were rounded to `f32` a few times.
+        let near = (units - units.round()).abs() <= 1e-3 + units.abs() * f64::from(f32::EPSILON);
+        (units.is_finite() && units.abs() < f64::from(1 << 21) && near)
+            .then_some(units.round() as i32)
+    };
+    (bias.len() == scale.len()).then(|| bias.into_iter().zip(scale).map(whole).collect())?
 }
 
 /// The bounds of a node.
@@ -81,30 +120,42 @@ pub fn weights(
     bytes: usize,
     columns: usize,
     pack: Pack,
-    sums: Pack,
+    sums: Sums,
 ) -> Result<Made, OpError> {
-    let node = low.facts.module.node(n).clone();
+    let module = &low.facts.module;
+    let node = module.node(n).clone();
+    let (code, bias) = (zero(module, n).unwrap_or(1), whole_bias(module, n));
     let constant = node
         .operand(2)
-        .and_then(|w| low.facts.module.as_constant(w).cloned())
+        .and_then(|w| module.as_constant(w).cloned())
         .ok_or_else(|| OpError::new("the weights are not constant"))?;
-    let mut made = |elem: ElemType, len: usize, f: Pack| {
-        let constant = constant.clone();
-        let bytes = len * elem.size_bytes();
-        let source = move || {
-            let mut out = Vec::with_capacity(bytes);
-            f(&dense(&constant)?, &mut out);
-            Ok(out)
-        };
-        low.made_weight(elem, vec![len], WeightSource::Made(Arc::new(source)))
+    let own = constant.clone();
+    let packed = move || {
+        let mut out = Vec::with_capacity(bytes);
+        pack(&dense(&own)?, &mut out);
+        Ok(out)
     };
-    let w = made(ElemType::I8, bytes, pack);
-    let zero = match codes.zero {
-        Zero::Given => node.operand(1),
-        Zero::Known(_) => None,
+    let packed = WeightSource::Made(Arc::new(packed));
+    let w = low.made_weight(ElemType::I8, vec![bytes], packed);
+    let offsets = move || {
+        let mut out = Vec::with_capacity(columns);
+        sums(&dense(&constant)?, &mut out);
+        if codes.zero == Zero::Offsets {
+            for (j, sum) in out.iter_mut().enumerate() {
+                let bias = bias.as_ref().map_or(0, |b| b[j]);
+                *sum = sum.wrapping_mul(i32::from(code)).wrapping_sub(bias);
+            }
+        }
+        Ok(out.into_iter().flat_map(i32::to_le_bytes).collect())
     };
-    let sums = (codes.zero != Zero::Known(0)).then(|| made(ElemType::I32, columns, sums));
-    let params = [zero, sums, node.operand(3)]
+    let given = (codes.zero == Zero::Given)
+        .then(|| node.operand(1))
+        .flatten();
+    let sums = (codes.zero != Zero::Nothing).then(|| {
+        let offsets = WeightSource::Made(Arc::new(offsets));
+        low.made_weight(ElemType::I32, vec![columns], offsets)
+    });
+    let params = [given, sums, node.operand(3)]
         .into_iter()
         .flatten()
         .collect();
@@ -136,7 +187,8 @@ mod tests {
         (zero, bias, result): (i128, bool, Option<ElemType>),
         attrs: &[(&'static str, Attr)],
     ) -> ValueId {
-        let (a, zero) = if zero < 0 {
+        let zero_given = zero < 0;
+        let (a, zero) = if zero_given {
             let made = b
                 .multi("dynamic_quantize_linear", &[Some(x)], &[], 3)
                 .expect("codes");
@@ -154,8 +206,18 @@ mod tests {
             w[w.len() - 1]
         };
         let scale: Vec<f64> = (0..n).map(|j| 1e-4 * (j % 5 + 1) as f64).collect();
+        // Where zero is known the bias is of whole numbers of units, as exporters write it.
+        let units = |(j, s): (usize, &f64)| s * (j as f64 * 13.0 - 50.0);
+        let bias = bias.then(|| match zero_given {
+            true => numbers(&[n], 6),
+            false => Tensor::from_f64(
+                ElemType::F32,
+                [n],
+                scale.iter().enumerate().map(units).collect(),
+            ),
+        });
         let scale = b.constant(&Tensor::from_f64(ElemType::F32, [n], scale));
-        let (w, bias) = (codes(b, w), bias.then(|| b.constant(&numbers(&[n], 6))));
+        let (w, bias) = (codes(b, w), bias.map(|t| b.constant(&t)));
         let code = result.map(|elem| b.constant(&Tensor::from_int(elem, [], vec![9])));
         let scale = match result {
             None => scale,
@@ -168,8 +230,9 @@ mod tests {
         b.multi(op, &operands, attrs, 1).expect("a product")[0]
     }
 
-    const FORMS: [(i128, bool, Option<ElemType>); 5] = [
+    const FORMS: [(i128, bool, Option<ElemType>); 6] = [
         (0, false, None),
+        (0, true, None),
         (100, true, None),
         (0, true, Some(ElemType::U8)),
         (77, false, Some(ElemType::I8)),

@@ -7,7 +7,6 @@ use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
-use crate::schedules::codes::Zero;
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
 use lapidary_ir::kernel::{Binary, ReduceKind};
@@ -28,7 +27,7 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
     if !codes::takes(module, n, |w| (3..=4).contains(&w.len())) {
         return false;
     }
-    let (node, c) = (module.node(n), codes::of(module, n));
+    let node = module.node(n);
     let ty = |v: Option<ValueId>| v.and_then(|v| module.value(v).ty.shape());
     let (Some(x), Some(y)) = (ty(node.operand(0)), ty(node.results.first().copied())) else {
         return false;
@@ -44,7 +43,8 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
     let taps: usize = w[2..].iter().product();
     let kernel = w[2..].iter().map(|&k| k as i64).collect();
     let padded = WindowAttrs::read(node, kernel).and_then(|w| pads(&w, &input[1..], &output[1..]));
-    let known = c.zero != Zero::Given || padded.is_ok_and(|p| p.iter().all(|p| *p == (0, 0)));
+    let known =
+        codes::zero(module, n).is_some() || padded.is_ok_and(|p| p.iter().all(|p| *p == (0, 0)));
     let some = input.iter().chain(&output).all(|&n| n > 0);
     !depthwise && taps as i64 <= MAX_TAPS && known && some
 }
@@ -75,7 +75,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         node.operand(if quantized { 2 } else { 1 })?,
     );
     let (bias, residual) = match quantized {
-        true => (node.operand(4), None),
+        true => (codes::bias(&facts.module, n), None),
         false => (node.operand(2), node.operand(3)),
     };
     let weights = facts.module.as_constant(w)?.clone();
@@ -184,9 +184,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let mut conv = plan.conv;
     let padded = plan.pads.iter().any(|p| *p != (0, 0));
     // Missing rows read as zeros, which other codes of zero are not.
-    let fill = match conv.codes.map(|c| c.zero) {
-        Some(Zero::Known(zero)) => zero,
-        _ => 0,
+    let fill = match conv.codes {
+        Some(_) => codes::zero(&low.facts.module, n).unwrap_or(0),
+        None => 0,
     };
     let narrow = conv.channels <= FEW_CHANNELS && conv.groups == 1 && conv.kernel[1] > 1;
     let x = if (narrow || fill != 0) && padded {

@@ -69,7 +69,7 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let out = *node.results.first()?;
     let (bias, residual) = match node.op.name {
         "fused_linear" => (node.operand(2), node.operand(3)),
-        "quantized_linear" => (node.operand(4), None),
+        "quantized_linear" => (codes::bias(&facts.module, n), None),
         _ => (None, None),
     };
     for v in [Some(a), Some(w), Some(out), bias, residual]
@@ -149,7 +149,7 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             let pack = move |bytes: &[u8], out: &mut Vec<u8>| {
                 pack_quads(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
             };
-            let sums = move |bytes: &[u8], out: &mut Vec<u8>| {
+            let sums = move |bytes: &[u8], out: &mut Vec<i32>| {
                 column_sums(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
             };
             let panels = n_columns.div_ceil(PANEL as usize) * PANEL as usize;

@@ -8,19 +8,21 @@ use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{Kind, PANEL, Scaled};
 use lapidary_ir::kernel::{Buf, Literal, TileElem, TileType, Var};
 
-/// The code of zero in the left operand.
+/// What is subtracted from the sums of products because zero has a code in the left operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zero {
-    /// Known; a kernel for 0 has no column sums.
-    Known(u8),
-    /// A parameter: one `u8`.
+    /// Nothing: the code is 0.
+    Nothing,
+    /// A number for each column, which is a parameter: column sums times the code, and whatever else is an integer.
+    Offsets,
+    /// Column sums times the code, which both are parameters.
     Given,
 }
 
 /// How codes are multiplied and what of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codes {
-    /// The code of zero in `a`.
+    /// What the code of zero in `a` makes of the sums.
     pub zero: Zero,
     /// The 8-bit type of the results' codes and the code of zero there; `None`: results are numbers.
     pub result: Option<(ElemType, u8)>,
@@ -65,21 +67,20 @@ impl Codes {
     pub fn params(self, b: &mut KernelBuilder) -> Params {
         Params {
             zero: (self.zero == Zero::Given).then(|| b.buffer("zero", ElemType::U8, false)),
-            sums: (self.zero != Zero::Known(0)).then(|| b.buffer("sums", ElemType::I32, false)),
+            sums: (self.zero != Zero::Nothing).then(|| b.buffer("sums", ElemType::I32, false)),
             scale: b.buffer("scale", ElemType::F32, false),
         }
     }
 
     /// What the epilogue does with sums of columns from `column` on. Call it before the product is written.
     pub fn scaled(self, b: &mut KernelBuilder, params: Params, column: Var) -> Scaled {
-        let zero = match (self.zero, params.zero) {
-            (Zero::Known(code), _) => {
+        let zero = match params.zero {
+            None => {
                 let ty = TileType::of(ElemType::I32, &[]);
-                b.constant(ty, Literal::Int(i64::from(code)))
+                b.constant(ty, Literal::Int(1))
             }
-            (Zero::Given, buf) => {
+            Some(buf) => {
                 let at = b.index(0);
-                let buf = buf.expect("a given zero has a parameter");
                 let code = b.load(buf, at, &[], vec![]);
                 b.cast(code, TileElem::Elem(ElemType::I32))
             }
@@ -171,18 +172,18 @@ pub fn pack_quads(
     }
 }
 
-/// The sums of columns that [`pack_quads`] packs, as little-endian `i32`.
+/// The sums of columns that [`pack_quads`] packs.
 pub fn column_sums(
     codes: &[u8],
     [taps, k, n]: [usize; 3],
     element: impl Fn(usize, usize, usize) -> usize,
-    out: &mut Vec<u8>,
+    out: &mut Vec<i32>,
 ) {
     for column in 0..n {
         let all = (0..taps).flat_map(|tap| (0..k).map(move |kk| (tap, kk)));
-        let sum: i32 = all
+        let sum = all
             .map(|(tap, kk)| i32::from(codes[element(tap, kk, column)] as i8))
             .sum();
-        out.extend_from_slice(&sum.to_le_bytes());
+        out.push(sum);
     }
 }

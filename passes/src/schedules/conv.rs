@@ -185,8 +185,8 @@ impl Conv {
         }
     }
 
-    /// The sums of the codes of each output channel, as little-endian `i32`.
-    pub fn sums(&self, bytes: &[u8], out: &mut Vec<u8>) {
+    /// The sums of the codes of each output channel.
+    pub fn sums(&self, bytes: &[u8], out: &mut Vec<i32>) {
         self.each_group(|sizes, element| codes::column_sums(bytes, sizes, element, out));
     }
 
