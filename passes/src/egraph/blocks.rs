@@ -6,7 +6,7 @@
 //! places is taken, so that equal layers are cut equally and are solved once.
 
 use lapidary_ir::graph::Def;
-use lapidary_ir::{Module, NodeId, RegionId, ValueId};
+use lapidary_ir::{ElemType, Module, NodeId, RegionId, ValueId};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -16,7 +16,13 @@ const FEWEST: usize = 24;
 const MOST: usize = 56;
 
 /// Nodes that a block is best cut before: what follows them is fused into them, so it must be in their block.
-const HEADS: &[&str] = &["conv", "matmul", "gemm", "conv_transpose"];
+const HEADS: &[&str] = &[
+    "conv",
+    "matmul",
+    "gemm",
+    "conv_transpose",
+    "dequantize_linear",
+];
 
 /// Ranges of positions in the region's node list, in order, that are blocks.
 pub fn blocks(module: &Module, region: RegionId) -> Vec<Range<usize>> {
@@ -128,7 +134,8 @@ pub fn enters(module: &Module, id: NodeId) -> bool {
     node.op.pure && node.results.len() == 1 && node.regions.is_empty()
 }
 
-/// For each position, how many node results defined before it are used at or after it.
+/// For each position, how many node results defined before it are used at or after it, those that are codes half: a block
+/// rather ends with `quantize_linear` than after `dequantize_linear`.
 fn crossing_values(module: &Module, region: RegionId) -> Vec<usize> {
     let nodes = &module.region(region).nodes;
     let mut last_use: HashMap<ValueId, usize> = HashMap::new();
@@ -147,8 +154,13 @@ fn crossing_values(module: &Module, region: RegionId) -> Vec<usize> {
                 (module.value(result).def, last_use.get(&result))
                 && last > at
             {
-                change[at + 1] += 1;
-                change[last + 1] -= 1;
+                let code = matches!(
+                    module.value(result).ty.elem(),
+                    Some(ElemType::U8 | ElemType::I8)
+                );
+                let weight = if code { 1 } else { 2 };
+                change[at + 1] += weight;
+                change[last + 1] -= weight;
             }
         }
     }

@@ -274,6 +274,10 @@ impl Lowerer {
         let Some(to) = rule(node.op.name) else {
             return false;
         };
+        if node.op.name == "concat" {
+            // Each part is copied by a kernel of its own, which may as well compute it.
+            return from == Fuse::Pointwise;
+        }
         if !matches!(to.form, Form::Elements(_)) {
             return false;
         }
