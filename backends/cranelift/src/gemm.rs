@@ -8,6 +8,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
 use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
+use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, plan};
 use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
@@ -181,9 +182,7 @@ impl<'k> Fun<'k, '_> {
             Kind::I8 => {
                 let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (sums, scale, a_zero) = self.scaling(call.tail)?;
-                let (result, zero) = call.tail.map_or((RESULT_I32, 0), |t| t.result_i8());
-                let result = self.b.ins().iconst(I32, i64::from(result));
-                let zero = self.b.ins().iconst(I32, zero);
+                let (result, zero) = self.result(call.tail, ElemType::I32);
                 fields!(GemmI8 {
                     a: a,
                     b: b,
@@ -205,6 +204,9 @@ impl<'k> Fun<'k, '_> {
             }
             Kind::F32 if let Some(w) = g.window => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
+                let (result, zero) = self.result(call.tail, ElemType::F32);
+                let codes = self.buffer(g.a)?.1 == ElemType::U8;
+                let codes = self.b.ins().iconst(I32, i64::from(codes));
                 let null = self.index(0);
                 fields!(WindowF32 {
                     a: a,
@@ -220,6 +222,9 @@ impl<'k> Fun<'k, '_> {
                     rows: rows,
                     lo: lo,
                     hi: hi,
+                    codes: codes,
+                    result: result,
+                    zero: zero,
                 })
             }
             Kind::F32 => {
@@ -257,6 +262,13 @@ impl<'k> Fun<'k, '_> {
         let signature = self.b.import_signature(signature);
         self.b.ins().call_indirect(signature, callee, &[at]);
         Ok(())
+    }
+
+    /// What the result is, and the code of zero there.
+    fn result(&mut self, tail: Option<&EpilogueMatch<'k>>, sums: ElemType) -> (Value, Value) {
+        let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(sums));
+        let result = self.b.ins().iconst(I32, i64::from(result));
+        (result, self.b.ins().iconst(I32, zero))
     }
 
     /// Column sums, scale, and the code of zero in A.

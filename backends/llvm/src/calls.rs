@@ -5,6 +5,7 @@
 use crate::function::Fun;
 use crate::writer::{Lane, Ty, Val};
 use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
+use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, Plan, plan};
 use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
@@ -174,10 +175,7 @@ impl<'k> Fun<'k> {
             Kind::I8 => {
                 let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (sums, scale, a_zero) = self.scaling(call.tail)?;
-                let (result, zero) = call.tail.map_or((RESULT_I32, 0), |t| t.result_i8());
-                let i32s = Ty::scalar(Lane::I32);
-                let result = self.w.int(i32s, i64::from(result));
-                let zero = self.w.int(i32s, zero);
+                let (result, zero) = self.result(call.tail, ElemType::I32);
                 fields!(GemmI8 {
                     a: call.pointers,
                     b: b,
@@ -199,6 +197,9 @@ impl<'k> Fun<'k> {
             }
             Kind::F32 => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
+                let (result, zero) = self.result(call.tail, ElemType::F32);
+                let codes = self.buffer(g.a)?.1 == ElemType::U8;
+                let codes = self.w.int(Ty::scalar(Lane::I32), i64::from(codes));
                 match g.window {
                     Some(w) => fields!(WindowF32 {
                         a: call.pointers,
@@ -214,6 +215,9 @@ impl<'k> Fun<'k> {
                         rows: rows,
                         lo: lo,
                         hi: hi,
+                        codes: codes,
+                        result: result,
+                        zero: zero,
                     }),
                     None => fields!(GemmF32 {
                         a: call.pointers,
@@ -243,6 +247,13 @@ impl<'k> Fun<'k> {
         let callee = self.w.load(Ty::PTR, entry);
         self.w.call_pointer(callee, at);
         Ok(())
+    }
+
+    /// What the result is, and the code of zero there.
+    fn result(&mut self, tail: Option<&EpilogueMatch<'k>>, sums: ElemType) -> (Val, Val) {
+        let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(sums));
+        let i32s = Ty::scalar(Lane::I32);
+        (self.w.int(i32s, i64::from(result)), self.w.int(i32s, zero))
     }
 
     /// Column sums, scale, and the code of zero in A.

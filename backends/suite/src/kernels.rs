@@ -386,10 +386,9 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
         rows: Axis::stride(g.n).valid(rows_left),
     };
     let seven = b.constant(TileType::of(ElemType::I32, &[]), Literal::Int(7));
-    let scaled = g.scaled.map(|code| Scaled {
+    let scaled = g.scaled.map(|_| Scaled {
         zero: Some((seven, sums, col)),
         scale: (residual, col),
-        code,
     });
     let numbers = f32s || scaled.is_some();
     epilogue(
@@ -401,6 +400,7 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
             residual: f32s.then(|| (residual, at.clone())),
             lo: numbers.then_some(if f32s { -1.0 } else { -50.0 }),
             hi: numbers.then_some(if f32s { 3.0 } else { 60.0 }),
+            code: g.scaled.flatten(),
             c,
             c_at: at,
             cols: Some(cols_left),

@@ -521,7 +521,12 @@ pub const MAX_POINTERS: u32 = 4096;
 /// Plans the call of a micro-kernel for `stmt` and the statements after it; `None` if there is none for it.
 pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<Plan<'k>> {
     let found = recognise(facts, stmt).or_else(|| super::window::recognise(facts, stmt))?;
-    let tail = recognise_epilogue(facts, rest, found.acc);
+    let mut tail = recognise_epilogue(facts, rest, found.acc);
+    // Products of numbers are stored as numbers.
+    let plain = found.kind == Kind::F32 && found.window.is_none();
+    if plain && tail.as_ref().is_some_and(|t| t.code.is_some()) {
+        tail = None;
+    }
     let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
     let to_zeros = found.a_rows.mask.is_some()
         || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
@@ -615,7 +620,6 @@ mod tests {
             Scaled {
                 zero: Some((one, sums, zero)),
                 scale: (scale, zero),
-                code: Some((ElemType::U8, 3)),
             }
         });
         let numbers = f32s || case.scaled;
@@ -628,6 +632,7 @@ mod tests {
                 residual: f32s.then(|| (bias, at(zero))),
                 lo: numbers.then_some(0.0),
                 hi: numbers.then_some(6.0),
+                code: case.scaled.then_some((ElemType::U8, 3)),
                 c,
                 c_at: at(zero),
                 cols: Some(valid),
@@ -710,8 +715,9 @@ mod tests {
                 assert!(tail.bias.is_some());
                 assert_eq!(tail.residual.is_some(), case.kind == Kind::F32);
                 assert_eq!(tail.scaled.is_some(), case.scaled);
+                assert_eq!(tail.code.is_some(), case.scaled);
                 if let Some(scaled) = tail.scaled {
-                    assert_eq!(scaled.code, Some((ElemType::U8, 3)));
+                    assert_eq!(tail.code, Some((ElemType::U8, 3)));
                     assert!(scaled.zero.is_some());
                 }
             }

@@ -5,7 +5,7 @@
 //!   <pure statements: row addresses of this tap>
 //!   a = load A[a_base], rows: <any axis>, columns: stride 1      [rows, width]
 //!   w = load W[add(w_base, mul(t, pitch))], stride 1             [width]
-//!   acc = muladd(a, broadcast w, acc)     or, without w, max(acc, a)
+//!   acc = muladd(a, broadcast w, acc)     or, without w, max(acc, a); a may be the cast of a load of u8
 //! }
 //! ```
 //! The epilogue is that of a matrix product ([`super::contraction`]); its columns that exist are the loads'.
@@ -25,6 +25,8 @@ pub struct WindowTile {
     pub width: u32,
     /// The input.
     pub a: Buf,
+    /// It is `u8`, which counts as the numbers that it holds; else `f32`.
+    pub codes: bool,
     /// Weights: buffer, first element, elements between taps. The maximum if there are none.
     pub weights: Option<(Buf, Var, i64)>,
     /// Channels that exist; all if `None`.
@@ -54,7 +56,10 @@ pub fn window(
     };
     b.for_loop(zero, taps, 1, &[acc], |b, t, acc| {
         let at = rows(b, t);
-        let a = b.load(tile.a, at.base, &ty.shape, vec![at.rows, cols()]);
+        let mut a = b.load(tile.a, at.base, &ty.shape, vec![at.rows, cols()]);
+        if tile.codes {
+            a = b.cast(a, ty.elem);
+        }
         let (Some((buf, base, _)), Some(pitch)) = (tile.weights, pitch) else {
             return vec![b.binary(Binary::Max, acc[0], a)];
         };
@@ -90,7 +95,13 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
         },
         _ => return None,
     };
-    let is_f32 = |v: Var| facts.ty(v).elem == TileElem::Elem(ElemType::F32);
+    let is = |v: Var, elem| facts.ty(v).elem == TileElem::Elem(elem);
+    let is_f32 = |v: Var| is(v, ElemType::F32);
+    let a = match facts.def(a)? {
+        Op::Cast(codes) if is(*codes, ElemType::U8) && facts.uses(*codes) == 1 => *codes,
+        _ if is_f32(a) => a,
+        _ => return None,
+    };
     let Op::Load { buf, base, axes } = facts.def(a)? else {
         return None;
     };
@@ -103,10 +114,15 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
     let simple = rest.iter().all(|s| {
         matches!(
             s.op,
-            Op::Const(_) | Op::Binary(..) | Op::Load { .. } | Op::Broadcast { .. } | Op::MulAdd(..)
+            Op::Const(_)
+                | Op::Binary(..)
+                | Op::Cast(_)
+                | Op::Load { .. }
+                | Op::Broadcast { .. }
+                | Op::MulAdd(..)
         )
     });
-    if !pure || !simple || !plain(&axes[1]) || !is_f32(a) || rows > MAX_ROWS {
+    if !pure || !simple || !plain(&axes[1]) || rows > MAX_ROWS {
         return None;
     }
     let outside = |v: Var| !defined_in(l.body, v) && v != l.index;

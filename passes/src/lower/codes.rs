@@ -6,7 +6,7 @@ use super::{Lowerer, WeightSource};
 use crate::schedules::codes::{Codes, Zero};
 use lapidary_ir::graph::Node;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::{ElemType, Module, NodeId, ValueId};
+use lapidary_ir::{Constant, ElemType, Module, NodeId, ValueId};
 use std::sync::Arc;
 
 /// Makes packed weights of dense ones.
@@ -92,6 +92,88 @@ fn whole_bias(module: &Module, n: NodeId) -> Option<Vec<i32>> {
             .then_some(units.round() as i32)
     };
     (bias.len() == scale.len()).then(|| bias.into_iter().zip(scale).map(whole).collect())?
+}
+
+/// The weights of a depthwise convolution as numbers: sums of so few products are made of numbers, of which codes are
+/// ones too, and scale and code of zero go into weights and bias.
+#[derive(Clone)]
+pub struct Depthwise {
+    codes: Constant,
+    scale: Arc<[f32]>,
+    bias: Option<Arc<[f32]>>,
+    zero: u8,
+}
+
+/// Those of a node, if all that they are made of is known.
+pub fn depthwise(module: &Module, n: NodeId) -> Option<Depthwise> {
+    let node = module.node(n);
+    let numbers = |i| {
+        let tensor = module.as_constant(node.operand(i)?)?.decode().ok()?;
+        Some(
+            tensor
+                .floats()?
+                .iter()
+                .map(|&v| v as f32)
+                .collect::<Arc<[f32]>>(),
+        )
+    };
+    Some(Depthwise {
+        codes: module.as_constant(node.operand(2)?)?.clone(),
+        scale: numbers(3)?,
+        bias: match node.operand(4) {
+            Some(_) => Some(numbers(4)?),
+            None => None,
+        },
+        zero: zero(module, n)?,
+    })
+}
+
+impl Depthwise {
+    fn numbers(&self) -> Result<Vec<f32>, String> {
+        let codes = dense(&self.codes)?;
+        let taps = codes.len() / self.scale.len().max(1);
+        let number = |(i, &c): (usize, &u8)| f32::from(c as i8) * self.scale[i / taps.max(1)];
+        Ok(codes.iter().enumerate().map(number).collect())
+    }
+
+    /// `len` weights packed by `pack`, which takes little-endian `f32`.
+    pub fn weights(&self, low: &mut Lowerer, len: usize, pack: Pack) -> ValueId {
+        let own = self.clone();
+        let made = move || {
+            let bytes: Vec<u8> = own
+                .numbers()?
+                .into_iter()
+                .flat_map(f32::to_le_bytes)
+                .collect();
+            let mut out = Vec::with_capacity(len * 4);
+            pack(&bytes, &mut out);
+            Ok(out)
+        };
+        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
+    }
+
+    /// What is added to the sums of each of the channels.
+    pub fn bias(&self, low: &mut Lowerer, channels: usize) -> ValueId {
+        let own = self.clone();
+        let made = move || {
+            let numbers = own.numbers()?;
+            let taps = numbers.len() / channels;
+            let of = |c: usize| {
+                let sum: f64 = numbers[c * taps..(c + 1) * taps]
+                    .iter()
+                    .map(|&w| f64::from(w))
+                    .sum();
+                let bias = own.bias.as_ref().map_or(0.0, |b| f64::from(b[c]));
+                (bias - f64::from(own.zero) * sum) as f32
+            };
+            Ok((0..channels).flat_map(|c| of(c).to_le_bytes()).collect())
+        };
+        low.made_weight(
+            ElemType::F32,
+            vec![channels],
+            WeightSource::Made(Arc::new(made)),
+        )
+    }
 }
 
 /// The bounds of a node.
@@ -205,7 +287,8 @@ mod tests {
         } else {
             w[w.len() - 1]
         };
-        let scale: Vec<f64> = (0..n).map(|j| 1e-4 * (j % 5 + 1) as f64).collect();
+        let unit = if result.is_some() { 5.17e-3 } else { 1e-4 };
+        let scale: Vec<f64> = (0..n).map(|j| unit * (j % 5 + 1) as f64).collect();
         // Where zero is known the bias is of whole numbers of units, as exporters write it.
         let units = |(j, s): (usize, &f64)| s * (j as f64 * 13.0 - 50.0);
         let bias = bias.then(|| match zero_given {
@@ -219,13 +302,6 @@ mod tests {
         let scale = b.constant(&Tensor::from_f64(ElemType::F32, [n], scale));
         let (w, bias) = (codes(b, w), bias.map(|t| b.constant(&t)));
         let code = result.map(|elem| b.constant(&Tensor::from_int(elem, [], vec![9])));
-        let scale = match result {
-            None => scale,
-            Some(_) => {
-                let fifty = b.scalar(ElemType::F32, 50.0);
-                b.op("mul", &[scale, fifty]).expect("a scale")
-            }
-        };
         let operands = [Some(a), Some(zero), Some(w), Some(scale), bias, code];
         b.multi(op, &operands, attrs, 1).expect("a product")[0]
     }

@@ -7,6 +7,7 @@ use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
+use crate::schedules::codes::{Codes, Zero};
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
 use lapidary_ir::kernel::{Binary, ReduceKind};
@@ -39,14 +40,20 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
     let (Ok(input), Ok(output)) = (const_dims(&x[1..]), const_dims(&y[1..])) else {
         return false;
     };
-    let depthwise = w[1] == 1 && node.int("group").unwrap_or(1) > 1;
+    let depthwise = is_depthwise(node.int("group").unwrap_or(1), input[0], output[0]);
     let taps: usize = w[2..].iter().product();
     let kernel = w[2..].iter().map(|&k| k as i64).collect();
     let padded = WindowAttrs::read(node, kernel).and_then(|w| pads(&w, &input[1..], &output[1..]));
     let known =
         codes::zero(module, n).is_some() || padded.is_ok_and(|p| p.iter().all(|p| *p == (0, 0)));
     let some = input.iter().chain(&output).all(|&n| n > 0);
-    !depthwise && taps as i64 <= MAX_TAPS && known && some
+    let constants = !depthwise || codes::depthwise(module, n).is_some();
+    constants && taps as i64 <= MAX_TAPS && known && some
+}
+
+/// One filter for each channel.
+fn is_depthwise(groups: i64, channels: i64, out_channels: i64) -> bool {
+    groups > 1 && groups == channels && groups == out_channels
 }
 
 /// Most taps of a scheduled window: more have too many row addresses.
@@ -111,8 +118,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         false => Fused::of(node)?,
     };
     let groups = node.int("group").unwrap_or(1).max(1);
-    let depthwise = groups > 1 && groups == channels && groups == oc;
-    if depthwise && activation.is_some() {
+    if is_depthwise(groups, channels, oc) && activation.is_some() {
         return None;
     }
     // One spatial axis is the second of two.
@@ -214,8 +220,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     };
     let y = low.channels_last_result(out)?;
     conv.y = low.pixels(y, conv.out_channels);
-    let schedule = Schedule::of(low, conv.flattened());
-    let (w, coded) = match &schedule {
+    let mut schedule = Schedule::of(low, conv.flattened());
+    let mut bias = plan.bias;
+    let (w, coded) = match &mut schedule {
         Schedule::Product(conv) if let Some(c) = conv.codes => {
             let (pack, sums) = (conv.clone(), conv.clone());
             let made = codes::weights(
@@ -229,12 +236,24 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             )?;
             (made.w, made.params)
         }
+        Schedule::Depthwise(d) if d.conv.codes.is_some() => {
+            let numbers = codes::depthwise(&low.facts.module, n)
+                .ok_or_else(|| OpError::new("weights, scale or zero are not constant"))?;
+            d.conv.bias = true;
+            let (own, channels) = (d.clone(), d.conv.channels as usize);
+            let pack: codes::Pack = Arc::new(move |bytes, out| own.pack(bytes, out));
+            bias = Some(numbers.bias(low, channels));
+            (
+                numbers.weights(low, plan.w.shape().iter().product(), pack),
+                vec![],
+            )
+        }
         _ => (schedule.weights(low, plan.w), vec![]),
     };
     let buffers: Vec<ValueId> = [x, w]
         .into_iter()
         .chain(coded)
-        .chain([plan.bias, residual, Some(y)].into_iter().flatten())
+        .chain([bias, residual, Some(y)].into_iter().flatten())
         .collect();
     schedule.launch(low, "conv", &buffers, &plan.batch)?;
     low.finish_result(y, out)
@@ -250,7 +269,7 @@ enum Schedule {
 
 impl Schedule {
     fn of(low: &Lowerer, conv: Conv) -> Schedule {
-        if conv.groups > 1 && conv.groups == conv.channels && conv.groups == conv.out_channels {
+        if is_depthwise(conv.groups, conv.channels, conv.out_channels) {
             let small_tiles = !low.target.micro_kernels;
             return Schedule::Depthwise(Depthwise {
                 conv,
@@ -345,8 +364,9 @@ pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
 fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
     let node = facts.module.node(n);
     let (x, out) = (node.operand(0)?, *node.results.first()?);
+    let elem = facts.elem(x).ok()?;
     if node.results.len() != 1
-        || facts.elem(x) != Ok(ElemType::F32)
+        || !matches!(elem, ElemType::F32 | ElemType::U8)
         || !facts.channels.contains_key(&x)
     {
         return None;
@@ -399,7 +419,10 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
         lo: None,
         hi: None,
         activation: None,
-        codes: None,
+        codes: (elem == ElemType::U8).then_some(Codes {
+            zero: Zero::Nothing,
+            result: Some((ElemType::U8, 0)),
+        }),
     };
     Some((conv, shape[0].clone()))
 }

@@ -79,7 +79,10 @@ pub static RULES: &[Rule] = &[
         condition: None,
         class: Class::Reassociates,
         source: "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference (arXiv 1712.05877), section 2.2",
-        samples: &[quantized_conv],
+        samples: &[quantized_conv, |b| {
+            let (x, w) = (activations(b, &[1, 3, 5, 5])?, weights(b, &[3, 1, 2, 2], 0)?);
+            Ok(b.multi("conv", &[Some(x), Some(w)], &[("group", Attr::Int(3))], 1)?[0])
+        }],
     },
     Rule {
         name: "quant-qlinear-conv",
@@ -397,8 +400,9 @@ fn linear(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
 fn takes_conv(graph: &Graph, m: &Bound) -> Result<Attrs, &'static str> {
     let attrs = graph.attrs(m.get("at")).cloned().ok_or("no attributes")?;
     let w = graph.const_shape(m.get("w")).ok_or("the right operand's shape is not known")?;
-    if int(&attrs, "group", 1) > 1 && w.get(1) == Some(&1) {
-        return Err("windows over single channels are computed in f32");
+    let known = |name: &str| m.find(name).is_none_or(|v| graph.ty(v).is_none() || graph[v].data.is_constant());
+    if int(&attrs, "group", 1) > 1 && w.get(1) == Some(&1) && !["as", "az", "ws"].into_iter().all(known) {
+        return Err("windows over single channels need scales that are known");
     }
     let spatial = super::reading::shape(graph, m.get("a")).ok_or(OTHER)?;
     if !(3..=4).contains(&w.len()) || spatial.iter().skip(1).any(|d| d.as_const().is_none_or(|n| n <= 0)) {

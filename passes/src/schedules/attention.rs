@@ -651,6 +651,7 @@ fn place(
 fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
     Epilogue {
         scaled: None,
+        code: None,
         bias: None,
         residual,
         lo: None,

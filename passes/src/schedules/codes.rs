@@ -88,8 +88,12 @@ impl Codes {
         Scaled {
             zero: params.sums.map(|sums| (zero, sums, column)),
             scale: (params.scale, column),
-            code: self.result.map(|(elem, code)| (elem, as_code(elem, code))),
         }
+    }
+
+    /// The type of the results' codes and the code of zero there.
+    pub fn code(self) -> Option<(ElemType, i64)> {
+        self.result.map(|(elem, code)| (elem, as_code(elem, code)))
     }
 
     /// Bounds of a result before it is rounded, which keep it in the range of its code.

@@ -304,6 +304,7 @@ impl Conv {
             residual,
             lo,
             hi,
+            code: self.codes.and_then(Codes::code),
             c: y,
             c_at: y_at,
             cols: (group_out % i64::from(PANEL) != 0).then_some(cols),

@@ -7,6 +7,7 @@
 //! A tile is a run of output pixels in one row by a run of channels, wide so that the row addresses of a window are
 //! computed once for many channels.
 
+use super::codes::{self, Codes};
 use super::conv::{Conv, Pixels, Window};
 use super::{Num, add, add_const, even_rows, mul_const};
 use lapidary_ir::ElemType;
@@ -16,6 +17,9 @@ use lapidary_ir::kernel::window::{WindowTile, window};
 use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel};
 
 /// A convolution of each channel by itself (`groups == channels == out_channels`), or the maximum over its windows.
+///
+/// Where `x` is codes they count as the numbers that they are, and weights are `f32` still: scales, and what the code of
+/// zero makes of the sum, are in the weights and the bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Depthwise {
     /// Extents and epilogue.
@@ -69,13 +73,14 @@ impl Depthwise {
     pub fn kernel(&self, name: &str) -> Kernel {
         let conv = &self.conv;
         let mut b = KernelBuilder::new(name);
-        let x = b.buffer("x", ElemType::F32, false);
+        let [of_x, _, of_y] = codes::elems(conv.codes);
+        let x = b.buffer("x", of_x, false);
         let w = (!self.maximum).then(|| b.buffer("w", ElemType::F32, false));
         let bias = conv.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = conv
             .residual
             .map(|at| (b.buffer("residual", ElemType::F32, false), at));
-        let y = b.buffer("y", ElemType::F32, true);
+        let y = b.buffer("y", of_y, true);
         let batch = conv.batch.bind(&mut b, "batch");
         let (rows, width) = self.tile();
         let [oh, ow] = conv.output;
@@ -108,6 +113,7 @@ impl Depthwise {
             rows,
             width: width as u32,
             a: x,
+            codes: conv.codes.is_some(),
             weights: w.map(|w| (w, first, c)),
             cols,
             taps: (conv.kernel[0] * conv.kernel[1]) as u32,
@@ -131,12 +137,17 @@ impl Depthwise {
         };
         let y_at = tile_at(conv.y);
         let residual = residual.map(|(buf, at)| (buf, tile_at(at)));
+        let (lo, hi) = match conv.codes {
+            Some(c) => c.bounds(conv.lo, conv.hi),
+            None => (conv.lo, conv.hi),
+        };
         let epilogue = Epilogue {
             scaled: None,
             bias: bias.map(|buf| (buf, first)),
             residual,
-            lo: conv.lo,
-            hi: conv.hi,
+            lo,
+            hi,
+            code: conv.codes.and_then(Codes::code),
             c: y,
             c_at: y_at,
             cols,

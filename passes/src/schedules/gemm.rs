@@ -173,6 +173,7 @@ impl Gemm {
             residual: residual.map(|buf| (buf, c_at.clone())),
             lo,
             hi,
+            code: self.codes.and_then(Codes::code),
             c,
             c_at,
             cols: (!exact).then_some(cols),

@@ -4,7 +4,7 @@
 //! Rows go in groups, because they share the weights of a tap, by two vectors of channels, because those share the
 //! pointers. NaN passes through the clamp and wins every maximum.
 
-use lapidary_abi::kernel::WindowF32;
+use lapidary_abi::kernel::{RESULT_CODE, WindowF32};
 
 /// Plain Rust.
 ///
@@ -26,9 +26,12 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
                     0.0
                 }; LANES];
                 for t in 0..g.taps {
-                    let a = (*g.a.add(t * rows + r)).add(j0);
+                    let row = *g.a.add(t * rows + r);
                     for (j, acc) in acc.iter_mut().enumerate().take(n) {
-                        let x = *a.add(j);
+                        let x = match g.codes {
+                            0 => *row.cast::<f32>().add(j0 + j),
+                            _ => f32::from(*row.cast::<u8>().add(j0 + j)),
+                        };
                         if g.b.is_null() {
                             // A NaN is taken and stays.
                             *acc = if x > *acc || x.is_nan() { x } else { *acc };
@@ -47,7 +50,14 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
                         x += *g.residual.add(r * g.residual_stride + col);
                     }
                     x = if g.lo > x { g.lo } else { x };
-                    *g.c.add(r * g.c_stride + col) = if g.hi < x { g.hi } else { x };
+                    x = if g.hi < x { g.hi } else { x };
+                    let at = r * g.c_stride + col;
+                    if g.result == RESULT_CODE {
+                        let code = (x.round_ties_even() as i32).wrapping_add(g.zero);
+                        *g.c.cast::<u8>().add(at) = code as u8;
+                    } else {
+                        *g.c.cast::<f32>().add(at) = x;
+                    }
                 }
             }
         }
@@ -58,7 +68,7 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
 #[cfg(target_arch = "x86_64")]
 macro_rules! variant {
     ($name:ident, $features:literal, $lanes:literal, $mask:ident, $make_mask:expr, $load:expr, $store:expr,
-     $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
+     $load_codes:expr, $store_codes:expr, $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
         pub mod $name {
             //! Groups of up to 7 rows by 2 vectors.
 
@@ -102,11 +112,15 @@ macro_rules! variant {
                 unsafe {
                     while j < g.cols {
                         let left = g.cols - j;
-                        match (left > $lanes, g.b.is_null()) {
-                            (true, true) => tile::<R, 2, true>(g, r, j),
-                            (true, false) => tile::<R, 2, false>(g, r, j),
-                            (false, true) => tile::<R, 1, true>(g, r, j),
-                            (false, false) => tile::<R, 1, false>(g, r, j),
+                        match (left > $lanes, g.b.is_null(), g.codes != 0) {
+                            (true, true, false) => tile::<R, 2, true, false>(g, r, j),
+                            (true, false, false) => tile::<R, 2, false, false>(g, r, j),
+                            (false, true, false) => tile::<R, 1, true, false>(g, r, j),
+                            (false, false, false) => tile::<R, 1, false, false>(g, r, j),
+                            (true, true, true) => tile::<R, 2, true, true>(g, r, j),
+                            (true, false, true) => tile::<R, 2, false, true>(g, r, j),
+                            (false, true, true) => tile::<R, 1, true, true>(g, r, j),
+                            (false, false, true) => tile::<R, 1, false, true>(g, r, j),
                         }
                         j += 2 * $lanes;
                     }
@@ -119,7 +133,7 @@ macro_rules! variant {
             /// As [`group`]; column `j` exists.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const V: usize, const MAX: bool>(
+            unsafe fn tile<const R: usize, const V: usize, const MAX: bool, const CODES: bool>(
                 g: &WindowF32,
                 r: usize,
                 j: usize,
@@ -127,14 +141,15 @@ macro_rules! variant {
                 // SAFETY: addresses are computed without the promise to be in bounds, as a vector's end may lie
                 // outside; masks leave out what does.
                 unsafe {
-                    let masks: [$mask; V] = core::array::from_fn(|v| {
-                        $make_mask((g.cols - j).saturating_sub(v * $lanes).min($lanes))
+                    let counts: [usize; V] = core::array::from_fn(|v| {
+                        (g.cols - j).saturating_sub(v * $lanes).min($lanes)
                     });
+                    let masks: [$mask; V] = counts.map($make_mask);
                     let start = $set1(if MAX { f32::NEG_INFINITY } else { 0.0 });
                     let mut acc = [[start; V]; R];
                     let rows = g.rows as usize;
                     for t in 0..g.taps {
-                        let a = *g.a.add(t * rows + r).cast::<[*const f32; R]>();
+                        let a = *g.a.add(t * rows + r).cast::<[*const u8; R]>();
                         let mut w = [start; V];
                         if !MAX {
                             for v in 0..V {
@@ -146,7 +161,12 @@ macro_rules! variant {
                         }
                         for i in 0..R {
                             for v in 0..V {
-                                let x = $load(a[i].wrapping_add(j + v * $lanes), masks[v]);
+                                let at = j + v * $lanes;
+                                let x = if CODES {
+                                    $load_codes(a[i].wrapping_add(at), counts[v])
+                                } else {
+                                    $load(a[i].cast::<f32>().wrapping_add(at), masks[v])
+                                };
                                 acc[i][v] = if MAX {
                                     $nan_max(acc[i][v], x)
                                 } else {
@@ -174,7 +194,13 @@ macro_rules! variant {
                             }
                             // The second operand is returned if either is NaN.
                             x = $min(hi, $max(lo, x));
-                            $store(g.c.wrapping_add((r + i) * g.c_stride + col), masks[v], x);
+                            let at = (r + i) * g.c_stride + col;
+                            if g.result == RESULT_CODE {
+                                let out = g.c.cast::<u8>().wrapping_add(at);
+                                $store_codes(out, counts[v], x, g.zero);
+                            } else {
+                                $store(g.c.cast::<f32>().wrapping_add(at), masks[v], x);
+                            }
                         }
                     }
                 }
@@ -195,6 +221,24 @@ variant!(
     ),
     |p, m| _mm256_maskload_ps(p, m),
     |p, m, x| _mm256_maskstore_ps(p, m, x),
+    |p: *const u8, n: usize| {
+        let mut eight = [0u8; 8];
+        let whole = if n == 8 {
+            p
+        } else {
+            core::ptr::copy_nonoverlapping(p, eight.as_mut_ptr(), n);
+            eight.as_ptr()
+        };
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(whole.cast())))
+    },
+    |p: *mut u8, n: usize, x, zero: i32| {
+        let code = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
+        let mut codes = [0i32; 8];
+        _mm256_storeu_si256(codes.as_mut_ptr().cast(), code);
+        for (i, &code) in codes.iter().enumerate().take(n) {
+            p.add(i).write(code as u8);
+        }
+    },
     _mm256_set1_ps,
     _mm256_add_ps,
     _mm256_max_ps,
@@ -210,12 +254,22 @@ variant!(
 #[cfg(target_arch = "x86_64")]
 variant!(
     avx512,
-    "avx512f",
+    "avx512f,avx512bw,avx512vl",
     16,
     __mmask16,
     |n: usize| ((1u32 << n) - 1) as __mmask16,
     |p, m| _mm512_maskz_loadu_ps(m, p),
     |p, m, x| _mm512_mask_storeu_ps(p, m, x),
+    |p: *const u8, n: usize| {
+        let mask = ((1u32 << n) - 1) as __mmask16;
+        let codes = _mm_maskz_loadu_epi8(mask, p.cast());
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))
+    },
+    |p: *mut u8, n: usize, x, zero: i32| {
+        let mask = ((1u32 << n) - 1) as __mmask16;
+        let code = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+        _mm_mask_storeu_epi8(p.cast(), mask, _mm512_cvtepi32_epi8(code));
+    },
     _mm512_set1_ps,
     _mm512_add_ps,
     _mm512_max_ps,
@@ -231,7 +285,8 @@ variant!(
 mod tests {
     use super::super::test_support::*;
     use super::*;
-    use lapidary_abi::kernel::Import;
+    use core::ffi::c_void;
+    use lapidary_abi::kernel::{Import, RESULT_F32};
 
     #[test]
     fn every_shape_equals_the_definition() {
@@ -251,9 +306,9 @@ mod tests {
                             (0..cols).map(&mut value).collect(),
                             (0..rows * cols).map(&mut value).collect(),
                         );
-                        let pointers: Vec<*const f32> = (0..taps * rows)
+                        let pointers: Vec<*const c_void> = (0..taps * rows)
                             .rev()
-                            .map(|i| a[i * pitch..].as_ptr())
+                            .map(|i| a[i * pitch..].as_ptr().cast())
                             .collect();
                         let mut c = vec![100f32; rows * pitch];
                         let (max, clamp) = (options & 8 != 0, options & 4 != 0);
@@ -261,7 +316,7 @@ mod tests {
                         let block = WindowF32 {
                             a: pointers.as_ptr(),
                             b: if max { null } else { b.as_ptr() },
-                            c: c.as_mut_ptr(),
+                            c: c.as_mut_ptr().cast(),
                             bias: if options & 1 != 0 {
                                 bias.as_ptr()
                             } else {
@@ -280,6 +335,9 @@ mod tests {
                             rows: rows as u32,
                             lo: if clamp { -2.0 } else { f32::NEG_INFINITY },
                             hi: if clamp { 20.0 } else { f32::INFINITY },
+                            codes: 0,
+                            result: RESULT_F32,
+                            zero: 0,
                         };
                         // SAFETY: the block describes the buffers above.
                         unsafe { kernel(&block) };
@@ -317,6 +375,71 @@ mod tests {
     }
 
     #[test]
+    fn codes_are_read_and_written() {
+        for_each_level(Import::WindowF32 as usize, |level, address| {
+            // SAFETY: as above.
+            let kernel: unsafe extern "C" fn(*const WindowF32) =
+                unsafe { core::mem::transmute(address) };
+            let mut random = Random(12);
+            for rows in [1usize, 5, 14] {
+                for cols in [1usize, 7, 8, 9, 16, 17, 33, 70] {
+                    for max in [false, true] {
+                        let (taps, pitch) = (9, cols + 1);
+                        let a: Vec<u8> = (0..taps * rows * pitch)
+                            .map(|_| random.int(0, 255) as u8)
+                            .collect();
+                        let b: Vec<f32> = (0..taps * cols)
+                            .map(|_| random.int(-9, 9) as f32 * 0.0625)
+                            .collect();
+                        let pointers: Vec<*const c_void> = (0..taps * rows)
+                            .map(|i| a[i * pitch..].as_ptr().cast())
+                            .collect();
+                        let mut c = vec![77u8; rows * pitch];
+                        let zero = if max { 0 } else { 40 };
+                        let block = WindowF32 {
+                            a: pointers.as_ptr(),
+                            b: if max { core::ptr::null() } else { b.as_ptr() },
+                            c: c.as_mut_ptr().cast(),
+                            bias: core::ptr::null(),
+                            residual: core::ptr::null(),
+                            b_stride: cols,
+                            c_stride: pitch,
+                            residual_stride: 0,
+                            taps,
+                            cols,
+                            rows: rows as u32,
+                            lo: -(zero as f32),
+                            hi: 255.0 - zero as f32,
+                            codes: 1,
+                            result: RESULT_CODE,
+                            zero,
+                        };
+                        // SAFETY: the block describes the buffers above.
+                        unsafe { kernel(&block) };
+                        for r in 0..rows {
+                            for j in 0..pitch {
+                                let x = |t: usize| f32::from(a[(t * rows + r) * pitch + j]);
+                                let want = match max {
+                                    _ if j >= cols => 77,
+                                    true => (0..taps).map(x).fold(0.0, f32::max) as i32,
+                                    false => {
+                                        let sum: f32 =
+                                            (0..taps).map(|t| x(t) * b[t * cols + j]).sum();
+                                        sum.clamp(block.lo, block.hi).round_ties_even() as i32
+                                            + zero
+                                    }
+                                };
+                                let found = i32::from(c[r * pitch + j]);
+                                assert_eq!(found, want, "{level:?} {rows}x{cols} {max} {r},{j}");
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
     fn a_nan_wins_wherever_it_is() {
         for_each_level(Import::WindowF32 as usize, |level, address| {
             // SAFETY: as above.
@@ -325,13 +448,14 @@ mod tests {
             for at in 0..3 {
                 let mut a = [1f32, 5.0, 3.0];
                 a[at] = f32::NAN;
-                let pointers: Vec<*const f32> = a.iter().map(|x| x as *const f32).collect();
+                let pointers: Vec<*const c_void> =
+                    a.iter().map(|x| core::ptr::from_ref(x).cast()).collect();
                 let mut c = 0f32;
                 let null = core::ptr::null();
                 let block = WindowF32 {
                     a: pointers.as_ptr(),
                     b: null,
-                    c: &mut c,
+                    c: core::ptr::from_mut(&mut c).cast(),
                     bias: null,
                     residual: null,
                     b_stride: 0,
@@ -342,6 +466,9 @@ mod tests {
                     rows: 1,
                     lo: f32::NEG_INFINITY,
                     hi: f32::INFINITY,
+                    codes: 0,
+                    result: RESULT_F32,
+                    zero: 0,
                 };
                 // SAFETY: the block describes the values above.
                 unsafe { kernel(&block) };

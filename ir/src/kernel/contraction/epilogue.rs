@@ -10,8 +10,7 @@
 //! x = add x, broadcast(load bias)          a row of [32], repeated along axis 0
 //! x = add x, load residual                 [rows, 32]
 //! x = max x, constant;  x = min x, constant
-//! i32 accumulators only:
-//!   x = cast (add (cast i32 (round x)), constant)      to u8 or i8
+//! x = cast (add (cast i32 (round x)), constant)        to u8 or i8
 //! store x
 //! ```
 //! Each value in it has one use, and between the loop and the store there is no other loop, branch or store.
@@ -34,6 +33,9 @@ pub struct Epilogue {
     pub lo: Option<f32>,
     /// Upper bound.
     pub hi: Option<f32>,
+    /// The 8-bit type of the results' codes and the code of zero there; `None`: the results are numbers. The bounds must
+    /// keep the code in the type's range.
+    pub code: Option<(ElemType, i64)>,
     /// Result buffer.
     pub c: Buf,
     /// Where in it; `rows.valid` says how many rows exist.
@@ -50,9 +52,6 @@ pub struct Scaled {
     pub zero: Option<(Var, Buf, Var)>,
     /// A row of factors: buffer and first element.
     pub scale: (Buf, Var),
-    /// The 8-bit type of the results' codes and the code of zero there; `None`: the results are numbers. The bounds of
-    /// the epilogue must keep the code in the type's range.
-    pub code: Option<(ElemType, i64)>,
 }
 
 /// Writes the epilogue that a micro-kernel takes over. Anything else may be written by hand instead.
@@ -94,7 +93,7 @@ pub fn epilogue(b: &mut KernelBuilder, acc: Var, e: Epilogue) {
             x = b.binary(f, x, bound);
         }
     }
-    if let Some((elem, zero)) = e.scaled.and_then(|s| s.code) {
+    if let Some((elem, zero)) = e.code {
         let whole = b.unary(Unary::RoundEven, x);
         let whole = b.cast(whole, TileElem::Elem(ElemType::I32));
         let ty = b.ty(whole);
@@ -122,6 +121,8 @@ pub struct EpilogueMatch<'k> {
     pub lo: Option<f32>,
     /// Upper bound.
     pub hi: Option<f32>,
+    /// Type of the results' codes and the code of zero there.
+    pub code: Option<(ElemType, i64)>,
     /// Result buffer.
     pub c: Buf,
     /// Its base.
@@ -133,16 +134,13 @@ pub struct EpilogueMatch<'k> {
 }
 
 impl EpilogueMatch<'_> {
-    /// What a micro-kernel for codes is told of its result ([`GemmI8::result`](lapidary_abi::kernel::GemmI8)), and the
-    /// code of zero there.
-    pub fn result_i8(&self) -> (u32, i64) {
-        match self.scaled {
-            None => (RESULT_I32, 0),
-            Some(Scaled { code: None, .. }) => (RESULT_F32, 0),
-            Some(Scaled {
-                code: Some((_, zero)),
-                ..
-            }) => (RESULT_CODE, zero),
+    /// What a micro-kernel is told of its result ([`GemmI8::result`](lapidary_abi::kernel::GemmI8)), whose sums are of this
+    /// type, and the code of zero there.
+    pub fn result(&self, sums: ElemType) -> (u32, i64) {
+        match self.code {
+            Some((_, zero)) => (RESULT_CODE, zero),
+            None if sums == ElemType::I32 && self.scaled.is_none() => (RESULT_I32, 0),
+            None => (RESULT_F32, 0),
         }
     }
 }
@@ -173,6 +171,7 @@ pub fn recognise_epilogue<'k>(
         residual: None,
         lo: None,
         hi: None,
+        code: None,
         c: *buf,
         c_base: *base,
         c_rows,
@@ -182,15 +181,13 @@ pub fn recognise_epilogue<'k>(
     let sums = facts.ty(acc).elem == TileElem::Elem(ElemType::I32);
     // Walk the chain from the store back to the accumulator.
     let mut x = *x;
-    let code = sums
-        .then(|| code_of(facts, &mut x, &at, &mut found))
-        .flatten();
+    found.code = code_of(facts, &mut x, &at, &mut found);
     while x != acc {
         if facts.uses(x) != 1 || found.replaced.len() > MOST {
             return None;
         }
         if sums && let Some((rest, scaled)) = scaled(facts, x, acc, &at, &mut found) {
-            found.scaled = Some(Scaled { code, ..scaled });
+            found.scaled = Some(scaled);
             x = rest;
             break;
         }
@@ -306,7 +303,6 @@ fn scaled(
     let scaled = Scaled {
         zero,
         scale: scale_at,
-        code: None,
     };
     Some((rest, scaled))
 }
