@@ -1,7 +1,7 @@
 //! Matrix products with a packed right side: the canonical loops, written and recognised side by side.
 //!
 //! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
-//! [`plan`] on each `For` and the statements after it. Both live here and in [`epilogue`], so that
+//! [`plan`] on each `For` and the statements after it. Both live here and in the module `epilogue`, so that
 //! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is
 //!
 //! ```text

@@ -118,7 +118,7 @@ fn of_sums(b: &mut Builder, node: &Node, sums: ValueId, after: usize) -> Result<
     }
     for (name, op) in [("lo", "max"), ("hi", "min")] {
         if let Some(bound) = node.float(name) {
-            let bound = b.lit(y, f64::from(bound))?;
+            let bound = b.lit(y, bound)?;
             y = b.op(op, &[y, bound])?;
         }
     }
