@@ -21,8 +21,8 @@ pub fn tabulate(module: &mut Module) -> usize {
         let sources = sources(module, region);
         // From the last to the first, so that a chain is found from its end.
         for n in module.region(region).nodes.clone().into_iter().rev() {
-            if is_used(module, region, n)
-                && let Some(chain) = Chain::find(module, &sources, n)
+            if let Some(chain) = Chain::find(module, &sources, n)
+                && is_used(module, region, n)
                 && let Some(table) = chain.table(module)
             {
                 replace(module, region, n, &chain, &table);

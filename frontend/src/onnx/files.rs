@@ -21,12 +21,10 @@ impl AsRef<[u8]> for Mapped {
 
 impl Source for Mapped {
     fn release(&self) {
+        // It is a wish: where it cannot be granted the pages stay.
         // SAFETY: the map is private and never written, so each dropped page is read from the file again.
         #[cfg(unix)]
-        let dropped = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-        // It is a wish: where it cannot be granted the pages stay.
-        #[cfg(unix)]
-        drop(dropped);
+        unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }.ok();
     }
 }
 

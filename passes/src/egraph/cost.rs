@@ -20,12 +20,19 @@ const CONTRACTIONS: &[&str] = &[
     "fused_conv",
     "quantized_linear",
     "quantized_conv",
+    "qlinear_conv",
+    "qlinear_matmul",
+    "conv_integer",
+    "matmul_integer",
 ];
 
 /// The operand that a contraction's weights are, and how many products a nanosecond makes.
 fn weights_of(op: &str) -> (usize, u64) {
     match op {
         "quantized_linear" | "quantized_conv" => (2, 128),
+        // Element by element.
+        "qlinear_conv" | "qlinear_matmul" => (3, 1),
+        "conv_integer" | "matmul_integer" => (1, 1),
         _ => (1, 32),
     }
 }
@@ -70,7 +77,8 @@ pub fn cost(target: &Target, graph: &Graph, term: &Term) -> u64 {
             .const_shape(term.children[operand])
             .unwrap_or_default();
         let inner = match op.name {
-            "matmul" | "gemm" | "fused_linear" | "quantized_linear" => graph
+            "matmul" | "gemm" | "fused_linear" | "quantized_linear" | "qlinear_matmul"
+            | "matmul_integer" => graph
                 .const_shape(term.children[0])
                 .and_then(|s| s.last().copied())
                 .unwrap_or(SYMBOLIC),

@@ -30,14 +30,25 @@ pub fn takes(module: &Module, n: NodeId, fits: fn(&[usize]) -> bool) -> bool {
         let shape = ty(i).and_then(|t| t.as_tensor()?.const_shape());
         shape.as_deref() == columns.map(std::slice::from_ref)
     };
+    // Nothing is nothing in any type, and has no kernel.
+    let result = node.results.first().map(|&v| &module.value(v).ty);
+    let empty = result
+        .and_then(|t| t.shape())
+        .is_none_or(|s| s.iter().any(|d| d.as_const() == Some(0)));
     let known = node.operand(5).is_none_or(|v| code(module, v).is_some());
     elem(0) == Some(ElemType::U8)
         && elem(2) == Some(ElemType::I8)
         && row(3)
         && (node.operand(4).is_none() || row(4))
         && known
+        && !empty
         && w.shape().iter().all(|&d| d > 0)
         && fits(w.shape())
+}
+
+/// What is said where [`takes`] was wrong.
+pub fn no_kernel() -> OpError {
+    OpError::new("its shapes or layouts have no kernel for codes")
 }
 
 /// The byte of a constant code.

@@ -185,6 +185,9 @@ pub fn pads(w: &WindowAttrs, input: &[i64], out: &[i64]) -> Result<Vec<(i64, i64
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
     let Some(plan) = plan(&low.facts, n) else {
+        if low.facts.module.node(n).op.name == "quantized_conv" {
+            return Err(codes::no_kernel());
+        }
         return low.elements(n, out, element);
     };
     let mut conv = plan.conv;

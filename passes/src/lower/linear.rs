@@ -140,6 +140,9 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
     let Some(mut plan) = plan(&low.facts, n) else {
+        if low.facts.module.node(n).op.name == "quantized_linear" {
+            return Err(codes::no_kernel());
+        }
         return low.elements(n, out, element);
     };
     let w = match plan.gemm.codes {

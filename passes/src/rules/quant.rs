@@ -264,6 +264,10 @@ pub static RULES: &[Rule] = &[
         let (x, shape) = (activations(b, &[3, 4])?, b.ints(&[2, 6]));
         b.op("reshape", &[x, shape])
     }),
+    on_codes!("quant-gather", "(gather (dequantize_linear ?x ?s ?z ?dat) ?one ?at)", "gather", &["one"], |b| {
+        let (x, rows) = (activations(b, &[3, 4])?, b.ints(&[2, 0]));
+        b.op_with("gather", &[x, rows], [("axis", Attr::Int(0))])
+    }),
     on_codes!("quant-flatten", "(flatten (dequantize_linear ?x ?s ?z ?dat) ?at)", "flatten", &[], |b| {
         let x = activations(b, &[3, 2, 2])?;
         b.op_with("flatten", &[x], [("axis", Attr::Int(1))])
