@@ -64,6 +64,30 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
     }
 }
 
+/// Fewer than eight codes, zeros after them. Not inlined: it is rare, and there are many tiles.
+///
+/// # Safety
+/// `n` bytes can be read.
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+unsafe fn few_codes(p: *const u8, n: usize) -> i64 {
+    let mut eight = [0u8; 8];
+    // SAFETY: as promised to this function.
+    unsafe { core::ptr::copy_nonoverlapping(p, eight.as_mut_ptr(), n) };
+    i64::from_le_bytes(eight)
+}
+
+/// Writes the first of eight codes.
+///
+/// # Safety
+/// `n` bytes can be written; `n` is at most 8.
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+unsafe fn write_few_codes(p: *mut u8, n: usize, codes: i64) {
+    // SAFETY: as promised to this function.
+    unsafe { core::ptr::copy_nonoverlapping(codes.to_le_bytes().as_ptr(), p, n) };
+}
+
 /// One instruction set's variant: vectors of `$lanes`, and how many elements of the last are there.
 #[cfg(target_arch = "x86_64")]
 macro_rules! variant {
@@ -110,17 +134,20 @@ macro_rules! variant {
                 let mut j = 0;
                 // SAFETY: columns from `j` on exist; masks leave out what is past `cols`.
                 unsafe {
+                    // Codes go by single vectors: twice as many instances are not worth their size.
+                    while g.codes != 0 && j < g.cols {
+                        match g.b.is_null() {
+                            true => tile::<R, 1, true, true>(g, r, j),
+                            false => tile::<R, 1, false, true>(g, r, j),
+                        }
+                        j += $lanes;
+                    }
                     while j < g.cols {
-                        let left = g.cols - j;
-                        match (left > $lanes, g.b.is_null(), g.codes != 0) {
-                            (true, true, false) => tile::<R, 2, true, false>(g, r, j),
-                            (true, false, false) => tile::<R, 2, false, false>(g, r, j),
-                            (false, true, false) => tile::<R, 1, true, false>(g, r, j),
-                            (false, false, false) => tile::<R, 1, false, false>(g, r, j),
-                            (true, true, true) => tile::<R, 2, true, true>(g, r, j),
-                            (true, false, true) => tile::<R, 2, false, true>(g, r, j),
-                            (false, true, true) => tile::<R, 1, true, true>(g, r, j),
-                            (false, false, true) => tile::<R, 1, false, true>(g, r, j),
+                        match (g.cols - j > $lanes, g.b.is_null()) {
+                            (true, true) => tile::<R, 2, true, false>(g, r, j),
+                            (true, false) => tile::<R, 2, false, false>(g, r, j),
+                            (false, true) => tile::<R, 1, true, false>(g, r, j),
+                            (false, false) => tile::<R, 1, false, false>(g, r, j),
                         }
                         j += 2 * $lanes;
                     }
@@ -222,21 +249,23 @@ variant!(
     |p, m| _mm256_maskload_ps(p, m),
     |p, m, x| _mm256_maskstore_ps(p, m, x),
     |p: *const u8, n: usize| {
-        let mut eight = [0u8; 8];
-        let whole = if n == 8 {
-            p
+        let codes = if n == 8 {
+            p.cast::<i64>().read_unaligned()
         } else {
-            core::ptr::copy_nonoverlapping(p, eight.as_mut_ptr(), n);
-            eight.as_ptr()
+            few_codes(p, n)
         };
-        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(whole.cast())))
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes)))
     },
     |p: *mut u8, n: usize, x, zero: i32| {
         let code = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
-        let mut codes = [0i32; 8];
-        _mm256_storeu_si256(codes.as_mut_ptr().cast(), code);
-        for (i, &code) in codes.iter().enumerate().take(n) {
-            p.add(i).write(code as u8);
+        // The low bytes of each half, side by side.
+        let bytes = _mm256_shuffle_epi8(code, _mm256_set1_epi32(0x0C08_0400));
+        let halves = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+        let codes = _mm_cvtsi128_si64(_mm256_castsi256_si128(halves));
+        if n == 8 {
+            p.cast::<i64>().write_unaligned(codes);
+        } else {
+            write_few_codes(p, n, codes);
         }
     },
     _mm256_set1_ps,
