@@ -115,8 +115,8 @@ pub fn check_declared(inferred: &Type, declared: &Type) -> Result<Type, String> 
         (Type::Optional(i), Type::Optional(d)) => {
             Ok(Type::Optional(Box::new(check_declared(i, d)?)))
         }
-        // ONNX lets a plain value stand for a filled optional.
-        (Type::Optional(i), d) => check_declared(i, d),
+        // ONNX lets a plain value stand for a filled optional; it is an optional still.
+        (Type::Optional(i), d) => Ok(Type::Optional(Box::new(check_declared(i, d)?))),
         _ => Err(mismatch()),
     }
 }
