@@ -89,7 +89,7 @@ pub static NOT: OpDef = OpDef {
     operands: X,
     infer: infer_logic,
     contents: Some(|ctx| {
-        let flip = |d: &Dim| Some(Dim::from(1 - d.as_const()?));
+        let flip = |d: &Dim| Some(Dim::from(i64::from(d.as_const()? == 0)));
         ctx.dims(0)?.iter().map(flip).collect()
     }),
     eval: Eval::Direct(|ctx| super::broadcast::eval_unary(ctx, |v| v, |v| 1 - v)),

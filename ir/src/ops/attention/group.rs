@@ -77,7 +77,11 @@ fn infer(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
         Some(_) => return Err(OpError::new("operand 0 must have rank 3")),
         None => (ctx.fresh_dim(), ctx.fresh_dim(), ctx.fresh_dim()),
     };
-    let heads = if ctx.has(1) { hq } else { hq + 2 * hk };
+    let heads = match ctx.has(1) {
+        true => Some(hq),
+        false => hk.checked_mul(2).and_then(|k| k.checked_add(hq)),
+    };
+    let heads = heads.ok_or_else(|| OpError::new(format!("{hq} and {hk} heads are too many")))?;
     let size = hidden.floor_div(&Dim::from(heads));
     let past = match ctx.has(3) {
         false => Dim::from(0i64),
