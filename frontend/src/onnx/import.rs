@@ -384,7 +384,8 @@ impl Importer<'_> {
         for output in &graph.output {
             match scope.find(&output.name) {
                 Some(Slot::Value(v)) => self.module.region_mut(region).outputs.push(v),
-                Some(Slot::Failed) => {}
+                // What failed has been reported, unless its node has more outputs than results.
+                Some(Slot::Failed) if !self.problems.list.is_empty() => {}
                 _ => self.problems.add(
                     &format!("output `{path}{}`", output.name),
                     "is not defined",
