@@ -5,6 +5,7 @@ use super::codes;
 use super::expand::Facts;
 use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
+use super::linear::dense;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::codes::{Codes, Zero};
@@ -300,17 +301,8 @@ impl Schedule {
             }
         }
         let made = move || {
-            let bytes = match w.dense_bytes() {
-                Some(b) => b.clone(),
-                None => w
-                    .decode()
-                    .map_err(|e| e.to_string())?
-                    .to_bytes()
-                    .ok_or("a weight of strings")?
-                    .into(),
-            };
             let mut out = Vec::with_capacity(len * 4);
-            pack(&bytes, &mut out);
+            pack(&dense(&w)?, &mut out);
             Ok(out)
         };
         low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))

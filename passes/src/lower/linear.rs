@@ -38,8 +38,6 @@ const THREAD_WORK: i64 = 64 << 10;
 struct Plan {
     a: ValueId,
     w: ValueId,
-    /// The parameters that codes have.
-    coded: Vec<ValueId>,
     bias: Option<ValueId>,
     residual: Option<ValueId>,
     /// Extents: products, rows, columns, inner.
@@ -126,7 +124,6 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     Some(Plan {
         a,
         w,
-        coded: vec![],
         bias,
         residual,
         batch,
@@ -139,14 +136,14 @@ fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
-    let Some(mut plan) = plan(&low.facts, n) else {
+    let Some(plan) = plan(&low.facts, n) else {
         if low.facts.module.node(n).op.name == "quantized_linear" {
             return Err(codes::no_kernel());
         }
         return low.elements(n, out, element);
     };
-    let w = match plan.gemm.codes {
-        None => packed(low, &plan)?,
+    let (w, coded) = match plan.gemm.codes {
+        None => (packed(low, &plan)?, vec![]),
         Some(c) => {
             let [k, n_columns] = [&plan.k, &plan.n].map(|d| d.as_const().unwrap_or(0) as usize);
             let pack = move |bytes: &[u8], out: &mut Vec<u8>| {
@@ -158,13 +155,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             let panels = n_columns.div_ceil(PANEL as usize) * PANEL as usize;
             let len = panels * k.next_multiple_of(4);
             let made = codes::weights(low, n, c, len, n_columns, Arc::new(pack), Arc::new(sums))?;
-            plan.coded = made.params;
-            made.w
+            (made.w, made.params)
         }
     };
     let mut args: Vec<KernelArg> = [plan.a, w]
         .into_iter()
-        .chain(plan.coded.iter().copied())
+        .chain(coded)
         .chain([plan.bias, plan.residual, Some(out)].into_iter().flatten())
         .map(KernelArg::Value)
         .collect();
