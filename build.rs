@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the nested build reads.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "Cargo.toml",
     "Cargo.lock",
     "runtime/Cargo.toml",
     "runtime/src",
     "runtime/abi",
+    "runtime/micro",
     "runtime/stub",
     "build.rs",
 ];

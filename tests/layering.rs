@@ -21,8 +21,13 @@ const LAYERS: &[Layer] = &[
         for_tests: &[],
     },
     Layer {
-        folder: "runtime",
+        folder: "runtime/micro",
         ours: &["lapidary-abi"],
+        for_tests: &[],
+    },
+    Layer {
+        folder: "runtime",
+        ours: &["lapidary-abi", "lapidary-micro"],
         for_tests: &[],
     },
     Layer {

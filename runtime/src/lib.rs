@@ -16,13 +16,14 @@ pub mod image;
 pub mod io;
 
 pub mod memory;
-pub mod micro;
 pub mod ops;
 mod plan;
 pub mod pool;
 mod sizes;
 pub mod typed;
 pub mod value;
+
+pub use lapidary_micro as micro;
 
 pub use error::RunError;
 pub use exec::{KernelTiming, Model, ModelOptions};

@@ -312,8 +312,8 @@ variant!(
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::*;
     use super::*;
+    use crate::test_support::*;
     use core::ffi::c_void;
     use lapidary_abi::kernel::{Import, RESULT_F32};
 

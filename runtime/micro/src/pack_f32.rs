@@ -104,8 +104,8 @@ pub mod avx2 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::*;
     use super::*;
+    use crate::test_support::*;
     use lapidary_abi::kernel::Import;
 
     #[test]

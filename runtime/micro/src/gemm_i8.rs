@@ -106,8 +106,8 @@ pub mod avx512 {
     use core::arch::x86_64::*;
     use core::mem::MaybeUninit;
 
-    use super::super::rows_collide;
     use super::*;
+    use crate::rows_collide;
 
     /// Bytes of `k` that colliding rows are copied at a time.
     const STAGE_LEN: usize = 512;
@@ -483,8 +483,8 @@ pub mod avx2 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::*;
     use super::*;
+    use crate::test_support::*;
     use lapidary_abi::kernel::{Import, MAX_ROWS_I8, RESULT_F32};
 
     #[derive(Clone, Copy, Debug)]

@@ -205,8 +205,8 @@ pub mod avx2 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::*;
     use super::*;
+    use crate::test_support::*;
     use lapidary_abi::kernel::Import;
 
     /// `code(row, column)` and `scale(row, group)` in the stored layout.

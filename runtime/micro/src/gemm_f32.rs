@@ -99,8 +99,8 @@ pub mod avx512 {
     use core::arch::x86_64::*;
     use core::mem::MaybeUninit;
 
-    use super::super::rows_collide;
     use super::*;
+    use crate::rows_collide;
 
     /// Elements of `k` that colliding rows are copied at a time.
     const STAGE_LEN: usize = 128;
@@ -484,8 +484,8 @@ pub mod avx2 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_support::*;
     use super::*;
+    use crate::test_support::*;
     use lapidary_abi::kernel::{Import, MAX_ROWS_F32};
 
     #[derive(Clone, Copy, Debug)]
