@@ -198,27 +198,69 @@ fn gemv_i4(address: *const c_void, pool: &Pool, group: usize) -> f64 {
     (COPIES * matrix_bytes) as f64 / seconds / 1e9
 }
 
-/// Nanoseconds to pack a transposed matrix of 64 x 32.
-fn pack_f32(address: *const c_void) -> f64 {
+/// Nanoseconds to transpose 64 rows of 64.
+fn move_f32(address: *const c_void) -> f64 {
     // SAFETY: the table holds a function of this type.
-    let kernel: unsafe extern "C" fn(*const PackF32) = unsafe { core::mem::transmute(address) };
-    let k = 64;
-    let src = vec![1f32; 32 * k];
-    let mut dst = aligned::<f32, 16>(32 * k, 0.0);
+    let kernel: unsafe extern "C" fn(*const MoveF32) = unsafe { core::mem::transmute(address) };
+    let n = MOVE_COLS;
+    let src = vec![1f32; n * n];
+    let mut dst = aligned::<f32, 16>(n * n, 0.0);
+    let at: Vec<i64> = (0..n).map(|j| (j * n) as i64).collect();
     let seconds = best_seconds(1000, || {
         // SAFETY: the block describes the buffers above.
         unsafe {
-            kernel(&PackF32 {
+            kernel(&MoveF32 {
                 src: src.as_ptr(),
                 dst: dst.as_mut_ptr().cast(),
-                k_stride: 1,
-                col_stride: k,
-                k,
-                cols: 32,
+                at: at.as_ptr(),
+                src_stride: 1,
+                dst_stride: n,
+                rows: n,
+                cols: n,
             })
         }
     });
     seconds * 1e9
+}
+
+/// GFLOP/s of 256 rows with one non-zero in ten of 128 columns (of 1,024 for one lane).
+fn sparse_f32(address: *const c_void, shape: usize) -> f64 {
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const SparseF32) = unsafe { core::mem::transmute(address) };
+    let (in_group, lanes) = SPARSE_SHAPES[shape];
+    let (rows, k) = (256, [128, 512, 4096][shape]);
+    let (groups, each) = (rows / in_group, k / 10);
+    let x = aligned::<f32, 16>(k * lanes, 1.0);
+    let values = vec![1f32; rows * each];
+    let offsets: Vec<u16> = (0..rows * each)
+        .map(|i| (i.wrapping_mul(2_654_435_761) % k * lanes) as u16)
+        .collect();
+    let starts: Vec<u32> = (0..=groups).map(|g| (g * each) as u32).collect();
+    let row_of: Vec<u32> = (0..rows as u32).collect();
+    let mut c = aligned::<f32, 16>(rows * lanes, 0.0);
+    let seconds = best_seconds(200, || {
+        // SAFETY: the block describes the buffers above.
+        unsafe {
+            kernel(&SparseF32 {
+                x: x.as_ptr().cast(),
+                values: values.as_ptr(),
+                offsets: offsets.as_ptr(),
+                starts: starts.as_ptr(),
+                rows: row_of.as_ptr(),
+                bias: core::ptr::null(),
+                init: core::ptr::null(),
+                c: c.as_mut_ptr().cast(),
+                init_stride: 0,
+                c_stride: lanes,
+                groups,
+                cols: lanes as u32,
+                shape: shape as u32,
+                lo: f32::NEG_INFINITY,
+                hi: f32::INFINITY,
+            })
+        }
+    });
+    (2 * rows * each * lanes) as f64 / seconds / 1e9
 }
 
 /// Median and 99th percentile of one fork-join in microseconds, beyond the `work` that each thread does.
@@ -283,9 +325,15 @@ fn main() {
             }
             if threads == 1 {
                 println!(
-                    "    pack 64x32 transposed              : {:7.1} ns",
-                    pack_f32(table[Import::PackF32 as usize])
+                    "    move 64x64 transposed              : {:7.1} ns",
+                    move_f32(table[Import::MoveF32 as usize])
                 );
+                for (shape, (rows, lanes)) in SPARSE_SHAPES.iter().enumerate() {
+                    println!(
+                        "    sparse f32 {rows:2} rows x {lanes:2} lanes, 0.1   : {:7.1} GFLOP/s",
+                        sparse_f32(table[Import::SparseF32 as usize], shape)
+                    );
+                }
             }
         }
         for work in [0.0, 2.0, 20.0] {

@@ -24,14 +24,16 @@ pub enum Import {
     GemmI8 = 1,
     /// `fn(*const GemvI4)`: one row of int8 activations times interleaved int4 weights.
     GemvI4 = 2,
-    /// `fn(*const PackF32)`: packs part of an f32 matrix into panels.
-    PackF32 = 3,
+    /// `fn(*const MoveF32)`: gathers the columns of an f32 matrix.
+    MoveF32 = 3,
     /// `fn(*const WindowF32)`: a window over each channel, for some pixels.
     WindowF32 = 4,
+    /// `fn(*const SparseF32)`: rows of a sparse f32 matrix times a panel.
+    SparseF32 = 5,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 5;
+pub const IMPORT_COUNT: usize = 6;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -176,22 +178,72 @@ pub struct GemvI4 {
     pub n_blocks: usize,
 }
 
-/// Packs `k x cols` elements of a strided f32 matrix into one panel, zero-filling up to [`PANEL_F32`].
+/// Most columns of one [`MoveF32`].
+pub const MOVE_COLS: usize = 64;
+
+/// Gathers columns: `dst[i][j] = src[i * src_stride + at[j]]`, or 0 where `at[j]` is negative.
+///
+/// What it is fast at: runs of columns that are consecutive, and a transposition (`src_stride` of 1).
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct PackF32 {
-    /// First element.
+pub struct MoveF32 {
+    /// What `at` counts from.
     pub src: *const f32,
-    /// Panel `[k][PANEL_F32]`.
+    /// First element of the result.
     pub dst: *mut f32,
-    /// Elements from one k to the next.
-    pub k_stride: usize,
-    /// Elements from one column to the next.
-    pub col_stride: usize,
-    /// Rows to pack.
-    pub k: usize,
-    /// Columns to pack, `1..=PANEL_F32`.
+    /// `cols` element offsets; negative: nothing is read.
+    pub at: *const i64,
+    /// Elements between rows of the source.
+    pub src_stride: usize,
+    /// Elements between rows of the result.
+    pub dst_stride: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Columns, `1..=MOVE_COLS`.
     pub cols: usize,
+}
+
+/// Rows of a group and lanes of the panel that [`SparseF32`] knows, by [`SparseF32::shape`].
+pub const SPARSE_SHAPES: [(usize, usize); 3] = [(2, 64), (8, 16), (16, 1)];
+
+/// Groups of rows of a sparse matrix times a panel whose lanes are columns (tokens, pixels):
+/// `c[row][j] = clamp(init[row][j] + bias[row] + sum over t of values[t][r] * x[offsets[t][r] + j], lo, hi)`
+/// for the entries `t` of each group and the row `row = rows[group][r]` that is its `r`-th.
+///
+/// The rows of a group have equally many entries, so a group's loop has no branch for each row.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SparseF32 {
+    /// The panel: what `offsets` count from; `lanes` elements are readable at each.
+    pub x: *const f32,
+    /// `[entry][R]` numbers, for the shape's `R` rows.
+    pub values: *const f32,
+    /// `[entry][R]` element offsets.
+    pub offsets: *const u16,
+    /// `groups + 1` entries: those of group `g` are `starts[g]..starts[g + 1]`.
+    pub starts: *const u32,
+    /// `[group][R]` rows; a row may be there twice in a group, with the same entries.
+    pub rows: *const u32,
+    /// By row, or null.
+    pub bias: *const f32,
+    /// What to add, or null.
+    pub init: *const f32,
+    /// Results.
+    pub c: *mut f32,
+    /// Elements between rows of `init`.
+    pub init_stride: usize,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Groups.
+    pub groups: usize,
+    /// Lanes of `init` and `c`, `1..=lanes` of the shape.
+    pub cols: u32,
+    /// Position in [`SPARSE_SHAPES`].
+    pub shape: u32,
+    /// Lower bound of the result (`-inf` for none).
+    pub lo: f32,
+    /// Upper bound of the result (`+inf` for none).
+    pub hi: f32,
 }
 
 /// A window over each channel of some pixels (depthwise convolution, maximum pooling):

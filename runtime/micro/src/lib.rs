@@ -17,7 +17,8 @@ use lapidary_abi::kernel::IMPORT_COUNT;
 mod gemm_f32;
 mod gemm_i8;
 mod gemv_i4;
-mod pack_f32;
+mod move_f32;
+mod sparse_f32;
 mod window_f32;
 
 /// Instruction set that a table of micro-kernels needs, weakest first.
@@ -104,8 +105,9 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         gemm_f32::portable as *const c_void,
         gemm_i8::portable as *const c_void,
         gemv_i4::portable as *const c_void,
-        pack_f32::portable as *const c_void,
+        move_f32::portable as *const c_void,
         window_f32::portable as *const c_void,
+        sparse_f32::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -113,22 +115,25 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             gemm_f32::avx2::entry as *const c_void,
             gemm_i8::avx2::entry as *const c_void,
             gemv_i4::avx2::entry as *const c_void,
-            pack_f32::avx2::entry as *const c_void,
+            move_f32::avx2::entry as *const c_void,
             window_f32::avx2::entry as *const c_void,
+            sparse_f32::avx2::entry as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx2::entry as *const c_void,
             gemv_i4::avx2::entry as *const c_void,
-            pack_f32::avx2::entry as *const c_void,
+            move_f32::avx2::entry as *const c_void,
             window_f32::avx512::entry as *const c_void,
+            sparse_f32::avx512::entry as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx512::entry as *const c_void,
             gemv_i4::avx512::entry as *const c_void,
-            pack_f32::avx2::entry as *const c_void,
+            move_f32::avx2::entry as *const c_void,
             window_f32::avx512::entry as *const c_void,
+            sparse_f32::avx512::entry as *const c_void,
         ]);
         match level {
             Level::Portable => {}

@@ -1,0 +1,265 @@
+//! Gathers columns of an f32 matrix: the panels of sparse products, whose lanes are pixels or tokens.
+//!
+//! Two layouts matter: columns that are runs of the source's (pixels of an image's rows), which are copied with masks, and
+//! columns that are the source's rows (tokens), which are transposed in blocks of 8 by 8.
+
+use lapidary_abi::kernel::{MOVE_COLS, MoveF32};
+
+/// Plain Rust.
+///
+/// # Safety
+/// `args` must satisfy the contract of [`MoveF32`].
+pub unsafe extern "C" fn portable(args: *const MoveF32) {
+    // SAFETY: the caller passes a valid block.
+    unsafe { one_by_one(&*args, 0, 0) }
+}
+
+/// The rows from `row` on of the columns from `col` on, one element at a time.
+///
+/// # Safety
+/// The block is valid.
+#[inline(never)]
+unsafe fn one_by_one(m: &MoveF32, row: usize, col: usize) {
+    assert!(m.cols <= MOVE_COLS, "{} columns at once", m.cols);
+    for i in row..m.rows {
+        for j in col..m.cols {
+            // SAFETY: offsets that are not negative are readable in each row, and the result has `cols` columns.
+            unsafe {
+                let at = *m.at.add(j);
+                let x = match at {
+                    0.. => *m.src.add(i * m.src_stride + at as usize),
+                    _ => 0.0,
+                };
+                *m.dst.add(i * m.dst_stride + j) = x;
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2 {
+    //! Eight columns at a time: one or two masked loads where they are one or two runs, else one by one.
+
+    use core::arch::x86_64::*;
+
+    use super::*;
+
+    /// # Safety
+    /// `args` must satisfy the contract of [`MoveF32`]; the CPU must have AVX2.
+    #[target_feature(enable = "avx2")]
+    pub unsafe extern "C" fn entry(args: *const MoveF32) {
+        // SAFETY: the caller passes a valid block.
+        unsafe {
+            let m = &*args;
+            assert!(m.cols <= MOVE_COLS, "{} columns at once", m.cols);
+            if m.src_stride == 1 && m.rows >= 8 {
+                transposed(m);
+            } else {
+                copied(m);
+            }
+        }
+    }
+
+    /// A load of up to eight columns: where lane 0 would be, relative to a row, and which lanes there are.
+    #[derive(Clone, Copy)]
+    struct Run {
+        at: isize,
+        lanes: __m256i,
+    }
+
+    /// The first run of `at[from..]`, and where the next begins; lanes that read nothing belong to any run.
+    fn run(at: &[i64], from: usize) -> (isize, usize) {
+        let begin = (from..at.len()).find(|&j| at[j] >= 0);
+        let Some(begin) = begin else {
+            return (0, at.len());
+        };
+        let first = at[begin] - begin as i64;
+        let end = (begin..at.len()).find(|&j| at[j] >= 0 && at[j] - j as i64 != first);
+        (first as isize, end.unwrap_or(at.len()))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn mask(lane: impl Fn(usize) -> bool) -> __m256i {
+        let l = |j| -i32::from(lane(j));
+        _mm256_setr_epi32(l(0), l(1), l(2), l(3), l(4), l(5), l(6), l(7))
+    }
+
+    /// # Safety
+    /// The block is valid.
+    #[target_feature(enable = "avx2")]
+    unsafe fn copied(m: &MoveF32) {
+        // SAFETY: as many offsets as columns.
+        let at = unsafe { core::slice::from_raw_parts(m.at, m.cols) };
+        for j0 in (0..m.cols).step_by(8) {
+            let n = (m.cols - j0).min(8);
+            let eight = &at[j0..j0 + n];
+            let (first, middle) = run(eight, 0);
+            let (second, end) = run(eight, middle);
+            if end < n {
+                // SAFETY: the block is valid.
+                unsafe { one_by_one(&MoveF32 { cols: j0 + n, ..*m }, 0, j0) };
+                continue;
+            }
+            let there = |j: usize| j < n && eight[j] >= 0;
+            let runs = [
+                Run {
+                    at: first,
+                    lanes: mask(|j| j < middle && there(j)),
+                },
+                Run {
+                    at: second,
+                    lanes: mask(|j| j >= middle && there(j)),
+                },
+            ];
+            let stored = mask(|j| j < n);
+            let one = middle >= n;
+            for i in 0..m.rows {
+                // SAFETY: masked lanes are not touched; the others are elements of the row and of the result.
+                unsafe {
+                    let src = m.src.add(i * m.src_stride);
+                    let mut x = _mm256_maskload_ps(src.wrapping_offset(runs[0].at), runs[0].lanes);
+                    if !one {
+                        let y = _mm256_maskload_ps(src.wrapping_offset(runs[1].at), runs[1].lanes);
+                        x = _mm256_or_ps(x, y);
+                    }
+                    let dst = m.dst.add(i * m.dst_stride + j0);
+                    if n == 8 {
+                        _mm256_storeu_ps(dst, x);
+                    } else {
+                        _mm256_maskstore_ps(dst, stored, x);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows of the result are consecutive in the source.
+    ///
+    /// # Safety
+    /// The block is valid, and `src_stride` is 1.
+    #[target_feature(enable = "avx2")]
+    unsafe fn transposed(m: &MoveF32) {
+        let whole = m.rows / 8 * 8;
+        for j0 in (0..m.cols).step_by(8) {
+            let n = (m.cols - j0).min(8);
+            let stored = mask(|j| j < n);
+            for i0 in (0..whole).step_by(8) {
+                // SAFETY: eight rows from `i0` on are elements of each column that is there.
+                unsafe {
+                    let mut x = [_mm256_setzero_ps(); 8];
+                    for j in 0..n {
+                        let at = *m.at.add(j0 + j);
+                        if at >= 0 {
+                            x[j] = _mm256_loadu_ps(m.src.add(at as usize + i0));
+                        }
+                    }
+                    for (i, x) in transpose(x).into_iter().enumerate() {
+                        let dst = m.dst.add((i0 + i) * m.dst_stride + j0);
+                        if n == 8 {
+                            _mm256_storeu_ps(dst, x);
+                        } else {
+                            _mm256_maskstore_ps(dst, stored, x);
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: the block is valid.
+        unsafe { one_by_one(m, whole, 0) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transpose(m: [__m256; 8]) -> [__m256; 8] {
+        let mut pairs = m;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_ps(m[2 * i], m[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_ps(m[2 * i], m[2 * i + 1]);
+        }
+        let mut fours = m;
+        for i in 0..2 {
+            for h in 0..2 {
+                let (x, y) = (pairs[4 * i + h], pairs[4 * i + 2 + h]);
+                fours[4 * i + 2 * h] = _mm256_shuffle_ps::<0x44>(x, y);
+                fours[4 * i + 2 * h + 1] = _mm256_shuffle_ps::<0xEE>(x, y);
+            }
+        }
+        let mut out = m;
+        for i in 0..4 {
+            out[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            out[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::*;
+    use lapidary_abi::kernel::Import;
+
+    /// Offsets of `cols` columns that are so many runs, with some that are not there.
+    fn offsets(random: &mut Random, cols: usize, kind: usize, pitch: usize) -> Vec<i64> {
+        let mut next = 0;
+        (0..cols)
+            .map(|j| {
+                let missing = kind > 0 && random.int(0, 9) == 0;
+                next = match kind {
+                    0 => j as i64 + 3,
+                    1 => next + if random.int(0, 9) == 0 { 7 } else { 1 },
+                    2 => random.int(0, 200),
+                    _ => (j * pitch) as i64,
+                };
+                if missing { -1 } else { next }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_layout_equals_the_reference() {
+        for_each_level(Import::MoveF32 as usize, |level, address| {
+            // SAFETY: the table holds a function of this type at `Import::MoveF32`.
+            let kernel: unsafe extern "C" fn(*const MoveF32) =
+                unsafe { core::mem::transmute(address) };
+            let mut random = Random(11);
+            for cols in [1, 2, 7, 8, 9, 15, 16, 31, 49, 64] {
+                for rows in [0, 1, 7, 8, 9, 24, 33] {
+                    for kind in 0..4 {
+                        for src_stride in [1, 37] {
+                            let at = offsets(&mut random, cols, kind, rows + 5);
+                            let most = at.iter().max().copied().unwrap_or(0).max(0) as usize;
+                            let n = most + rows.max(1) * src_stride + 1;
+                            let src: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
+                            let pitch = cols + 3;
+                            let mut dst = vec![-1f32; rows * pitch + 1];
+                            let block = MoveF32 {
+                                src: src.as_ptr(),
+                                dst: dst.as_mut_ptr(),
+                                at: at.as_ptr(),
+                                src_stride,
+                                dst_stride: pitch,
+                                rows,
+                                cols,
+                            };
+                            // SAFETY: the block describes the buffers above.
+                            unsafe { kernel(&block) };
+                            for (k, &found) in dst.iter().enumerate() {
+                                let (i, j) = (k / pitch, k % pitch);
+                                let want = match () {
+                                    _ if i >= rows || j >= cols => -1.0,
+                                    _ if at[j] < 0 => 0.0,
+                                    _ => src[i * src_stride + at[j] as usize],
+                                };
+                                assert_eq!(
+                                    found, want,
+                                    "{level:?} {rows} x {cols} kind {kind} stride {src_stride} at {i},{j}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
