@@ -305,13 +305,15 @@ impl<'k> Fun<'k, '_> {
         self.b.ins().jump(to, &args);
     }
 
-    /// Statements in order; contractions and their epilogues are translated together.
+    /// Statements in order; what a micro-kernel computes is translated as a whole.
     pub fn statements(&mut self, body: &'k [Stmt]) -> Result<(), Error> {
         let mut i = 0;
         while i < body.len() {
             i += match self.contraction(&body[i], &body[i + 1..])? {
                 0 => {
-                    self.statement(&body[i])?;
+                    if !self.panel(&body[i])? {
+                        self.statement(&body[i])?;
+                    }
                     1
                 }
                 done => done,

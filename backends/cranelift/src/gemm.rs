@@ -5,9 +5,9 @@
 
 use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
+use cranelift_codegen::ir::types::I32;
+use cranelift_codegen::ir::{InstBuilder, StackSlot, Value};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, RESULT_I32, WindowF32};
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, plan};
@@ -168,8 +168,6 @@ impl<'k> Fun<'k, '_> {
             Kind::F32 => (size_of::<GemmF32>(), Import::GemmF32),
             Kind::I8 => (size_of::<GemmI8>(), Import::GemmI8),
         };
-        let slot = self.slot(bytes);
-        let at = self.slot_addr(slot);
         let rows = self.b.ins().ireduce(I32, call.rows);
         let cols = self.b.ins().ireduce(I32, call.cols);
         let no = self.b.ins().iconst(I32, 0);
@@ -247,20 +245,7 @@ impl<'k> Fun<'k, '_> {
                 })
             }
         };
-        for (value, offset) in fields {
-            self.b.ins().store(flags(), value, at, offset as i32);
-        }
-        let table = self.b.ins().load(
-            I64,
-            flags(),
-            self.ctx,
-            offset_of!(KernelContext, imports) as i32,
-        );
-        let callee = self.b.ins().load(I64, flags(), table, import as i32 * 8);
-        let mut signature = Signature::new(self.call_conv);
-        signature.params.push(AbiParam::new(I64));
-        let signature = self.b.import_signature(signature);
-        self.b.ins().call_indirect(signature, callee, &[at]);
+        self.call_micro_kernel(import, bytes, &fields);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod gemm;
 mod isa;
 mod memory;
 pub mod object;
+mod panels;
 mod shape;
 mod tile;
 

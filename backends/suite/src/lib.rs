@@ -4,6 +4,7 @@
 //! its name in [`suite!`].
 
 pub mod kernels;
+mod panels;
 
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
 use lapidary_ir::backend::{Code, Error};
@@ -30,6 +31,7 @@ macro_rules! suite {
             index_division_by_constants
             packed_codes_are_unpacked
             contractions_with_and_without_micro_kernels
+            sparse_products_and_their_panels
             other_machines_get_code
         );
     };

@@ -193,6 +193,11 @@ impl<'k> Facts<'k> {
         }
     }
 
+    /// The kernel.
+    pub fn kernel(&self) -> &'k Kernel {
+        self.kernel
+    }
+
     /// The operation that defines a var; `None` for loop variables and carried values.
     pub fn def(&self, var: Var) -> Option<&'k Op> {
         self.defs.get(&var).copied()
@@ -233,7 +238,7 @@ impl<'k> Facts<'k> {
         }
     }
 
-    fn float(&self, var: Var) -> Option<f64> {
+    pub(super) fn float(&self, var: Var) -> Option<f64> {
         match self.literal(var)? {
             Literal::Float(f) => Some(f),
             Literal::Int(_) => None,

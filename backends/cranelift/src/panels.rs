@@ -1,0 +1,172 @@
+//! Sparse products and the moves that fill their panels: what [`lapidary_ir::kernel::sparse`] and
+//! [`lapidary_ir::kernel::moves`] recognise becomes a call of a micro-kernel.
+
+use crate::function::{Fun, flags};
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
+use lapidary_abi::kernel::{Import, KernelContext, MoveF32, SparseF32};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::moves::{self, Move};
+use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
+use lapidary_ir::kernel::{Buf, Stmt, Var};
+use std::mem::offset_of;
+
+/// Fields of a micro-kernel's block, each with its offset.
+macro_rules! fields {
+    ($args:ident { $($field:ident: $value:expr,)* }) => {
+        [$(($value, offset_of!($args, $field))),*]
+    };
+}
+
+impl<'k> Fun<'k, '_> {
+    /// Translates a loop that a micro-kernel takes over; false if it is none.
+    pub fn panel(&mut self, stmt: &'k Stmt) -> Result<bool, Error> {
+        if !self.micro_kernels {
+            return Ok(false);
+        }
+        if let Some(tile) = sparse::recognise(&self.facts, stmt) {
+            self.sparse(&tile)?;
+        } else if let Some(m) = moves::recognise(&self.facts, stmt) {
+            self.moves(&m)?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn sparse(&mut self, tile: &SparseTile) -> Result<(), Error> {
+        let (in_group, lanes) = SPARSE_SHAPES[tile.shape];
+        let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
+        let groups = self.count_of(first, end);
+        let of_first = self.b.ins().imul_imm_s(first, in_group as i64);
+        let null = self.index(0);
+        let (init, init_stride) = match tile.init {
+            Some(rows) => self.rows(rows)?,
+            None => (null, null),
+        };
+        let bias = match tile.bias {
+            Some(at) => self.at(at, 4)?,
+            None => null,
+        };
+        let (c, c_stride) = self.rows(tile.c)?;
+        let cols = self.present(tile.cols, lanes as i64)?;
+        let cols = self.b.ins().ireduce(I32, cols);
+        let [starts, rows, values, offsets] = [
+            tile.matrix.starts,
+            tile.matrix.rows,
+            tile.matrix.values,
+            tile.matrix.offsets,
+        ]
+        .map(|buf| self.buffer(buf).map(|b| b.0));
+        let starts = self.element(starts?, first, 4);
+        let rows = self.element(rows?, of_first, 4);
+        let shape = self.b.ins().iconst(I32, tile.shape as i64);
+        let lo = self.b.ins().f32const(tile.lo.unwrap_or(f32::NEG_INFINITY));
+        let hi = self.b.ins().f32const(tile.hi.unwrap_or(f32::INFINITY));
+        let x = self.at(tile.x, 4)?;
+        let fields = fields!(SparseF32 {
+            x: x,
+            values: values?,
+            offsets: offsets?,
+            starts: starts,
+            rows: rows,
+            bias: bias,
+            init: init,
+            c: c,
+            init_stride: init_stride,
+            c_stride: c_stride,
+            groups: groups,
+            cols: cols,
+            shape: shape,
+            lo: lo,
+            hi: hi,
+        });
+        self.call_micro_kernel(Import::SparseF32, size_of::<SparseF32>(), &fields);
+        Ok(())
+    }
+
+    fn moves(&mut self, m: &Move) -> Result<(), Error> {
+        let offsets = self.get(m.at)?;
+        let offsets = self.scalars(&offsets);
+        let mask = match m.mask {
+            Some(mask) => {
+                let mask = self.get(mask)?;
+                Some(self.scalars(&mask))
+            }
+            None => None,
+        };
+        let slot = self.slot(offsets.len() * 8);
+        let at = self.slot_addr(slot);
+        let nowhere = self.index(-1);
+        for (j, &offset) in offsets.iter().enumerate() {
+            let offset = match &mask {
+                Some(mask) => self.b.ins().select(mask[j], offset, nowhere),
+                None => offset,
+            };
+            self.b.ins().store(flags(), offset, at, 8 * j as i32);
+        }
+        let ((from, src, src_stride), (to, dst, dst_stride)) = (m.src, m.dst);
+        let (src, dst) = (self.at((from, src), 4)?, self.at((to, dst), 4)?);
+        let (src_stride, dst_stride) = (self.scalar(src_stride)?, self.scalar(dst_stride)?);
+        let (zero, rows) = (self.index(0), self.scalar(m.rows)?);
+        let rows = self.count_of(zero, rows);
+        let cols = self.present(m.cols, offsets.len() as i64)?;
+        let fields = fields!(MoveF32 {
+            src: src,
+            dst: dst,
+            at: at,
+            src_stride: src_stride,
+            dst_stride: dst_stride,
+            rows: rows,
+            cols: cols,
+        });
+        self.call_micro_kernel(Import::MoveF32, size_of::<MoveF32>(), &fields);
+        Ok(())
+    }
+
+    fn rows(&mut self, rows: Rows) -> Result<(Value, Value), Error> {
+        Ok((
+            self.at((rows.buf, rows.base), 4)?,
+            self.scalar(rows.stride)?,
+        ))
+    }
+
+    /// Where an element of a buffer of elements of so many bytes is.
+    fn at(&mut self, (buf, base): (Buf, Var), size: i64) -> Result<Value, Error> {
+        let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+        Ok(self.element(address, base, size))
+    }
+
+    /// Iterations of a loop by ones.
+    fn count_of(&mut self, begin: Value, end: Value) -> Value {
+        let (n, zero) = (self.b.ins().isub(end, begin), self.index(0));
+        self.b.ins().smax(n, zero)
+    }
+
+    /// `valid` between 0 and `all`, or `all`.
+    fn present(&mut self, valid: Option<Var>, all: i64) -> Result<Value, Error> {
+        let all = self.index(all);
+        let Some(valid) = valid else {
+            return Ok(all);
+        };
+        let (valid, zero) = (self.scalar(valid)?, self.index(0));
+        let some = self.b.ins().smax(valid, zero);
+        Ok(self.b.ins().smin(some, all))
+    }
+
+    /// Calls a micro-kernel with a block of so many bytes.
+    pub fn call_micro_kernel(&mut self, import: Import, bytes: usize, fields: &[(Value, usize)]) {
+        let slot = self.slot(bytes);
+        let block = self.slot_addr(slot);
+        for &(value, offset) in fields {
+            self.b.ins().store(flags(), value, block, offset as i32);
+        }
+        let table = offset_of!(KernelContext, imports) as i32;
+        let table = self.b.ins().load(I64, flags(), self.ctx, table);
+        let callee = self.b.ins().load(I64, flags(), table, import as i32 * 8);
+        let mut signature = Signature::new(self.call_conv);
+        signature.params.push(AbiParam::new(I64));
+        let signature = self.b.import_signature(signature);
+        self.b.ins().call_indirect(signature, callee, &[block]);
+    }
+}

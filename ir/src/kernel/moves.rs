@@ -1,0 +1,147 @@
+//! Gathered columns: the canonical loop that fills and empties panels, written and recognised.
+//!
+//! ```text
+//! for i in 0..rows {
+//!   x = load SRC[src_base + i * src_stride], lanes: offsets `at`, mask?     [W]
+//!   store DST[dst_base + i * dst_stride], stride 1, valid?
+//! }
+//! ```
+
+use super::build::KernelBuilder;
+use super::contraction::Facts;
+use super::pattern::unify;
+use super::*;
+use lapidary_abi::kernel::MOVE_COLS;
+
+/// Most columns.
+pub const MOST: u32 = MOVE_COLS as u32;
+
+/// What [`moves`] copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Source (`f32`): buffer, first element, elements between rows.
+    pub src: (Buf, Var, Var),
+    /// Where columns are from there: an index tile `[W]`, `W <= MOST`.
+    pub at: Var,
+    /// Which columns exist (a `bool` tile `[W]`): the others are zero.
+    pub mask: Option<Var>,
+    /// Result (`f32`): buffer, first element, elements between rows.
+    pub dst: (Buf, Var, Var),
+    /// Rows.
+    pub rows: Var,
+    /// Columns that are written; all if `None`.
+    pub cols: Option<Var>,
+}
+
+/// Writes the canonical loop.
+pub fn moves(b: &mut KernelBuilder, m: Move) {
+    let width = b.ty(m.at).shape;
+    let zero = b.index(0);
+    b.for_loop(zero, m.rows, 1, &[], |b, i, _| {
+        let [from, to] = [m.src, m.dst].map(|(_, base, stride)| {
+            let skip = b.binary(Binary::Mul, i, stride);
+            b.binary(Binary::Add, base, skip)
+        });
+        let axis = Axis {
+            mask: m.mask,
+            ..Axis::offsets(m.at)
+        };
+        let x = b.load(m.src.0, from, &width, vec![axis]);
+        let axis = Axis {
+            valid: m.cols,
+            ..Axis::stride(1)
+        };
+        b.store(m.dst.0, to, vec![axis], x);
+        vec![]
+    });
+}
+
+/// Recognises what [`moves`] writes: the loop, after the statement that defines its first index.
+pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Move> {
+    let Op::For { begin, body, .. } = &stmt.op else {
+        return None;
+    };
+    let Op::Store { x, axes, .. } = &body.last()?.op else {
+        return None;
+    };
+    let Op::Load { axes: of_load, .. } = facts.def(*x)? else {
+        return None;
+    };
+    let ([to], [from], [width]) = (&axes[..], &of_load[..], &facts.ty(*x).shape[..]) else {
+        return None;
+    };
+    if *width > MOST || facts.int(*begin) != Some(0) {
+        return None;
+    }
+    let mut b = KernelBuilder::new("pattern");
+    let (src, dst) = (
+        b.buffer("", ElemType::F32, true),
+        b.buffer("", ElemType::F32, true),
+    );
+    let mut var = || b.var(TileType::index());
+    let [src_at, src_stride, dst_at, dst_stride, rows] = [(); 5].map(|()| var());
+    let cols = to.valid.map(|_| var());
+    let tile = |elem| TileType {
+        elem,
+        shape: vec![*width],
+    };
+    let pattern = Move {
+        src: (src, src_at, src_stride),
+        at: b.var(tile(TileElem::Index)),
+        mask: from
+            .mask
+            .map(|_| b.var(tile(TileElem::Elem(ElemType::Bool)))),
+        dst: (dst, dst_at, dst_stride),
+        rows,
+        cols,
+    };
+    moves(&mut b, pattern);
+    let mut pattern_kernel = b.finish();
+    // The loop alone: the index that it begins at is a constant of somebody else.
+    pattern_kernel.body.remove(0);
+    let found = unify(&pattern_kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+    let side = |(buf, base, stride): (Buf, Var, Var)| {
+        Some((found.buf(buf)?, found.var(base)?, found.var(stride)?))
+    };
+    let maybe = |v: Option<Var>| v.map_or(Some(None), |v| found.var(v).map(Some));
+    Some(Move {
+        src: side(pattern.src)?,
+        at: found.var(pattern.at)?,
+        mask: maybe(pattern.mask)?,
+        dst: side(pattern.dst)?,
+        rows: found.var(pattern.rows)?,
+        cols: maybe(pattern.cols)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_recognised() {
+        for (masked, few) in [(false, false), (true, false), (true, true)] {
+            let mut b = KernelBuilder::new("k");
+            let (src, dst) = (
+                b.buffer("src", ElemType::F32, false),
+                b.buffer("dst", ElemType::F32, true),
+            );
+            let [base, stride, rows] = [1, 5, 9].map(|v| b.index(v));
+            let at = b.iota(16);
+            let mask = masked.then(|| b.binary(Binary::Lt, at, stride));
+            let m = Move {
+                src: (src, base, stride),
+                at,
+                mask,
+                dst: (dst, base, rows),
+                rows,
+                cols: few.then_some(stride),
+            };
+            moves(&mut b, m);
+            let kernel = b.finish();
+            super::super::verify::verify(&kernel).expect("valid");
+            let facts = Facts::new(&kernel);
+            assert_eq!(recognise(&facts, kernel.body.last().expect("it")), Some(m));
+        }
+    }
+}
