@@ -47,6 +47,7 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             "output": output, "bytes": bytes.len(), "code_bytes": compiled.code.len(),
             "weights_bytes": program.weights_bytes, "arena_bytes": program.arena_bytes,
             "unshared_bytes": compiled.report.unshared_bytes,
+            "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
             "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
         print(&format!("{report}\n"));
@@ -60,8 +61,19 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             program.arena_bytes,
             compiled.report.unshared_bytes
         ));
+        for noticed in &compiled.report.noticed {
+            print(&format!("{noticed}\n"));
+        }
     }
     Ok(())
+}
+
+/// A weight with zeros, for programs.
+fn noticed(n: &Noticed) -> serde_json::Value {
+    serde_json::json!({
+        "node": n.node, "weights": n.weights, "nonzeros": n.nonzeros,
+        "predicted_of_dense": n.predicted, "sparse": n.sparse,
+    })
 }
 
 /// Most memory that this process has had resident, mapped files included, where the system tells.

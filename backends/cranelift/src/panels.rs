@@ -8,7 +8,7 @@ use lapidary_abi::kernel::{Import, KernelContext, MoveF32, SparseF32};
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
-use lapidary_ir::kernel::{Buf, Stmt, Var};
+use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, Var};
 use std::mem::offset_of;
 
 /// Fields of a micro-kernel's block, each with its offset.
@@ -88,7 +88,7 @@ impl<'k> Fun<'k, '_> {
     fn moves(&mut self, m: &Move) -> Result<(), Error> {
         let offsets = self.get(m.at)?;
         let offsets = self.scalars(&offsets);
-        let mask = match m.mask {
+        let mask = match m.mask.filter(|&mask| !self.says_not_negative(mask, m.at)) {
             Some(mask) => {
                 let mask = self.get(mask)?;
                 Some(self.scalars(&mask))
@@ -122,6 +122,14 @@ impl<'k> Fun<'k, '_> {
         });
         self.call_micro_kernel(Import::MoveF32, size_of::<MoveF32>(), &fields);
         Ok(())
+    }
+
+    /// True if a mask is `at >= 0`: the micro-kernel reads nothing at negative offsets anyway.
+    fn says_not_negative(&self, mask: Var, at: Var) -> bool {
+        match self.facts.def(mask) {
+            Some(Op::Binary(Binary::Ge, x, zero)) => *x == at && self.facts.int(*zero) == Some(0),
+            _ => false,
+        }
     }
 
     fn rows(&mut self, rows: Rows) -> Result<(Value, Value), Error> {

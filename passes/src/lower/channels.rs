@@ -7,7 +7,7 @@
 use super::expand::Facts;
 use super::index::Pos;
 use super::program::Lowerer;
-use super::{Form, Fuse, Spec, conv, rule};
+use super::{Form, Fuse, Spec, conv, rule, sparse};
 use crate::schedules::conv::Pixels;
 use lapidary_ir::kernel::Binary;
 use lapidary_ir::ops::{OpError, resolve_axis};
@@ -179,7 +179,9 @@ impl Lowerer {
                 .any(|&o| rank(o) == result && self.facts.channels.contains_key(&o))
         };
         match node.op.name {
-            "conv" | "fused_conv" | "quantized_conv" => conv::plan(&self.facts, n).is_some(),
+            "conv" | "fused_conv" | "quantized_conv" => {
+                !sparse::is_chosen(self, n) && conv::plan(&self.facts, n).is_some()
+            }
             "max_pool" | "average_pool" => node.results.len() == 1 && carried(),
             "concat" => {
                 let axis = node.attr("axis");

@@ -64,14 +64,14 @@ const FEW_CHANNELS: i64 = 8;
 
 /// A convolution that has a schedule.
 pub struct Plan {
-    x: ValueId,
-    w: Constant,
-    bias: Option<ValueId>,
-    residual: Option<ValueId>,
+    pub x: ValueId,
+    pub w: Constant,
+    pub bias: Option<ValueId>,
+    pub residual: Option<ValueId>,
     /// Spatial padding, before and after.
-    pads: Vec<(i64, i64)>,
-    batch: Dim,
-    conv: Conv,
+    pub pads: Vec<(i64, i64)>,
+    pub batch: Dim,
+    pub conv: Conv,
 }
 
 /// The schedule of a convolution, if it has one.
@@ -191,6 +191,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         return low.elements(n, out, element);
     };
+    if super::sparse::is_chosen(low, n) {
+        return super::sparse::conv(low, n, plan);
+    }
     let mut conv = plan.conv;
     let padded = plan.pads.iter().any(|p| *p != (0, 0));
     // Missing rows read as zeros, which other codes of zero are not.

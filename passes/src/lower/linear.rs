@@ -35,17 +35,17 @@ pub static RULES: &[Rule] = &[
 const THREAD_WORK: i64 = 64 << 10;
 
 /// A product that has a schedule.
-struct Plan {
-    a: ValueId,
-    w: ValueId,
-    bias: Option<ValueId>,
-    residual: Option<ValueId>,
+pub struct Plan {
+    pub a: ValueId,
+    pub w: ValueId,
+    pub bias: Option<ValueId>,
+    pub residual: Option<ValueId>,
     /// Extents: products, rows, columns, inner.
-    batch: Dim,
-    m: Dim,
-    n: Dim,
-    k: Dim,
-    gemm: Gemm,
+    pub batch: Dim,
+    pub m: Dim,
+    pub n: Dim,
+    pub k: Dim,
+    pub gemm: Gemm,
 }
 
 fn num(d: &Dim) -> Num {
@@ -57,7 +57,7 @@ fn product(d: &[Dim]) -> Dim {
 }
 
 /// The schedule of a product, if it has one.
-fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
+pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let node = facts.module.node(n);
     let quantized = node.op.name == "quantized_linear";
     let (a, w) = (
@@ -142,6 +142,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         return low.elements(n, out, element);
     };
+    if super::sparse::is_chosen(low, n) {
+        return super::sparse::linear(low, n, plan);
+    }
     let (w, coded) = match plan.gemm.codes {
         None => (packed(low, &plan)?, vec![]),
         Some(c) => {

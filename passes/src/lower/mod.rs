@@ -40,6 +40,7 @@ mod reduce;
 mod sample;
 mod scatter;
 mod shape;
+mod sparse;
 
 pub use emit::KernelArg;
 pub use expand::{Element, Expand};
@@ -144,10 +145,39 @@ pub struct Report {
     pub kernels: usize,
     /// Library calls, by op.
     pub calls: Vec<String>,
+    /// Weights in which zeros were noticed, in the order of the program.
+    pub noticed: Vec<Noticed>,
     /// Bytes of the arena: the peak of what is live at once, with alignment.
     pub arena_bytes: u64,
     /// Bytes of all arena values, had none shared storage.
     pub unshared_bytes: u64,
+}
+
+/// A weight in which zeros were noticed, and what was made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noticed {
+    /// Path of the node that multiplies with it.
+    pub node: String,
+    /// Weights.
+    pub weights: u64,
+    /// Those that are not zero.
+    pub nonzeros: u64,
+    /// Predicted time of the product with sparse weights, over that with dense ones.
+    pub predicted: f64,
+    /// It is computed with sparse weights.
+    pub sparse: bool,
+}
+
+impl fmt::Display for Noticed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.nonzeros as f64 / self.weights.max(1) as f64;
+        let made = if self.sparse { "sparse" } else { "dense" };
+        write!(
+            f,
+            "`{}`: {share:.1} % of {} weights are not zero; predicted {:.2} of the dense time, so it is {made}",
+            self.node, self.weights, self.predicted
+        )
+    }
 }
 
 /// A node that cannot be lowered.

@@ -5,8 +5,8 @@ use super::expand::{Expand, Facts};
 use super::index::{LoopVar, Pos, is_size};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
-    ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Options, Report, WeightPiece,
-    WeightSource, library, memory, rule,
+    ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report, WeightPiece,
+    WeightSource, library, memory, rule, sparse,
 };
 use lapidary_abi::Size;
 use lapidary_abi::program::{
@@ -49,6 +49,8 @@ pub struct Lowerer {
     /// Channels-last copies, by what they copy and its padding.
     pub(super) copies: HashMap<(ValueId, Vec<(i64, i64)>, u8), ValueId>,
     calls: Vec<String>,
+    /// Weights with zeros, by the node that multiplies with them.
+    pub(super) sparse: HashMap<NodeId, Noticed>,
     errors: Vec<LowerError>,
 }
 
@@ -82,6 +84,7 @@ impl Lowerer {
             scratch,
             copies: HashMap::new(),
             calls: vec![],
+            sparse: HashMap::new(),
             errors: vec![],
         }
     }
@@ -106,6 +109,7 @@ impl Lowerer {
             self.program.inputs.push(Port { name, ty, value });
         }
         self.find_contents();
+        sparse::find(&mut self);
         self.find_channels();
         self.find_inlined();
         let outputs = self.facts.module.top().outputs.clone();
@@ -141,6 +145,11 @@ impl Lowerer {
             launches: count_launches(&self.program.body),
             kernels: self.kernels.len(),
             calls: self.calls,
+            noticed: {
+                let mut noticed: Vec<_> = self.sparse.into_iter().collect();
+                noticed.sort_by_key(|(n, _)| *n);
+                noticed.into_iter().map(|(_, n)| n).collect()
+            },
             arena_bytes: self.program.arena_bytes,
             unshared_bytes,
         };
@@ -571,6 +580,27 @@ impl Lowerer {
         let place = self.add_weight(bytes, source);
         self.declare(v, place);
         v
+    }
+
+    /// Weights that are made together: parts of these types and lengths in bytes, each a multiple of 64 bytes long.
+    pub fn made_together(
+        &mut self,
+        parts: &[(ElemType, usize)],
+        source: WeightSource,
+    ) -> Vec<ValueId> {
+        let bytes = parts.iter().map(|p| p.1 as u64).sum();
+        let Place::Weights { mut offset, .. } = self.add_weight(bytes, source) else {
+            unreachable!("weights are placed among the weights")
+        };
+        let mut out = vec![];
+        for &(elem, bytes) in parts {
+            let v = self.temporary(elem, vec![Dim::from(bytes / elem.size_bytes())]);
+            let bytes = bytes as u64;
+            self.declare(v, Place::Weights { offset, bytes });
+            offset += bytes;
+            out.push(v);
+        }
+        out
     }
 
     fn add_weight(&mut self, bytes: u64, source: WeightSource) -> Place {

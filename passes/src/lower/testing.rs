@@ -8,7 +8,7 @@ use lapidary_abi::program::{Arg, Block, CallAttr, Place, Step, ValueIndex, Value
 use lapidary_ir::kernel::{Param, interp, verify};
 use lapidary_ir::tensor::{Data, Tensor, Value};
 use lapidary_ir::{Attr, Attrs, ElemType};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Runs a lowered program on values.
 pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
@@ -21,7 +21,7 @@ pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
         symbols: vec![0; program.symbols.len()],
         slots: HashMap::new(),
         arena: vec![0xFF; program.arena_bytes as usize],
-        weights: HashMap::new(),
+        weights: BTreeMap::new(),
     };
     for w in &lowered.weights {
         host.weights.insert(w.offset, w.read()?);
@@ -45,7 +45,7 @@ struct Host<'l> {
     symbols: Vec<i64>,
     slots: HashMap<ValueIndex, Value>,
     arena: Vec<u8>,
-    weights: HashMap<u64, Bytes>,
+    weights: BTreeMap<u64, Bytes>,
 }
 
 impl Host<'_> {
@@ -82,7 +82,12 @@ impl Host<'_> {
         };
         match &decl.place {
             Place::Arena { offset } => tensor(&self.arena[*offset as usize..]),
-            Place::Weights { offset, .. } => tensor(&self.weights[offset]),
+            Place::Weights { offset, .. } => {
+                // Several weights may be made together, as one piece.
+                let piece = self.weights.range(..=offset).next_back();
+                let (begin, bytes) = piece.ok_or("a weight before the first")?;
+                tensor(bytes.get((offset - begin) as usize..).unwrap_or_default())
+            }
             Place::Strings(s) => {
                 let (elem, shape) = self.shape(v)?;
                 Ok(Tensor::new(elem, shape, Data::Str(s.clone())).into())

@@ -12,6 +12,7 @@ pub mod epilogue;
 pub mod gemm;
 pub mod pack;
 pub mod softmax;
+pub mod sparse;
 #[cfg(test)]
 mod testing;
 
