@@ -67,6 +67,9 @@ impl Build {
             "--lib",
             "--crate-type",
             "staticlib",
+            // See the profile in the manifest: here the runtime is the crate that is linked.
+            "--",
+            "-Copt-level=3",
         ]);
         self.product("liblapidary_runtime.a")
     }
@@ -79,10 +82,11 @@ impl Build {
 
     fn cargo(&self, args: &[&str]) {
         let mut cargo = Command::new(variable("CARGO"));
-        cargo.current_dir(&self.root).args(args);
+        let (command, rest) = args.split_at(1);
+        cargo.current_dir(&self.root).args(command);
         cargo.args(["--profile", "runtime", "--locked", "--offline", "--quiet"]);
         cargo.args(["--target", &self.target, "--target-dir"]);
-        cargo.arg(self.out.join("cargo"));
+        cargo.arg(self.out.join("cargo")).args(rest);
         // What the outer build was told (lints, coverage, another linker's flags, clippy's wrapper) is not
         // for code that ends in artefacts.
         for (name, _) in std::env::vars_os() {

@@ -6,6 +6,7 @@ use lapidary::artefact::{
     Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
 };
 use lapidary::{Compiled, Error, driver};
+use lapidary_passes::lower::Noticed;
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
