@@ -47,6 +47,11 @@ impl Fun<'_, '_> {
     }
 
     pub fn unary(&mut self, ty: &TileType, f: Unary, x: &Tile) -> Result<Tile, Error> {
+        if let Some(function) = crate::panels::function_of(f, ty)
+            && self.micro_kernels
+        {
+            return Ok(self.unary_call(ty, function, x));
+        }
         let elem = x.ty.elem;
         let kind = elem.class();
         let float = matches!(kind, Class::F32 | Class::F64);

@@ -443,7 +443,7 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// Writes a tile to a slot.
-    fn spill(&mut self, tile: &Tile, to: Value) {
+    pub fn spill(&mut self, tile: &Tile, to: Value) {
         let layout = Layout::of(&tile.ty);
         let size = slot_size(tile.ty.elem);
         let cols = layout.vectors * LANES + layout.tail;

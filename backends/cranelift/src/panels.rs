@@ -1,14 +1,18 @@
-//! Sparse products and the moves that fill their panels: what [`lapidary_ir::kernel::sparse`] and
-//! [`lapidary_ir::kernel::moves`] recognise becomes a call of a micro-kernel.
+//! Sparse products, the moves that fill their panels, and functions of many numbers: what
+//! [`lapidary_ir::kernel::sparse`] and [`lapidary_ir::kernel::moves`] recognise becomes a call of a micro-kernel.
 
 use crate::function::{Fun, flags};
+use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
-use lapidary_abi::kernel::{Import, KernelContext, MoveF32, SparseF32};
+use lapidary_abi::kernel::{
+    Import, KernelContext, MoveF32, SparseF32, UNARY_ERF, UNARY_EXP, UNARY_TANH, UnaryF32,
+};
+use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
-use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, Var};
+use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileElem, TileType, Unary, Var};
 use std::mem::offset_of;
 
 /// Fields of a micro-kernel's block, each with its offset.
@@ -18,7 +22,39 @@ macro_rules! fields {
     };
 }
 
+/// Tiles of fewer elements are not worth a call.
+const FEW: u32 = 8;
+
+/// The micro-kernel's number of a function that it computes for tiles of this type.
+pub(crate) fn function_of(f: Unary, ty: &TileType) -> Option<u32> {
+    let function = match f {
+        Unary::Exp => UNARY_EXP,
+        Unary::Tanh => UNARY_TANH,
+        Unary::Erf => UNARY_ERF,
+        _ => return None,
+    };
+    let fits = ty.elem == TileElem::Elem(ElemType::F32) && ty.len() >= FEW;
+    fits.then_some(function)
+}
+
 impl<'k> Fun<'k, '_> {
+    /// A function of each element, by the micro-kernel.
+    pub fn unary_call(&mut self, ty: &TileType, function: u32, x: &Tile) -> Tile {
+        let slot = self.slot(ty.len() as usize * 4);
+        let at = self.slot_addr(slot);
+        self.spill(x, at);
+        let n = self.index(i64::from(ty.len()));
+        let function = self.b.ins().iconst(I32, i64::from(function));
+        let fields = fields!(UnaryF32 {
+            src: at,
+            dst: at,
+            n: n,
+            function: function,
+        });
+        self.call_micro_kernel(Import::UnaryF32, size_of::<UnaryF32>(), &fields);
+        self.reload(ty, at)
+    }
+
     /// Translates a loop that a micro-kernel takes over; false if it is none.
     pub fn panel(&mut self, stmt: &'k Stmt) -> Result<bool, Error> {
         if !self.micro_kernels {

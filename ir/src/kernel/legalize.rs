@@ -11,10 +11,18 @@ use super::*;
 /// The same kernel without elementary functions, small floats' conversions, and float or integer powers and
 /// remainders.
 pub fn legalize(kernel: Kernel) -> Kernel {
+    legalize_but(kernel, &|_, _| false)
+}
+
+/// The same, but what `keeps` says of a function and its operand's type the backend computes by itself.
+pub fn legalize_but(kernel: Kernel, keeps: &dyn Fn(Unary, &TileType) -> bool) -> Kernel {
     if !contains(&kernel, &kernel.body) {
         return kernel;
     }
-    KernelBuilder::rewrite(kernel, &mut |b, kernel_op, ty| expand(b, kernel_op, ty))
+    KernelBuilder::rewrite(kernel, &mut |b, op, ty| match op {
+        Op::Unary(f, _) if keeps(*f, ty) => None,
+        _ => expand(b, op, ty),
+    })
 }
 
 fn contains(kernel: &Kernel, body: &[Stmt]) -> bool {

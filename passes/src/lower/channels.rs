@@ -108,7 +108,8 @@ impl Lowerer {
             for n in self.facts.module.region(r).nodes.clone() {
                 let node = self.facts.module.node(n);
                 let name = node.op.name;
-                let (Some(&v), true) = (node.results.first(), self.writes_channels_last(n)) else {
+                let (Some(&v), true) = (node.results.first(), self.writes_channels_last(n, &users))
+                else {
                     continue;
                 };
                 let readable = users.get(&v).is_none_or(|u| {
@@ -165,7 +166,7 @@ impl Lowerer {
         }
     }
 
-    fn writes_channels_last(&self, n: NodeId) -> bool {
+    fn writes_channels_last(&self, n: NodeId, users: &HashMap<ValueId, Vec<NodeId>>) -> bool {
         if self.is_called(n) {
             return false;
         }
@@ -180,7 +181,16 @@ impl Lowerer {
         };
         match node.op.name {
             "conv" | "fused_conv" | "quantized_conv" => {
-                !sparse::is_chosen(self, n) && conv::plan(&self.facts, n).is_some()
+                let pooled = || {
+                    let pools = ["max_pool", "average_pool"];
+                    let reads = |c: &NodeId| pools.contains(&self.facts.module.node(*c).op.name);
+                    users
+                        .get(&node.results[0])
+                        .is_some_and(|u| u.iter().any(reads))
+                };
+                // The panels of sparse products are of consecutive pixels, but pools want channels last.
+                let sparse = sparse::is_chosen(self, n);
+                conv::plan(&self.facts, n).is_some() && (!sparse || pooled())
             }
             "max_pool" | "average_pool" => node.results.len() == 1 && carried(),
             "concat" => {

@@ -38,7 +38,7 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
     let (spec, w) = match low.facts.module.node(n).op.name {
         "conv" | "fused_conv" => {
             let plan = conv::plan(&low.facts, n)?;
-            (of_conv(low, &plan)?, plan.w)
+            (of_conv(low, n, &plan)?, plan.w)
         }
         "matmul" | "fused_linear" => {
             let plan = linear::plan(&low.facts, n)?;
@@ -99,6 +99,11 @@ fn with_bands(low: &Lowerer, mut spec: Sparse) -> Sparse {
     };
     let most = (spec.n as u64 / 64).max(1);
     spec.bands = wanted.div_ceil(blocks).clamp(1, most) as i64;
+    // Sums that are carried from block to block of the inner extent stay in the second-level cache.
+    let sums = spec.n as u64 * spec.width() as u64 * 4;
+    spec.bands = spec
+        .bands
+        .max(sums.div_ceil(low.target.l2_bytes / 4) as i64);
     // No part without rows.
     let rows = (spec.n as u64).div_ceil(spec.bands as u64);
     spec.bands = (spec.n as u64).div_ceil(rows) as i64;
@@ -154,7 +159,8 @@ fn pixels(low: &Lowerer, v: ValueId, channels: i64, pixels: i64) -> Place {
     }
 }
 
-fn of_conv(low: &Lowerer, plan: &conv::Plan) -> Option<Sparse> {
+fn of_conv(low: &Lowerer, n: NodeId, plan: &conv::Plan) -> Option<Sparse> {
+    let y = *low.facts.module.node(n).results.first()?;
     let c = &plan.conv;
     let (of_x, of_y) = (c.input[0] * c.input[1], c.output[0] * c.output[1]);
     let x = pixels(low, plan.x, c.channels, of_x);
@@ -174,12 +180,7 @@ fn of_conv(low: &Lowerer, plan: &conv::Plan) -> Option<Sparse> {
             false => Lanes::Table,
         },
         x,
-        y: Place {
-            image: of_y * c.out_channels,
-            first: 0,
-            row: of_y,
-            lane: 1,
-        },
+        y: pixels(low, y, c.out_channels, of_y),
         bias: plan.bias.is_some(),
         residual,
         lo: c.lo,
@@ -211,7 +212,7 @@ pub fn linear(low: &mut Lowerer, n: NodeId, plan: linear::Plan) -> Result<(), Op
 
 /// The steps of a convolution.
 pub fn conv(low: &mut Lowerer, n: NodeId, plan: conv::Plan) -> Result<(), OpError> {
-    let spec = of_conv(low, &plan).ok_or_else(no_schedule)?;
+    let spec = of_conv(low, n, &plan).ok_or_else(no_schedule)?;
     let c = &plan.conv;
     let place = |tap: i64, lane: i64| {
         let (ky, kx) = (tap / c.kernel[1], tap % c.kernel[1]);
@@ -300,7 +301,16 @@ impl Product {
         let flops = Dim::from(2 * nonzeros as i64) * &self.images * &self.lanes;
         let per_block = 2 * nonzeros as i64 / spec.bands * spec.width();
         let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
-        low.launch(spec.kernel("sparse"), &args, &grid, grain, &flops)
+        low.launch(
+            spec.kernel(&format!(
+                "sparse_{}x{}x{}",
+                spec.n, spec.taps, spec.channels
+            )),
+            &args,
+            &grid,
+            grain,
+            &flops,
+        )
     }
 }
 

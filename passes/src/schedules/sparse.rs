@@ -194,6 +194,8 @@ impl Sparse {
         let mut moved = self.n as f64 * padded * (self.blocks().count as f64 * 0.1);
         if !self.in_place() {
             moved += (inner * self.bands) as f64 * padded * turned(self.x);
+            // A call for each tap of each tile, whose lanes are looked at first.
+            moved += (self.taps * self.bands) as f64 * padded / width as f64 * 400.0;
             moved += self.n as f64 * padded * (turned(self.y) - 0.07);
         }
         (products.max(some * 6.0 / MEMORY) + moved, dense)
@@ -596,7 +598,7 @@ impl Writer<'_> {
 
     fn activate(&self, b: &mut KernelBuilder, sums: Buf, activation: Activation) {
         let rows = self.rows_here(b);
-        let lanes = self.spec.width().min(16) as u32;
+        let lanes = self.spec.width() as u32;
         let all = mul_const(b, rows, self.spec.width());
         let zero = b.index(0);
         b.for_loop(zero, all, lanes, &[], |b, at, _| {

@@ -30,10 +30,12 @@ pub enum Import {
     WindowF32 = 4,
     /// `fn(*const SparseF32)`: rows of a sparse f32 matrix times a panel.
     SparseF32 = 5,
+    /// `fn(*const UnaryF32)`: a function of each number.
+    UnaryF32 = 6,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 6;
+pub const IMPORT_COUNT: usize = 7;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -285,4 +287,25 @@ pub struct WindowF32 {
     pub result: u32,
     /// The code of zero in the result.
     pub zero: i32,
+}
+
+/// [`UnaryF32::function`]: the exponential.
+pub const UNARY_EXP: u32 = 0;
+/// The hyperbolic tangent.
+pub const UNARY_TANH: u32 = 1;
+/// The error function.
+pub const UNARY_ERF: u32 = 2;
+
+/// A function of each of `n` numbers, as [`crate::math`] approximates it. `src` and `dst` may be the same.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnaryF32 {
+    /// Operands.
+    pub src: *const f32,
+    /// Results.
+    pub dst: *mut f32,
+    /// How many.
+    pub n: usize,
+    /// [`UNARY_EXP`], [`UNARY_TANH`] or [`UNARY_ERF`].
+    pub function: u32,
 }

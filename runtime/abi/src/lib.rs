@@ -8,6 +8,7 @@
 pub mod elem;
 pub mod image;
 pub mod kernel;
+pub mod math;
 pub mod minifloat;
 pub mod program;
 pub mod size;

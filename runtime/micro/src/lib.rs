@@ -19,6 +19,7 @@ mod gemm_i8;
 mod gemv_i4;
 mod move_f32;
 mod sparse_f32;
+mod unary_f32;
 mod window_f32;
 
 /// Instruction set that a table of micro-kernels needs, weakest first.
@@ -108,6 +109,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         move_f32::portable as *const c_void,
         window_f32::portable as *const c_void,
         sparse_f32::portable as *const c_void,
+        unary_f32::portable::entry as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -118,6 +120,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             move_f32::avx2::entry as *const c_void,
             window_f32::avx2::entry as *const c_void,
             sparse_f32::avx2::entry as *const c_void,
+            unary_f32::avx2::entry as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -126,6 +129,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             move_f32::avx2::entry as *const c_void,
             window_f32::avx512::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
+            unary_f32::avx512::entry as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -134,6 +138,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             move_f32::avx2::entry as *const c_void,
             window_f32::avx512::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
+            unary_f32::avx512::entry as *const c_void,
         ]);
         match level {
             Level::Portable => {}

@@ -1,6 +1,7 @@
 //! Functions of `f32` that deserve their own short form.
 
 use super::*;
+use lapidary_abi::math;
 
 pub(super) fn unary(m: &mut Math, f: Unary, x: Var) -> Option<Var> {
     Some(match f {
@@ -16,23 +17,12 @@ pub(super) fn unary(m: &mut Math, f: Unary, x: Var) -> Option<Var> {
 
 /// `x = k ln 2 + r`; `e^r` is a polynomial.
 fn exp(m: &mut Math, x: Var) -> Var {
-    const LN2: (f64, f64) = (0.693115234375, 3.1946184945309415e-05);
-    let x = m.clamp(x, -106.0, 90.0);
+    let x = m.clamp(x, math::EXP_RANGE.0, math::EXP_RANGE.1);
     let k = m.mul_c(x, std::f64::consts::LOG2_E);
     let k = m.un(Unary::RoundEven, k);
-    let r = m.fma_c(x, k, -LN2.0);
-    let r = m.fma_c(r, k, -LN2.1);
-    let p = m.poly(
-        r,
-        &[
-            5.0000000136e-01,
-            1.6666666682e-01,
-            4.1666464011e-02,
-            8.3333108239e-03,
-            1.3933751388e-03,
-            1.9891103421e-04,
-        ],
-    );
+    let r = m.fma_c(x, k, -math::LN2.0);
+    let r = m.fma_c(r, k, -math::LN2.1);
+    let p = m.poly(r, &math::EXP);
     let rr = m.mul(r, r);
     let tail = m.fma(p, rr, r);
     let y = m.add_c(tail, 1.0);
@@ -75,10 +65,10 @@ fn log(m: &mut Math, x: Var) -> Var {
     let ff = m.mul(f, f);
     let fff = m.mul(ff, f);
     let y = m.mul(fff, p);
-    let y = m.fma_c(y, e, 3.1946184945309415e-05);
+    let y = m.fma_c(y, e, math::LN2.1);
     let y = m.fma_c(y, ff, -0.5);
     let y = m.add(y, f);
-    let y = m.fma_c(y, e, 0.693115234375);
+    let y = m.fma_c(y, e, math::LN2.0);
     log_edges(m, x, y)
 }
 
@@ -94,69 +84,35 @@ pub(super) fn log_edges(m: &mut Math, x: Var, y: Var) -> Var {
 fn tanh(m: &mut Math, x: Var) -> Var {
     let a = m.un(Unary::Abs, x);
     let z = m.mul(x, x);
-    let p = m.poly(
-        z,
-        &[
-            -3.3333333172e-01,
-            1.3333303531e-01,
-            -5.3959253379e-02,
-            2.1768868215e-02,
-            -8.3437803705e-03,
-            2.2925576991e-03,
-        ],
-    );
+    let p = m.poly(z, &math::TANH);
     let zx = m.mul(z, x);
     let near = m.fma(p, zx, x);
     // tanh a = 1 - 2 / (e^2a + 1), which is 1 from 9.02 on.
     let twice = m.add(a, a);
-    let twice = m.clamp(twice, 0.0, 40.0);
+    let twice = m.clamp(twice, 0.0, math::TANH_FAR);
     let e = exp(m, twice);
     let e = m.add_c(e, 1.0);
     let two = m.c(-2.0);
     let far = m.div(two, e);
     let far = m.add_c(far, 1.0);
     let far = m.copy_sign(far, x);
-    m.where_c(Binary::Lt, a, 0.625, near, far)
+    m.where_c(Binary::Lt, a, math::TANH_NEAR, near, far)
 }
 
 fn erf(m: &mut Math, x: Var) -> Var {
     let a = m.un(Unary::Abs, x);
     let z = m.mul(x, x);
-    let p = m.poly(
-        z,
-        &[
-            1.2837916662e-01,
-            -3.7612633514e-01,
-            1.1283691465e-01,
-            -2.6859148475e-02,
-            5.2003611835e-03,
-            -8.1346258576e-04,
-            8.3343684339e-05,
-        ],
-    );
+    let p = m.poly(z, &math::ERF);
     let near = m.fma(p, x, x);
     // erf t = 1 - e^(t q(t)), which is 1 from 3.92 on.
-    let t = m.clamp(a, 0.0, 4.0);
-    let q = m.poly(
-        t,
-        &[
-            -1.1287342411e+00,
-            -6.3483862820e-01,
-            -1.0666902192e-01,
-            2.4020303041e-02,
-            -3.6686972307e-03,
-            2.7624483116e-04,
-            1.2793682133e-05,
-            -4.4999551738e-06,
-            2.7748531289e-07,
-        ],
-    );
+    let t = m.clamp(a, 0.0, math::ERF_FAR);
+    let q = m.poly(t, &math::ERF_TAIL);
     let tq = m.mul(t, q);
     let e = exp(m, tq);
     let one = m.c(1.0);
     let far = m.sub(one, e);
     let far = m.copy_sign(far, x);
-    m.where_c(Binary::Lt, a, 0.925, near, far)
+    m.where_c(Binary::Lt, a, math::ERF_NEAR, near, far)
 }
 
 /// Quarter turns: the polynomials of the rest are chosen and signed by the quarter, `ahead` more for the cosine.
