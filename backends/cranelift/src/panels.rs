@@ -6,10 +6,13 @@ use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    Import, KernelContext, MoveF32, SparseF32, UNARY_ERF, UNARY_EXP, UNARY_TANH, UnaryF32,
+    Import, KernelContext, MoveF32, SparseF32, UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH,
+    UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
 };
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::activation::Activation;
+use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
 use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileElem, TileType, Unary, Var};
@@ -21,6 +24,15 @@ macro_rules! fields {
         [$(($value, offset_of!($args, $field))),*]
     };
 }
+
+/// Activations that a micro-kernel computes, with its numbers for them.
+const ACTIVATIONS: [(Activation, u32); 5] = [
+    (Activation::Tanh, UNARY_TANH),
+    (Activation::Sigmoid, UNARY_SIGMOID),
+    (Activation::Swish(1.0), UNARY_SWISH),
+    (Activation::Gelu, UNARY_GELU),
+    (Activation::GeluTanh, UNARY_GELU_TANH),
+];
 
 /// Tiles of fewer elements are not worth a call.
 const FEW: u32 = 8;
@@ -64,6 +76,8 @@ impl<'k> Fun<'k, '_> {
             self.sparse(&tile)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
+        } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
+            self.map(&m)?;
         } else {
             return Ok(false);
         }
@@ -118,6 +132,23 @@ impl<'k> Fun<'k, '_> {
             hi: hi,
         });
         self.call_micro_kernel(Import::SparseF32, size_of::<SparseF32>(), &fields);
+        Ok(())
+    }
+
+    fn map(&mut self, m: &Map) -> Result<(), Error> {
+        let known = ACTIVATIONS.iter().find(|a| a.0 == m.activation);
+        let (_, function) = known.ok_or_else(|| self.unsupported("an unknown activation"))?;
+        let (src, dst) = (self.at(m.src, 4)?, self.at(m.dst, 4)?);
+        let (zero, n) = (self.index(0), self.scalar(m.n)?);
+        let n = self.count_of(zero, n);
+        let function = self.b.ins().iconst(I32, i64::from(*function));
+        let fields = fields!(UnaryF32 {
+            src: src,
+            dst: dst,
+            n: n,
+            function: function,
+        });
+        self.call_micro_kernel(Import::UnaryF32, size_of::<UnaryF32>(), &fields);
         Ok(())
     }
 

@@ -18,12 +18,14 @@
 //!
 //! What is absent: encodings, graph ops, threads, targets, strings, allocation.
 
+pub mod activation;
 pub mod build;
 mod class;
 pub mod contraction;
 mod convert;
 pub mod interp;
 pub mod legalize;
+pub mod map;
 mod math;
 pub mod moves;
 pub mod pattern;

@@ -10,6 +10,7 @@ use super::{Num, add, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, RowsAt};
+use lapidary_ir::kernel::map::{Map, map};
 use lapidary_ir::kernel::{At, Axis, Binary, Var};
 
 /// The most of these that divides `n`: columns that are computed together, none of which is missing. A number of columns
@@ -76,22 +77,16 @@ pub fn finish(
             None if few => (1, true),
             None => (4, false),
         };
-        b.for_loop(zero, columns, lanes, &[], |b, column, _| {
-            // The tile in scratch memory is whole; what is missing in the result is not written.
-            let at = add(b, from, column);
-            let axes = |axis: Axis| if lanes == 1 { vec![] } else { vec![axis] };
-            let shape = [lanes];
-            let shape = if lanes == 1 { &[][..] } else { &shape[..] };
-            let x = b.load(tile, at, shape, axes(Axis::stride(1)));
-            let y = activation.apply(b, x);
-            let axis = Axis {
-                valid: (!whole).then(|| b.binary(Binary::Sub, columns, column)),
-                ..Axis::stride(1)
-            };
-            let at = add(b, to, column);
-            b.store(c, at, axes(axis), y);
-            vec![]
-        });
+        // The tile in scratch memory is whole; what is missing in the result is not written.
+        let m = Map {
+            activation,
+            lanes,
+            src: (tile, from),
+            dst: (c, to),
+            n: columns,
+            whole,
+        };
+        map(b, m);
         vec![]
     });
 }

@@ -3,7 +3,7 @@
 //! Each file is one form and knows nothing of graphs: it takes extents and says what parameters its kernel has. Which
 //! op uses which schedule, and how operands are laid out and packed for it, is decided in `lower/`.
 
-pub mod activation;
+pub use lapidary_ir::kernel::activation;
 pub mod attention;
 pub mod codes;
 pub mod conv;

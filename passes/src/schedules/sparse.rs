@@ -13,6 +13,7 @@ use super::activation::Activation;
 use super::{Num, add, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::map::{Map, map};
 use lapidary_ir::kernel::moves::{self, Move, moves};
 use lapidary_ir::kernel::sparse::{Packed, Rows, SPARSE_SHAPES, SparseTile, sparse};
 use lapidary_ir::kernel::{Axis, Binary, Buf, Extent, Kernel, TileElem, TileType, Var};
@@ -598,15 +599,17 @@ impl Writer<'_> {
 
     fn activate(&self, b: &mut KernelBuilder, sums: Buf, activation: Activation) {
         let rows = self.rows_here(b);
-        let lanes = self.spec.width() as u32;
         let all = mul_const(b, rows, self.spec.width());
-        let zero = b.index(0);
-        b.for_loop(zero, all, lanes, &[], |b, at, _| {
-            let x = b.load(sums, at, &[lanes], vec![Axis::stride(1)]);
-            let y = activation.apply(b, x);
-            b.store(sums, at, vec![Axis::stride(1)], y);
-            vec![]
-        });
+        let first = (sums, b.index(0));
+        let m = Map {
+            activation,
+            lanes: self.spec.width() as u32,
+            src: first,
+            dst: first,
+            n: all,
+            whole: true,
+        };
+        map(b, m);
     }
 
     /// Copies the band's results from scratch to the tensor.

@@ -296,6 +296,15 @@ pub const UNARY_TANH: u32 = 1;
 /// The error function.
 pub const UNARY_ERF: u32 = 2;
 
+/// `1 / (1 + exp(-x))`.
+pub const UNARY_SIGMOID: u32 = 3;
+/// `x * sigmoid(x)`.
+pub const UNARY_SWISH: u32 = 4;
+/// `x * (0.5 * (1 + erf(x / sqrt(2))))`.
+pub const UNARY_GELU: u32 = 5;
+/// `x * (0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))))`.
+pub const UNARY_GELU_TANH: u32 = 6;
+
 /// A function of each of `n` numbers, as [`crate::math`] approximates it. `src` and `dst` may be the same.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -306,6 +315,6 @@ pub struct UnaryF32 {
     pub dst: *mut f32,
     /// How many.
     pub n: usize,
-    /// [`UNARY_EXP`], [`UNARY_TANH`] or [`UNARY_ERF`].
+    /// [`UNARY_EXP`] and its like.
     pub function: u32,
 }

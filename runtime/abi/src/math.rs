@@ -62,3 +62,6 @@ pub const ERF_TAIL: [f64; 9] = [
     -4.4999551738e-06,
     2.7748531289e-07,
 ];
+
+/// `sqrt(2 / pi)`: the factor of the `tanh` form of GELU.
+pub const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;

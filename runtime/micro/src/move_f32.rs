@@ -36,6 +36,23 @@ unsafe fn one_by_one(m: &MoveF32, row: usize, col: usize) {
     }
 }
 
+/// Columns of a vector as at most two runs of the source's: where lane 0 of a run would be, and its lanes as bits. `None` if
+/// they are more.
+#[cfg(target_arch = "x86_64")]
+fn runs(at: &[i64]) -> Option<[(isize, u32); 2]> {
+    let mut found = [(0isize, 0u32); 2];
+    let mut n = 0;
+    for (j, &at) in at.iter().enumerate().filter(|(_, at)| **at >= 0) {
+        let origin = at as isize - j as isize;
+        if n == 0 || found[n - 1].0 != origin {
+            found.get_mut(n)?.0 = origin;
+            n += 1;
+        }
+        found[n - 1].1 |= 1 << j;
+    }
+    Some(found)
+}
+
 #[cfg(target_arch = "x86_64")]
 pub mod avx2 {
     //! Eight columns at a time: one or two masked loads where they are one or two runs, else one by one.
@@ -60,24 +77,6 @@ pub mod avx2 {
         }
     }
 
-    /// A load of up to eight columns: where lane 0 would be, relative to a row, and which lanes there are.
-    #[derive(Clone, Copy)]
-    struct Run {
-        at: isize,
-        lanes: __m256i,
-    }
-
-    /// The first run of `at[from..]`, and where the next begins; lanes that read nothing belong to any run.
-    fn run(at: &[i64], from: usize) -> (isize, usize) {
-        let begin = (from..at.len()).find(|&j| at[j] >= 0);
-        let Some(begin) = begin else {
-            return (0, at.len());
-        };
-        let first = at[begin] - begin as i64;
-        let end = (begin..at.len()).find(|&j| at[j] >= 0 && at[j] - j as i64 != first);
-        (first as isize, end.unwrap_or(at.len()))
-    }
-
     #[target_feature(enable = "avx2")]
     fn mask(lane: impl Fn(usize) -> bool) -> __m256i {
         let l = |j| -i32::from(lane(j));
@@ -92,34 +91,20 @@ pub mod avx2 {
         let at = unsafe { core::slice::from_raw_parts(m.at, m.cols) };
         for j0 in (0..m.cols).step_by(8) {
             let n = (m.cols - j0).min(8);
-            let eight = &at[j0..j0 + n];
-            let (first, middle) = run(eight, 0);
-            let (second, end) = run(eight, middle);
-            if end < n {
+            let Some([(first, a), (second, b)]) = runs(&at[j0..j0 + n]) else {
                 // SAFETY: the block is valid.
                 unsafe { one_by_one(&MoveF32 { cols: j0 + n, ..*m }, 0, j0) };
                 continue;
-            }
-            let there = |j: usize| j < n && eight[j] >= 0;
-            let runs = [
-                Run {
-                    at: first,
-                    lanes: mask(|j| j < middle && there(j)),
-                },
-                Run {
-                    at: second,
-                    lanes: mask(|j| j >= middle && there(j)),
-                },
-            ];
+            };
+            let lanes = [a, b].map(|bits| mask(|j| bits >> j & 1 == 1));
             let stored = mask(|j| j < n);
-            let one = middle >= n;
             for i in 0..m.rows {
                 // SAFETY: masked lanes are not touched; the others are elements of the row and of the result.
                 unsafe {
                     let src = m.src.add(i * m.src_stride);
-                    let mut x = _mm256_maskload_ps(src.wrapping_offset(runs[0].at), runs[0].lanes);
-                    if !one {
-                        let y = _mm256_maskload_ps(src.wrapping_offset(runs[1].at), runs[1].lanes);
+                    let mut x = _mm256_maskload_ps(src.wrapping_offset(first), lanes[0]);
+                    if b != 0 {
+                        let y = _mm256_maskload_ps(src.wrapping_offset(second), lanes[1]);
                         x = _mm256_or_ps(x, y);
                     }
                     let dst = m.dst.add(i * m.dst_stride + j0);
@@ -138,19 +123,26 @@ pub mod avx2 {
     /// # Safety
     /// The block is valid, and `src_stride` is 1.
     #[target_feature(enable = "avx2")]
-    unsafe fn transposed(m: &MoveF32) {
+    pub unsafe fn transposed(m: &MoveF32) {
         let whole = m.rows / 8 * 8;
         for j0 in (0..m.cols).step_by(8) {
             let n = (m.cols - j0).min(8);
             let stored = mask(|j| j < n);
+            let (mut at, mut there) = ([0usize; 8], 0u32);
+            for j in 0..n {
+                // SAFETY: as many offsets as columns.
+                if let from @ 0.. = unsafe { *m.at.add(j0 + j) } {
+                    (at[j], there) = (from as usize, there | 1 << j);
+                }
+            }
+            let all = there == 0xFF;
             for i0 in (0..whole).step_by(8) {
                 // SAFETY: eight rows from `i0` on are elements of each column that is there.
                 unsafe {
                     let mut x = [_mm256_setzero_ps(); 8];
-                    for j in 0..n {
-                        let at = *m.at.add(j0 + j);
-                        if at >= 0 {
-                            x[j] = _mm256_loadu_ps(m.src.add(at as usize + i0));
+                    for j in 0..8 {
+                        if all || there >> j & 1 == 1 {
+                            x[j] = _mm256_loadu_ps(m.src.add(at[j] + i0));
                         }
                     }
                     for (i, x) in transpose(x).into_iter().enumerate() {
@@ -190,6 +182,55 @@ pub mod avx2 {
             out[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
         }
         out
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx512 {
+    //! Sixteen columns at a time, all columns of a row together; transposed as with AVX2.
+
+    use core::arch::x86_64::*;
+
+    use super::*;
+
+    /// Vectors of a row.
+    const MOST: usize = MOVE_COLS / 16;
+
+    /// # Safety
+    /// `args` must satisfy the contract of [`MoveF32`]; the CPU must have AVX-512 F and AVX2.
+    #[target_feature(enable = "avx512f,avx2")]
+    pub unsafe extern "C" fn entry(args: *const MoveF32) {
+        // SAFETY: the caller passes a valid block, of as many offsets as columns.
+        unsafe {
+            let m = &*args;
+            assert!(m.cols <= MOVE_COLS, "{} columns at once", m.cols);
+            if m.src_stride == 1 && m.rows >= 8 {
+                return avx2::transposed(m);
+            }
+            let at = core::slice::from_raw_parts(m.at, m.cols);
+            let vectors = m.cols.div_ceil(16);
+            let mut groups = [([(0isize, 0u32); 2], 0 as __mmask16); MOST];
+            for (v, (found, stored)) in groups[..vectors].iter_mut().enumerate() {
+                let part = &at[16 * v..m.cols.min(16 * v + 16)];
+                let Some(two) = runs(part) else {
+                    return one_by_one(m, 0, 0);
+                };
+                *found = two;
+                *stored = ((1u32 << part.len()) - 1) as __mmask16;
+            }
+            for i in 0..m.rows {
+                let (src, dst) = (m.src.add(i * m.src_stride), m.dst.add(i * m.dst_stride));
+                for (v, &([(first, a), (second, b)], stored)) in
+                    groups[..vectors].iter().enumerate()
+                {
+                    let mut x = _mm512_maskz_loadu_ps(a as __mmask16, src.wrapping_offset(first));
+                    if b != 0 {
+                        x = _mm512_mask_loadu_ps(x, b as __mmask16, src.wrapping_offset(second));
+                    }
+                    _mm512_mask_storeu_ps(dst.wrapping_add(16 * v), stored, x);
+                }
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Activations, each formula once: on tiles of a schedule and on the scalar expressions of lowering.
 
-use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::{Binary, Literal, Unary, Var};
+use super::build::KernelBuilder;
+use super::{Binary, Literal, Unary, Var};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// What formulas are written in.
