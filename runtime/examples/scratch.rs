@@ -6,16 +6,13 @@ fn main() {
     let kernel: unsafe extern "C" fn(*const SparseF32) =
         unsafe { core::mem::transmute(table[Import::SparseF32 as usize]) };
     for (n, k, kb, keep) in [
-        (768usize, 768usize, 128usize, 10usize),
+        (256usize, 576usize, 128usize, 3usize),
+        (256, 576, 144, 3),
+        (256, 2304, 144, 10),
+        (192, 432, 144, 3),
+        (64, 144, 144, 3),
         (768, 768, 144, 10),
-        (768, 768, 96, 10),
-        (768, 768, 192, 10),
-        (768, 768, 256, 10),
-        (3072, 768, 128, 10),
-        (768, 3072, 128, 10),
-        (256, 64, 64, 10),
-        (64, 576, 128, 10),
-        (512, 512, 128, 10),
+        (512, 128, 128, 10),
     ] {
         let blocks = k.div_ceil(kb);
         // one set of entries per block, sorted by count

@@ -123,7 +123,7 @@ pub mod avx2 {
     /// # Safety
     /// The block is valid, and `src_stride` is 1.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn transposed(m: &MoveF32) {
+    unsafe fn transposed(m: &MoveF32) {
         let whole = m.rows / 8 * 8;
         for j0 in (0..m.cols).step_by(8) {
             let n = (m.cols - j0).min(8);
@@ -187,7 +187,7 @@ pub mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
-    //! Sixteen columns at a time, all columns of a row together; transposed as with AVX2.
+    //! Sixteen columns at a time, all columns of a row together; transposed in blocks of 16 by 16, whole cache lines.
 
     use core::arch::x86_64::*;
 
@@ -205,7 +205,7 @@ pub mod avx512 {
             let m = &*args;
             assert!(m.cols <= MOVE_COLS, "{} columns at once", m.cols);
             if m.src_stride == 1 && m.rows >= 8 {
-                return avx2::transposed(m);
+                return transposed(m);
             }
             let at = core::slice::from_raw_parts(m.at, m.cols);
             let vectors = m.cols.div_ceil(16);
@@ -231,6 +231,77 @@ pub mod avx512 {
                 }
             }
         }
+    }
+
+    /// Rows of the result are consecutive in the source.
+    ///
+    /// # Safety
+    /// The block is valid, and `src_stride` is 1.
+    #[target_feature(enable = "avx512f,avx2")]
+    unsafe fn transposed(m: &MoveF32) {
+        for j0 in (0..m.cols).step_by(16) {
+            let n = (m.cols - j0).min(16);
+            let stored = ((1u32 << n) - 1) as __mmask16;
+            let (mut at, mut there) = ([0usize; 16], 0u32);
+            for j in 0..n {
+                // SAFETY: as many offsets as columns.
+                if let from @ 0.. = unsafe { *m.at.add(j0 + j) } {
+                    (at[j], there) = (from as usize, there | 1 << j);
+                }
+            }
+            for i0 in (0..m.rows).step_by(16) {
+                let rows = (m.rows - i0).min(16);
+                let present = ((1u32 << rows) - 1) as __mmask16;
+                let mut x = [_mm512_setzero_ps(); 16];
+                for j in 0..16 {
+                    if there >> j & 1 == 1 {
+                        // SAFETY: the rows that are there are elements of each column that is.
+                        x[j] = unsafe { _mm512_maskz_loadu_ps(present, m.src.add(at[j] + i0)) };
+                    }
+                }
+                let x = transpose(x);
+                for i in 0..16 {
+                    if i < rows {
+                        // SAFETY: the result has these rows, and columns that are stored.
+                        unsafe {
+                            let dst = m.dst.add((i0 + i) * m.dst_stride + j0);
+                            _mm512_mask_storeu_ps(dst, stored, x[i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose(m: [__m512; 16]) -> [__m512; 16] {
+        let mut pairs = m;
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_ps(m[2 * i], m[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_ps(m[2 * i], m[2 * i + 1]);
+        }
+        // Lane q of fours[4 i + r] is column 4 q + r of the rows 4 i..4 i + 4.
+        let mut fours = m;
+        for i in 0..4 {
+            for h in 0..2 {
+                let (x, y) = (pairs[4 * i + h], pairs[4 * i + 2 + h]);
+                fours[4 * i + 2 * h] = _mm512_shuffle_ps::<0x44>(x, y);
+                fours[4 * i + 2 * h + 1] = _mm512_shuffle_ps::<0xEE>(x, y);
+            }
+        }
+        let mut out = m;
+        for r in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0x88>(fours[r], fours[4 + r]);
+            let high = _mm512_shuffle_f32x4::<0xDD>(fours[r], fours[4 + r]);
+            let low2 = _mm512_shuffle_f32x4::<0x88>(fours[8 + r], fours[12 + r]);
+            let high2 = _mm512_shuffle_f32x4::<0xDD>(fours[8 + r], fours[12 + r]);
+            out[r] = _mm512_shuffle_f32x4::<0x88>(low, low2);
+            out[8 + r] = _mm512_shuffle_f32x4::<0xDD>(low, low2);
+            out[4 + r] = _mm512_shuffle_f32x4::<0x88>(high, high2);
+            out[12 + r] = _mm512_shuffle_f32x4::<0xDD>(high, high2);
+        }
+        out
     }
 }
 

@@ -233,8 +233,9 @@ pub mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn load(at: *const f32) -> __m256 {
+        // In halves: what generated code has just stored in 128 bits reaches a wider load only through the cache.
         // SAFETY: as promised to this function.
-        unsafe { _mm256_loadu_ps(at) }
+        unsafe { _mm256_loadu2_m128(at.add(4), at) }
     }
 
     #[inline]
@@ -283,8 +284,14 @@ pub mod avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn load(at: *const f32) -> __m512 {
+        // In quarters: what generated code has just stored in 128 bits reaches a wider load only through the cache.
         // SAFETY: as promised to this function.
-        unsafe { _mm512_loadu_ps(at) }
+        unsafe {
+            let x = _mm512_castps128_ps512(_mm_loadu_ps(at));
+            let x = _mm512_insertf32x4::<1>(x, _mm_loadu_ps(at.add(4)));
+            let x = _mm512_insertf32x4::<2>(x, _mm_loadu_ps(at.add(8)));
+            _mm512_insertf32x4::<3>(x, _mm_loadu_ps(at.add(12)))
+        }
     }
 
     #[inline]
