@@ -50,6 +50,9 @@ pub struct Model {
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,
+    /// Multiply with weights that are mostly zero as with any others.
+    #[arg(long)]
+    pub no_sparse: bool,
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,

@@ -36,6 +36,8 @@ pub struct CompileOptions {
     pub backend: &'static Backend,
     /// Rewrite the graph; without it, it is compiled as imported.
     pub optimize: bool,
+    /// Leave out weights that are zero where that is predicted to be faster.
+    pub sparse: bool,
     /// Told what begins, for people who wait.
     pub progress: Progress,
 }
@@ -75,6 +77,7 @@ impl CompileOptions {
                 ..Target::host()
             }),
             optimize: true,
+            sparse: true,
             progress: Progress::default(),
         }
     }
@@ -177,7 +180,11 @@ pub fn compile(
     }
     let lowered = stages
         .stage("lower", || {
-            lower(&module, &options.target, &lower::Options::default())
+            let choices = lower::Options {
+                sparse: options.sparse,
+                ..lower::Options::default()
+            };
+            lower(&module, &options.target, &choices)
         })
         .map_err(|errors| Error::Lower {
             file: file.to_owned(),

@@ -72,7 +72,7 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
 /// A weight with zeros, for programs.
 fn noticed(n: &Noticed) -> serde_json::Value {
     serde_json::json!({
-        "node": n.node, "weights": n.weights, "nonzeros": n.nonzeros,
+        "weight": n.weight, "weights": n.weights, "nonzeros": n.nonzeros,
         "predicted_of_dense": n.predicted, "sparse": n.sparse,
     })
 }

@@ -32,6 +32,7 @@ impl cli::Model {
         options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
         options.dims = self.dims.iter().cloned().collect();
         options.optimize = !self.no_optimize;
+        options.sparse = !self.no_sparse;
         options.progress = progress();
         Ok(options)
     }

@@ -181,16 +181,19 @@ impl Lowerer {
         };
         match node.op.name {
             "conv" | "fused_conv" | "quantized_conv" => {
-                let pooled = || {
-                    let pools = ["max_pool", "average_pool"];
-                    let reads = |c: &NodeId| pools.contains(&self.facts.module.node(*c).op.name);
+                // The panels of sparse products are of consecutive pixels; what is made of others wants channels last.
+                let sparse = sparse::is_chosen(self, n);
+                let wanted = || {
+                    let wants = |&c: &NodeId| match self.facts.module.node(c).op.name {
+                        "max_pool" | "average_pool" | "concat" => true,
+                        "conv" | "fused_conv" => !sparse::is_chosen(self, c),
+                        _ => false,
+                    };
                     users
                         .get(&node.results[0])
-                        .is_some_and(|u| u.iter().any(reads))
+                        .is_some_and(|u| u.iter().any(wants))
                 };
-                // The panels of sparse products are of consecutive pixels, but pools want channels last.
-                let sparse = sparse::is_chosen(self, n);
-                conv::plan(&self.facts, n).is_some() && (!sparse || pooled())
+                conv::plan(&self.facts, n).is_some() && (!sparse || wanted())
             }
             "max_pool" | "average_pool" => node.results.len() == 1 && carried(),
             "concat" => {

@@ -64,11 +64,16 @@ use std::sync::Arc;
 pub struct Options {
     /// Compute chains of element-wise ops in one kernel.
     pub fuse: bool,
+    /// Leave out weights that are zero where that is predicted to be faster.
+    pub sparse: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { fuse: true }
+        Options {
+            fuse: true,
+            sparse: true,
+        }
     }
 }
 
@@ -156,8 +161,8 @@ pub struct Report {
 /// A weight in which zeros were noticed, and what was made of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Noticed {
-    /// Path of the node that multiplies with it.
-    pub node: String,
+    /// Its name in the model, or the path of the node that multiplies with it.
+    pub weight: String,
     /// Weights.
     pub weights: u64,
     /// Those that are not zero.
@@ -175,7 +180,7 @@ impl fmt::Display for Noticed {
         write!(
             f,
             "`{}`: {share:.1} % of {} weights are not zero; predicted {:.2} of the dense time, so it is {made}",
-            self.node, self.weights, self.predicted
+            self.weight, self.weights, self.predicted
         )
     }
 }

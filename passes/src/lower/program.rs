@@ -32,7 +32,7 @@ pub struct Lowerer {
     pub facts: Facts,
     /// What code is for.
     pub target: Target,
-    options: Options,
+    pub(super) options: Options,
     program: Program,
     kernels: Vec<Kernel>,
     known_kernels: HashMap<String, u32>,

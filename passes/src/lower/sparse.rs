@@ -32,7 +32,7 @@ pub fn find(low: &mut Lowerer) {
 }
 
 fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
-    if !low.target.micro_kernels {
+    if !low.target.micro_kernels || !low.options.sparse {
         return None;
     }
     let (spec, w) = match low.facts.module.node(n).op.name {
@@ -58,12 +58,23 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
     low.facts.module.sources.release(bytes.len());
     let (sparse, dense) = spec.cycles(nonzeros);
     Some(Noticed {
-        node: low.facts.module.node(n).name.clone(),
+        weight: name_of(low, n),
         weights,
         nonzeros,
         predicted: sparse / dense,
         sparse: sparse < WORTHWHILE * dense,
     })
+}
+
+/// The weight's name in the model, or else the node's: nodes that rewriting made are named for others.
+fn name_of(low: &Lowerer, n: NodeId) -> String {
+    let node = low.facts.module.node(n);
+    let weight = node
+        .operand(1)
+        .map(|w| low.facts.module.value(w).name.clone());
+    weight
+        .filter(|w| !w.is_empty())
+        .unwrap_or_else(|| node.name.clone())
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -301,16 +312,7 @@ impl Product {
         let flops = Dim::from(2 * nonzeros as i64) * &self.images * &self.lanes;
         let per_block = 2 * nonzeros as i64 / spec.bands * spec.width();
         let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
-        low.launch(
-            spec.kernel(&format!(
-                "sparse_{}x{}x{}",
-                spec.n, spec.taps, spec.channels
-            )),
-            &args,
-            &grid,
-            grain,
-            &flops,
-        )
+        low.launch(spec.kernel("sparse"), &args, &grid, grain, &flops)
     }
 }
 

@@ -187,8 +187,8 @@ impl Sparse {
         let (all, some) = ((self.n * inner) as f64, nonzeros as f64);
         let dense = (all * lanes as f64 / 24.0).max(all * 4.0 / MEMORY);
         let products = match self.shape() {
-            0 => some * padded / 18.0,
-            1 => some * padded / 11.0,
+            0 => some * padded / 15.0,
+            1 => some * padded / 9.0,
             _ => some * 0.7,
         };
         let turned = |p: Place| if p.lane == 1 { 0.07 } else { 0.35 };

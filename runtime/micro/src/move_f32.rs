@@ -196,6 +196,40 @@ pub mod avx512 {
     /// Vectors of a row.
     const MOST: usize = MOVE_COLS / 16;
 
+    /// [`runs`] of up to sixteen columns.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn runs_of_16(at: &[i64]) -> Option<[(isize, u32); 2]> {
+        let mut offsets = [-1i64; 16];
+        offsets[..at.len()].copy_from_slice(at);
+        // SAFETY: sixteen numbers.
+        let halves = unsafe {
+            [0, 8].map(|h| _mm512_loadu_si512(offsets.as_ptr().add(h).cast::<__m512i>()))
+        };
+        let iota = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+        let later = _mm512_add_epi64(iota, _mm512_set1_epi64(8));
+        let origins = [
+            _mm512_sub_epi64(halves[0], iota),
+            _mm512_sub_epi64(halves[1], later),
+        ];
+        let both = |m: [__mmask8; 2]| u32::from(m[0]) | u32::from(m[1]) << 8;
+        let zero = _mm512_setzero_si512();
+        let mut left = both(halves.map(|h| _mm512_cmpge_epi64_mask(h, zero)));
+        let mut found = [(0isize, 0u32); 2];
+        for run in &mut found {
+            if left == 0 {
+                break;
+            }
+            let first = left.trailing_zeros() as usize;
+            let origin = offsets[first] - first as i64;
+            let wanted = _mm512_set1_epi64(origin);
+            let here = both(origins.map(|o| _mm512_cmpeq_epi64_mask(o, wanted))) & left;
+            *run = (origin as isize, here);
+            left &= !here;
+        }
+        (left == 0).then_some(found)
+    }
+
     /// # Safety
     /// `args` must satisfy the contract of [`MoveF32`]; the CPU must have AVX-512 F and AVX2.
     #[target_feature(enable = "avx512f,avx2")]
@@ -212,7 +246,7 @@ pub mod avx512 {
             let mut groups = [([(0isize, 0u32); 2], 0 as __mmask16); MOST];
             for (v, (found, stored)) in groups[..vectors].iter_mut().enumerate() {
                 let part = &at[16 * v..m.cols.min(16 * v + 16)];
-                let Some(two) = runs(part) else {
+                let Some(two) = runs_of_16(part) else {
                     return one_by_one(m, 0, 0);
                 };
                 *found = two;
