@@ -35,7 +35,7 @@ const ACTIVATIONS: [(Activation, u32); 5] = [
 ];
 
 /// Tiles of fewer elements are not worth a call.
-const FEW: u32 = 8;
+const FEW: u32 = 16;
 
 /// The micro-kernel's number of a function that it computes for tiles of this type.
 pub(crate) fn function_of(f: Unary, ty: &TileType) -> Option<u32> {

@@ -11,7 +11,8 @@ use super::index::{
 };
 use lapidary_ir::dim::Atom;
 use lapidary_ir::kernel::{
-    At, Axis, Binary, Buf, Kernel, Literal, Op, Param, ReduceKind, Stmt, TileElem, TileType, Var,
+    At, Axis, Binary, Buf, Kernel, Literal, Op, Param, ReduceKind, Stmt, TileElem, TileType, Unary,
+    Var,
 };
 use lapidary_ir::{Dim, ElemType, ValueId};
 use std::collections::{BTreeMap, HashMap};
@@ -764,7 +765,7 @@ impl<'b> Emit<'b> {
         if lane_score(self.body, v, body, None) <= 0 {
             return 1;
         }
-        lane_count(self.body.extent(v), ty)
+        lane_count(self.body.extent(v), ty, has_calls(self.body, body))
     }
 }
 
@@ -796,16 +797,31 @@ pub fn lane_score(body: &Body, v: LoopVar, e: E, store: Option<&Dim>) -> i64 {
     score
 }
 
-/// Lanes for a loop of this extent over elements of this type.
-pub fn lane_count(extent: &Dim, ty: ElemType) -> u32 {
-    let most = if ty.size_bytes() == 8 { 8 } else { 16 };
+/// Lanes for a loop of this extent over elements of this type; `calls`: of functions that are called.
+pub fn lane_count(extent: &Dim, ty: ElemType, calls: bool) -> u32 {
+    let most = match (ty.size_bytes(), calls) {
+        (8, _) => 8,
+        (_, false) => 16,
+        // Functions that a micro-kernel computes are called for all lanes at once.
+        (_, true) => 32,
+    };
     match extent.as_const() {
+        None if calls => most,
         None => 8,
-        Some(n) => [16, 8, 4]
+        Some(n) => [32, 16, 8, 4]
             .into_iter()
             .filter(|&l| l <= most)
             .find(|&l| n >= i64::from(l) && (n % i64::from(l) == 0 || n >= 4 * i64::from(l)))
             .or_else(|| [8, 4].into_iter().find(|&l| n >= i64::from(l)))
             .unwrap_or(1),
     }
+}
+
+/// True if an expression has functions of `f32` that a micro-kernel computes.
+pub fn has_calls(body: &Body, e: E) -> bool {
+    let functions = [Unary::Exp, Unary::Tanh, Unary::Erf];
+    body.reachable(e).into_iter().any(|e| match body.node(e) {
+        Node::Unary(f, x) => functions.contains(f) && body.ty(*x) == ElemType::F32,
+        _ => false,
+    })
 }

@@ -1,7 +1,7 @@
 //! From "every element is this expression" to loops: which dimensions become one, which are the parallel
 //! grid, which run in lanes.
 
-use super::emit::{Emit, KernelArg, lane_count, lane_score};
+use super::emit::{Emit, KernelArg, has_calls, lane_count, lane_score};
 use super::expr::{Body, E, Node};
 use super::index::{LoopVar, SymbolKind, atom_dim, symbol_kind};
 use lapidary_ir::dim::Atom;
@@ -324,8 +324,9 @@ fn order(body: &Body, spec: &Spec) -> Order {
     }
     let free_loops = |v: &LoopVar| !spec.serial.contains(v);
     let ty = body.ty(spec.value);
+    let calls = has_calls(body, spec.value);
     let candidate = |v: LoopVar| {
-        let lanes = lane_count(body.extent(v), ty);
+        let lanes = lane_count(body.extent(v), ty, calls);
         let score = lane_score(body, v, spec.value, Some(&spec.offset));
         (lanes > 1).then_some((score, v, lanes))
     };
