@@ -1,104 +1,98 @@
 #!/usr/bin/env python3
-"""Latency beside onnxruntime (and tract), alternated in one run; prints a table in Markdown.
+"""Speed, memory and results beside peers on the same inputs, alternated in one run; prints tables in Markdown.
 
-  benches/compare.py MODEL.onnx ... [--threads 1,2] [--rounds 3] [--seconds 2] [--lapidary PATH] [--tract PATH]
+  benches/compare.py MODEL.onnx[:DIM=N,DIM=N] ... [--threads 1,2] [--rounds 3] [--seconds 1] [--json FILE]
+                     [--engines lapidary,onnxruntime,openvino] [--lapidary PATH] [--tract PATH]
 
-Each round runs every engine once on each model, in a process of its own, so that a slow minute of a shared
-machine falls on all of them. A cell is the median of all rounds; a ratio is ours over theirs, so below 1 is
-faster than they. `--tract` names a program `CMD bench MODEL THREADS SECONDS` that prints the same JSON line
-as `lapidary bench --latencies-json`.
+Each round runs every engine once on each model, in a process of its own, so that a slow minute of a shared machine falls
+on all of them. Ours is an executable made by `lapidary build`. A time is the median of the rounds' medians; its spread is
+their lowest and highest; a ratio is ours over theirs, so below 1 is faster than they. What an engine cannot do is said in
+the table and is no reason to stop. Needs numpy, onnx, onnxruntime, and openvino where it is asked for (the default).
 """
 import argparse
+import importlib.metadata
 import json
-import math
-import os
-import statistics
-import subprocess
+import pathlib
 import sys
-import time
+import tempfile
 
-ORT = "onnxruntime"
-OURS = "lapidary"
-
-
-def run_onnxruntime(model, threads, seconds):
-    """In a child process: time onnxruntime on zeros-free random inputs of the model's shapes."""
-    import numpy as np
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    begin = time.perf_counter()
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    load = time.perf_counter() - begin
-    types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for i in session.get_inputs():
-        shape = [d if isinstance(d, int) else 1 for d in i.shape]
-        kind = types[i.type]
-        value = rng.standard_normal(shape) if kind == np.float32 else np.zeros(shape)
-        feeds[i.name] = value.astype(kind)
-    warm = time.perf_counter()
-    while time.perf_counter() - warm < 0.3:
-        session.run(None, feeds)
-    times, begin = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < seconds:
-        one = time.perf_counter()
-        session.run(None, feeds)
-        times.append((time.perf_counter() - one) * 1e3)
-    print(json.dumps({"load_s": load, "lat_ms": times}))
+import report
+from measure import OURS, Case, Failed, engines
 
 
-def measure(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        tail = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise RuntimeError(f"{command[0]}: " + " | ".join(tail))
-    return json.loads([l for l in done.stdout.splitlines() if l.startswith("{")][-1])
+def parse_case(text, folder, number):
+    model, _, dims = text.partition(":")
+    dims = {name: int(size) for name, size in (d.split("=") for d in dims.split(",") if d)}
+    return Case(model, dims, pathlib.Path(folder) / str(number))
+
+
+def measure_case(case, engines, threads, rounds, seconds):
+    """A row for each engine: what its rounds gave, or the error that stopped it."""
+    rows = {e: {"model": case.name, "dims": case.dims, "threads": threads, "engine": e, "rounds_ms": []} for e in engines}
+    for round in range(rounds):
+        for name, engine in engines.items():
+            row = rows[name]
+            if "error" in row:
+                continue
+            try:
+                found = engine.measure(case, threads, seconds, round == 0)
+            except Failed as error:
+                row["error"] = str(error)
+                print(f"{case.name} {case.dims} {name}: {error}", file=sys.stderr, flush=True)
+                continue
+            row["rounds_ms"].append(found.pop("ms"))
+            row["best_ms"] = min(found.pop("best_ms"), row.get("best_ms", float("inf")))
+            row["peak_mb"] = max(found.pop("peak_mb"), row.get("peak_mb", 0.0))
+            row |= {k: v for k, v in found.items() if k not in row}
+    if "own" in case.facts:
+        rows["onnxruntime"]["own"] = case.facts["own"]
+    return list(rows.values())
+
+
+def version(engine):
+    try:
+        return importlib.metadata.version(engine.split("-")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main():
-    if sys.argv[1:2] == ["--child"]:
-        return run_onnxruntime(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--engines", default=f"{OURS},onnxruntime,openvino")
     parser.add_argument("--lapidary", default="target/release/lapidary")
     parser.add_argument("--tract")
+    parser.add_argument("--json", type=pathlib.Path, help="also write what was measured here, as it comes")
     args = parser.parse_args()
-    engines = {
-        OURS: lambda m, t: [args.lapidary, "bench", m, "--threads", t, "--seconds", str(args.seconds), "--latencies-json"],
-        ORT: lambda m, t: [sys.executable, os.path.abspath(__file__), "--child", m, t, str(args.seconds)],
+    names = args.engines.split(",") + (["tract"] if args.tract else [])
+    chosen = engines(names, args.lapidary, args.tract)
+    result = {
+        "versions": {n: v for n in names if n != OURS and (v := version(n))},
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "rows": [],
     }
-    if args.tract:
-        engines["tract"] = lambda m, t: [args.tract, "bench", m, t, str(args.seconds)]
-    peers = [e for e in engines if e != OURS]
-    for threads in args.threads.split(","):
-        print(f"\n{threads} thread{'s' if threads != '1' else ''}:\n")
-        print("| model | " + " | ".join(f"{e} ms" for e in engines) + " | " + " | ".join(f"/ {p}" for p in peers) + " |")
-        print("|---|" + "---:|" * (len(engines) + len(peers)))
-        ratios = {p: [] for p in peers}
-        for model in args.models:
-            times = {e: [] for e in engines}
-            for _ in range(args.rounds):
-                for engine, command in engines.items():
-                    try:
-                        times[engine] += measure(command(model, threads))["lat_ms"]
-                    except RuntimeError as error:
-                        print(error, file=sys.stderr)
-            median = {e: statistics.median(t) if t else math.nan for e, t in times.items()}
-            row = [os.path.splitext(os.path.basename(model))[0]] + [f"{median[e]:.2f}" for e in engines]
-            for peer in peers:
-                ratio = median[OURS] / median[peer]
-                ratios[peer].append(ratio)
-                row.append(f"{ratio:.2f}")
-            print("| " + " | ".join(row) + " |", flush=True)
-        means = [f"{math.exp(statistics.fmean(map(math.log, ratios[p]))):.2f}" for p in peers]
-        print("| geometric mean | " + " | ".join("" for _ in engines) + " | " + " | ".join(means) + " |", flush=True)
+    for number, text in enumerate(args.models):
+        with tempfile.TemporaryDirectory(prefix="lapidary-bench-") as folder:
+            case = parse_case(text, folder, number)
+            try:
+                case.prepare()
+            except Failed as error:
+                # Without inputs and expectations nothing can be measured.
+                result["rows"] += [{"model": case.name, "dims": case.dims, "threads": int(t), "engine": e, "rounds_ms": [],
+                                    "error": f"no reference: {error}"} for t in args.threads.split(",") for e in names]
+                print(f"{case.name}: no reference: {error}", file=sys.stderr)
+                continue
+            for threads in args.threads.split(","):
+                result["rows"] += measure_case(case, chosen, int(threads), args.rounds, args.seconds)
+                print(report.progress(result["rows"][-len(names):]), file=sys.stderr, flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1))
+    print(report.tables(result["rows"]))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The networks that are measured, written by seed: nothing is downloaded."""
