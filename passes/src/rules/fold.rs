@@ -33,6 +33,15 @@ pub static RULES: &[Rule] = &[
         }],
     },
     Rule {
+        name: "fold-shift-into-conv",
+        left: &["(add (conv ?x ?w ?b ?conv) ?s attrs0)"],
+        right: Right::Build(fold_shift),
+        condition: None,
+        class: Class::Reassociates,
+        source: "a channel shift after a linear map is its bias; one addition less for each output",
+        samples: &[|b| shifted_conv(b, true), |b| shifted_conv(b, false)],
+    },
+    Rule {
         name: "fold-scale-into-linear",
         left: &["(mul (fused_linear ?a ?w ?b none ?at) ?s attrs0)"],
         right: Right::Build(|graph, m| scale_columns(graph, m, "mul")),
@@ -182,21 +191,36 @@ fn fold_batch_norm(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
     scaled_conv(graph, m, scale, Some(m.get("mean")), Some(m.get("shift")))
 }
 
-fn fold_scale(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
+/// `s`, if it is one constant number for each output channel of a convolution with constant weights, as a row.
+fn per_channel(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
     if !constant(graph, m, &["w", "b", "s"]) {
-        return Err("weights and scale must be constant");
+        return Err("weights and the operand of channels must be constant");
     }
     let channels = graph.const_shape(m.get("w")).and_then(|s| s.first().copied()).ok_or("the weights' shape is not known")?;
     let rank = graph.ty(m.get("w")).and_then(|t| t.shape()).map(<[_]>::len).unwrap_or(0);
-    let shape = graph.const_shape(m.get("s")).ok_or("the scale's shape is not known")?;
+    let shape = graph.const_shape(m.get("s")).ok_or("the operand's shape is not known")?;
     // `[c, 1, 1]` or `[1, c, 1, 1]`: one number per channel.
-    let per_channel = shape.len() + 1 >= rank && shape.len() <= rank && shape.iter().rev().enumerate().all(|(i, &d)| d == if i + 2 == rank { channels } else { 1 });
-    if !per_channel {
-        return Err("the scale is not one number per output channel");
+    let fits = shape.len() + 1 >= rank && shape.len() <= rank && shape.iter().rev().enumerate().all(|(i, &d)| d == if i + 2 == rank { channels } else { 1 });
+    if !fits {
+        return Err("the operand is not one number per output channel");
     }
     let flat = graph.add_constant(&Tensor::ints(&[-1]));
-    let scale = graph.add_op("reshape", &[m.get("s"), flat], []);
+    Ok(graph.add_op("reshape", &[m.get("s"), flat], []))
+}
+
+fn fold_scale(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
+    let scale = per_channel(graph, m)?;
     scaled_conv(graph, m, scale, None, None)
+}
+
+fn fold_shift(graph: &mut Graph, m: &Bound) -> Result<Id, &'static str> {
+    let shift = per_channel(graph, m)?;
+    let bias = match graph.ty(m.get("b")) {
+        Some(_) => graph.add_op("add", &[m.get("b"), shift], []),
+        None => shift,
+    };
+    let attrs = graph.attrs(m.get("conv")).cloned().unwrap_or_default();
+    Ok(graph.add_op_attrs("conv", &[m.get("x"), m.get("w"), bias], &attrs))
 }
 
 fn conv(b: &mut Builder, bias: bool) -> Result<ValueId, OpError> {
@@ -204,6 +228,12 @@ fn conv(b: &mut Builder, bias: bool) -> Result<ValueId, OpError> {
     let w = b.constant(&Tensor::from_f64(ElemType::F32, [4, 3, 2, 2], (0..48).map(|i| f64::from(i % 7) * 0.25 - 0.6).collect()));
     let bias = bias.then(|| b.constant(&Tensor::from_f64(ElemType::F32, [4], vec![0.1, 0.2, -0.3, 0.4])));
     Ok(b.node("conv", vec![Some(x), Some(w), bias], Attrs::new(), 1)?[0])
+}
+
+fn shifted_conv(b: &mut Builder, bias: bool) -> Result<ValueId, OpError> {
+    let y = conv(b, bias)?;
+    let s = b.constant(&Tensor::from_f64(ElemType::F32, [4, 1, 1], vec![0.5, -1.5, 2.0, 1.0]));
+    b.op("add", &[y, s])
 }
 
 fn normalized_conv(b: &mut Builder, bias: bool) -> Result<ValueId, OpError> {
