@@ -210,6 +210,33 @@ fn squeezenet_reaches_63_6_and_82_8_percent() {
     assert_eq!((first, among_five), (159, 207), "of 250");
 }
 
+/// Its authors pruned it to a third of its weights; no two layers to the same share.
+#[test]
+fn zeros_of_squeezenet_are_noticed_and_left_out() {
+    let Some(folder) = data("squeezenet") else {
+        return;
+    };
+    let path = folder.join("squeezenet-1.0-dc.onnx");
+    let compiled = |sparse: bool| {
+        let mut options = CompileOptions::host(1);
+        options.dims = [("N".to_owned(), 1)].into();
+        options.sparse = sparse;
+        let module = driver::import(&path, &options).unwrap_or_else(|e| panic!("{e}"));
+        driver::compile(module, "squeezenet", &options, None).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let (sparse, dense) = (compiled(true), compiled(false));
+    let noticed = &sparse.report.noticed;
+    let weights = |chosen: bool| noticed.iter().filter(move |n| n.sparse == chosen);
+    assert!(weights(true).count() >= 5, "{noticed:?}");
+    assert!(
+        noticed
+            .iter()
+            .any(|n| n.weight == "fire9/conv3x3_2.weight" && n.nonzeros * 10 < n.weights * 4)
+    );
+    assert!(dense.report.noticed.is_empty());
+    assert!(sparse.program.weights_bytes * 10 < dense.program.weights_bytes * 7);
+}
+
 /// Writes the crops of photos as RGB bytes: the decoder of the reference, so that every pixel is equal.
 const DECODE: &str = "import sys
 from PIL import Image
