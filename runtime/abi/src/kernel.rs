@@ -230,7 +230,7 @@ pub struct SparseF32 {
     pub bias: *const f32,
     /// What to add, or null.
     pub init: *const f32,
-    /// Results.
+    /// Results; may be `init`.
     pub c: *mut f32,
     /// Elements between rows of `init`.
     pub init_stride: usize,

@@ -17,20 +17,27 @@ pub unsafe extern "C" fn portable(args: *const SparseF32) {
         let s = &*args;
         let (rows, _) = SPARSE_SHAPES[s.shape as usize];
         for g in 0..s.groups {
-            for r in 0..rows {
-                let row = *s.rows.add(g * rows + r) as usize;
-                for j in 0..s.cols as usize {
-                    let mut sum = start(s, row, j);
+            for j in 0..s.cols as usize {
+                // All sums before the first is stored: a row may be there twice, and `c` may be `init`.
+                let mut sums = [0f32; MOST_ROWS];
+                for (r, sum) in sums[..rows].iter_mut().enumerate() {
+                    *sum = start(s, *s.rows.add(g * rows + r) as usize, j);
                     for t in entries(s, g) {
                         let at = *s.offsets.add(t * rows + r) as usize;
-                        sum += *s.values.add(t * rows + r) * *s.x.add(at + j);
+                        *sum += *s.values.add(t * rows + r) * *s.x.add(at + j);
                     }
+                }
+                for (r, sum) in sums[..rows].iter().enumerate() {
+                    let row = *s.rows.add(g * rows + r) as usize;
                     *s.c.add(row * s.c_stride + j) = sum.max(s.lo).min(s.hi);
                 }
             }
         }
     }
 }
+
+/// Most rows of a group.
+const MOST_ROWS: usize = 16;
 
 /// What a sum starts from.
 ///
@@ -339,11 +346,19 @@ mod tests {
                         let bias: Vec<f32> = (0..n).map(|_| value(&mut random)).collect();
                         let pitch = cols + 2;
                         let init: Vec<f32> = (0..n * pitch).map(|_| value(&mut random)).collect();
-                        for (with_bias, with_init, lo, hi) in [
-                            (false, false, f32::NEG_INFINITY, f32::INFINITY),
-                            (true, true, -3.0, 5.0),
+                        for (with_bias, with_init, in_place, lo, hi) in [
+                            (false, false, false, f32::NEG_INFINITY, f32::INFINITY),
+                            (true, true, false, -3.0, 5.0),
+                            (true, true, true, -30.0, 50.0),
                         ] {
                             let mut c = vec![f32::NAN; n * pitch + 1];
+                            if in_place {
+                                for (i, c) in c.iter_mut().enumerate().take(n * pitch) {
+                                    if i % pitch < cols {
+                                        *c = init[i];
+                                    }
+                                }
+                            }
                             let null = core::ptr::null();
                             let block = SparseF32 {
                                 x: x.as_ptr(),
@@ -352,7 +367,11 @@ mod tests {
                                 starts: starts.as_ptr(),
                                 rows: row_of.as_ptr(),
                                 bias: if with_bias { bias.as_ptr() } else { null },
-                                init: if with_init { init.as_ptr() } else { null },
+                                init: match (with_init, in_place) {
+                                    (true, true) => c.as_ptr(),
+                                    (true, false) => init.as_ptr(),
+                                    _ => null,
+                                },
                                 c: c.as_mut_ptr(),
                                 init_stride: pitch,
                                 c_stride: pitch,
