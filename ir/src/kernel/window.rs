@@ -159,6 +159,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
         a_rows: &axes[0],
         b,
         b_base,
+        panel: width,
         acc: stmt.results[0],
         window: Some(Window {
             width,

@@ -73,7 +73,7 @@ impl Depthwise {
     pub fn kernel(&self, name: &str) -> Kernel {
         let conv = &self.conv;
         let mut b = KernelBuilder::new(name);
-        let [of_x, _, of_y] = codes::elems(conv.codes);
+        let [of_x, _, of_y] = codes::elems(conv.codes, &conv.tail);
         let x = b.buffer("x", of_x, false);
         let w = (!self.maximum).then(|| b.buffer("w", ElemType::F32, false));
         let bias = conv.bias.then(|| b.buffer("bias", ElemType::F32, false));
@@ -148,6 +148,8 @@ impl Depthwise {
             lo,
             hi,
             code: conv.codes.and_then(Codes::code),
+            stages: vec![],
+            table: None,
             c: y,
             c_at: y_at,
             cols,

@@ -64,6 +64,15 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
     }
 }
 
+/// True if the result is just the greatest code of each window.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn is_maximum_of_codes(g: &WindowF32) -> bool {
+    let plain = g.bias.is_null() && g.residual.is_null() && g.zero == 0;
+    let all = g.lo <= 0.0 && g.hi >= 255.0;
+    g.b.is_null() && g.codes != 0 && g.result == RESULT_CODE && plain && all
+}
+
 /// Fewer than eight codes, zeros after them. Not inlined: it is rare, and there are many tiles.
 ///
 /// # Safety
@@ -92,7 +101,7 @@ unsafe fn write_few_codes(p: *mut u8, n: usize, codes: i64) {
 #[cfg(target_arch = "x86_64")]
 macro_rules! variant {
     ($name:ident, $features:literal, $lanes:literal, $mask:ident, $make_mask:expr, $load:expr, $store:expr,
-     $load_codes:expr, $store_codes:expr, $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
+     $load_codes:expr, $store_codes:expr, $max_codes:expr, $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
         pub mod $name {
             //! Groups of up to 7 rows by 2 vectors.
 
@@ -106,6 +115,9 @@ macro_rules! variant {
                 // SAFETY: the caller passes a valid block; groups cover the rows, vectors the columns.
                 unsafe {
                     let g = &*args;
+                    if is_maximum_of_codes(g) {
+                        return maximum_of_codes(g);
+                    }
                     let rows = g.rows as usize;
                     let groups = rows.div_ceil(7);
                     let mut r = 0;
@@ -121,6 +133,25 @@ macro_rules! variant {
                             _ => group::<7>(g, r),
                         }
                         r += n;
+                    }
+                }
+            }
+
+            /// The maximum of codes, as codes: many to a vector.
+            ///
+            /// # Safety
+            /// The block is valid and is one of [`is_maximum_of_codes`].
+            #[target_feature(enable = $features)]
+            unsafe fn maximum_of_codes(g: &WindowF32) {
+                let rows = g.rows as usize;
+                // SAFETY: columns from `j` on exist; what is less than a vector goes byte by byte, or is masked off.
+                unsafe {
+                    for r in 0..rows {
+                        let to = g.c.cast::<u8>().wrapping_add(r * g.c_stride);
+                        let mut j = 0;
+                        while j < g.cols {
+                            j += ($max_codes)(g, r, j, to.wrapping_add(j));
+                        }
                     }
                 }
             }
@@ -268,6 +299,23 @@ variant!(
             write_few_codes(p, n, codes);
         }
     },
+    |g: &WindowF32, r: usize, j: usize, to: *mut u8| {
+        let from = |t: usize| {
+            (*g.a.add(t * g.rows as usize + r))
+                .cast::<u8>()
+                .wrapping_add(j)
+        };
+        if g.cols - j < 32 {
+            *to = (0..g.taps).fold(0, |most, t| most.max(*from(t)));
+            return 1;
+        }
+        let mut most = _mm256_setzero_si256();
+        for t in 0..g.taps {
+            most = _mm256_max_epu8(most, _mm256_loadu_si256(from(t).cast()));
+        }
+        _mm256_storeu_si256(to.cast(), most);
+        32
+    },
     _mm256_set1_ps,
     _mm256_add_ps,
     _mm256_max_ps,
@@ -298,6 +346,18 @@ variant!(
         let mask = ((1u32 << n) - 1) as __mmask16;
         let code = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
         _mm_mask_storeu_epi8(p.cast(), mask, _mm512_cvtepi32_epi8(code));
+    },
+    |g: &WindowF32, r: usize, j: usize, to: *mut u8| {
+        let n = (g.cols - j).min(64);
+        let mask = if n < 64 { (1u64 << n) - 1 } else { !0 };
+        let mut most = _mm512_setzero_si512();
+        for t in 0..g.taps {
+            let from = (*g.a.add(t * g.rows as usize + r)).cast::<i8>();
+            let codes = _mm512_maskz_loadu_epi8(mask, from.wrapping_add(j));
+            most = _mm512_max_epu8(most, codes);
+        }
+        _mm512_mask_storeu_epi8(to.cast(), mask, most);
+        n
     },
     _mm512_set1_ps,
     _mm512_add_ps,
