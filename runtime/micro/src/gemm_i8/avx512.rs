@@ -18,6 +18,13 @@ const STAGE_PITCH: usize = STAGE_LEN + 64;
 #[repr(C, align(64))]
 struct Sums([[i32; PANEL_I8]; MAX_ROWS_I8]);
 
+/// Copies of pieces of rows, and their addresses.
+#[repr(C, align(64))]
+struct Stage {
+    bytes: [[u8; STAGE_PITCH]; MAX_ROWS_I8],
+    rows: [*const u8; MAX_ROWS_I8],
+}
+
 /// Codes of 32 columns.
 #[repr(C, align(64))]
 struct Bytes([[u8; PANEL_I8]; MAX_ROWS_I8]);
@@ -76,7 +83,7 @@ unsafe fn tile<const R: usize, const V: usize, const U: usize>(
     out: *mut i32,
 ) {
     let mut acc = [[[_mm512_setzero_si512(); V]; R]; U];
-    let mut stage = MaybeUninit::<[[u8; STAGE_PITCH]; R]>::uninit();
+    let mut stage = MaybeUninit::<Stage>::uninit();
     let line = line_bytes(g);
     // SAFETY: as promised to this function: the panel has whole vectors, `sums` has `cols` elements.
     unsafe {
@@ -94,21 +101,17 @@ unsafe fn tile<const R: usize, const V: usize, const U: usize>(
         for t in 0..g.taps {
             // `a` holds `taps * rows` addresses; each row has `k` bytes, the panel `k / 4` lines, rounded up, for each
             // tap; staged pieces are as long as they were copied, and all but the last are whole lines.
-            let rows = *g.a.add(t * R).cast::<[*const u8; R]>();
-            let staged = g.k >= 128 && rows_collide(&rows);
+            let rows = g.a.add(t * R);
+            let staged = g.k >= 128 && rows_collide(&*rows.cast::<[*const u8; R]>());
             let step = if staged { STAGE_LEN } else { g.k };
             let mut k0 = 0;
             while k0 < g.k {
                 let n = step.min(g.k - k0);
                 let mut from = rows;
                 if staged {
-                    for r in 0..R {
-                        let to = stage.as_mut_ptr().cast::<u8>().add(r * STAGE_PITCH);
-                        copy(rows[r].add(k0), to, n);
-                        from[r] = to;
-                    }
+                    from = stage_rows(stage.as_mut_ptr(), rows, R, k0, n);
                 }
-                multiply(&mut acc, &from, b, line, n);
+                multiply(&mut acc, from, b, line, n);
                 b = b.wrapping_add(n.div_ceil(4) * line);
                 k0 += n;
             }
@@ -134,12 +137,12 @@ fn lanes(cols: usize, from: usize) -> __mmask16 {
 /// Adds the products of `k` bytes of each row.
 ///
 /// # Safety
-/// Every row has `k` bytes, the panel `k / 4` lines, rounded up, `pitch` apart.
+/// There are `R` addresses of rows of `k` bytes; the panel has `k / 4` lines, rounded up, `pitch` apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
     acc: &mut [[[__m512i; V]; R]; U],
-    rows: &[*const u8; R],
+    rows: *const *const u8,
     b: *const i8,
     pitch: usize,
     k: usize,
@@ -178,7 +181,7 @@ unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn line<const R: usize, const V: usize>(
     acc: &mut [[__m512i; V]; R],
-    rows: &[*const u8; R],
+    rows: *const *const u8,
     b: *const i8,
     i: usize,
     n: usize,
@@ -190,11 +193,36 @@ unsafe fn line<const R: usize, const V: usize>(
             w[v] = _mm512_loadu_si512(b.add(v * 64).cast());
         }
         for r in 0..R {
-            let a = _mm512_set1_epi32(lane(rows[r].add(4 * i), n) as i32);
+            // Read again each time: more addresses than registers would be spilled anyway, for each tap.
+            let row = rows.add(r).read_volatile();
+            let a = _mm512_set1_epi32(lane(row.add(4 * i), n) as i32);
             for v in 0..V {
                 acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, w[v]);
             }
         }
+    }
+}
+
+/// Copies `n` bytes of each row from `k0` on; the copies' addresses.
+///
+/// # Safety
+/// There are `count` addresses of rows with these bytes; `n` is at most [`STAGE_LEN`], `count` at most [`MAX_ROWS_I8`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn stage_rows(
+    stage: *mut Stage,
+    rows: *const *const u8,
+    count: usize,
+    k0: usize,
+    n: usize,
+) -> *const *const u8 {
+    // SAFETY: as promised to this function.
+    unsafe {
+        for r in 0..count {
+            let to = (&raw mut (*stage).bytes[r]).cast::<u8>();
+            copy((*rows.add(r)).add(k0), to, n);
+            (*stage).rows[r] = to;
+        }
+        (&raw const (*stage).rows).cast()
     }
 }
 
@@ -282,14 +310,16 @@ impl Scaling {
     #[target_feature(enable = "avx512f")]
     unsafe fn numbers(&self, g: &GemmI8, sums: *const i32) -> [__m512; 2] {
         // SAFETY: as promised to this function.
-        let x = unsafe {
-            [
+        let (x, y) = unsafe {
+            (
                 _mm512_cvtepi32_ps(_mm512_load_si512(sums.cast())),
                 _mm512_cvtepi32_ps(_mm512_load_si512(sums.add(16).cast())),
-            ]
+            )
         };
-        let x = [0, 1].map(|v| _mm512_add_ps(_mm512_mul_ps(x[v], self.scale[v]), self.bias[v]));
-        clamp(x, g.lo, g.hi)
+        // Spelt out, as closures are not inlined here.
+        let x = _mm512_add_ps(_mm512_mul_ps(x, self.scale[0]), self.bias[0]);
+        let y = _mm512_add_ps(_mm512_mul_ps(y, self.scale[1]), self.bias[1]);
+        clamp([x, y], g.lo, g.hi)
     }
 }
 
@@ -298,7 +328,10 @@ impl Scaling {
 #[target_feature(enable = "avx512f")]
 fn clamp(x: [__m512; 2], lo: f32, hi: f32) -> [__m512; 2] {
     let (lo, hi) = (_mm512_set1_ps(lo), _mm512_set1_ps(hi));
-    x.map(|x| _mm512_min_ps(hi, _mm512_max_ps(lo, x)))
+    [
+        _mm512_min_ps(hi, _mm512_max_ps(lo, x[0])),
+        _mm512_min_ps(hi, _mm512_max_ps(lo, x[1])),
+    ]
 }
 
 /// Writes numbers.
