@@ -223,11 +223,13 @@ impl<'k> Fun<'k, '_> {
                 let (result, zero) = self.result(call.tail, ElemType::F32);
                 let codes = self.buffer(g.a)?.1 == ElemType::U8;
                 let codes = self.b.ins().iconst(I32, i64::from(codes));
+                let (_, scale, _) = self.scaling(call.tail)?;
                 let null = self.index(0);
                 fields!(WindowF32 {
                     a: a,
                     b: if w.maximum { null } else { b },
                     c: call.c,
+                    scale: scale,
                     bias: bias,
                     residual: residual,
                     b_stride: call.k,

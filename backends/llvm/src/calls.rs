@@ -216,11 +216,13 @@ impl<'k> Fun<'k> {
                 let (result, zero) = self.result(call.tail, ElemType::F32);
                 let codes = self.buffer(g.a)?.1 == ElemType::U8;
                 let codes = self.w.int(Ty::scalar(Lane::I32), i64::from(codes));
+                let (_, scale, _) = self.scaling(call.tail)?;
                 match g.window {
                     Some(w) => fields!(WindowF32 {
                         a: call.pointers,
                         b: if w.maximum { self.w.null() } else { b },
                         c: call.c,
+                        scale: scale,
                         bias: bias,
                         residual: residual,
                         b_stride: call.k,

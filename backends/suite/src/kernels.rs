@@ -7,6 +7,7 @@ use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{
     Epilogue, GemmTile, Kind, PANEL, RowsAt, Scaled, Stage, epilogue, gemm,
 };
+use lapidary_ir::kernel::window::{WindowTile, window};
 use lapidary_ir::kernel::*;
 
 /// Scales rows: tiles with a remainder, a grid of two axes.
@@ -581,6 +582,88 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
             &[],
             1e-4,
         );
+    }
+}
+
+/// `y[r] = sum over t of x[t + r] * w[t]`, channel by channel, as codes, or the maximum.
+fn window_kernel(rows: u32, cols: i64, taps: i64, codes: bool, maximum: bool) -> Kernel {
+    let mut b = KernelBuilder::new("window");
+    let (of_x, of_w) = match codes {
+        true => (ElemType::U8, ElemType::I8),
+        false => (ElemType::F32, ElemType::F32),
+    };
+    let (x, w) = (b.buffer("x", of_x, false), b.buffer("w", of_w, false));
+    let (scale, bias) = (
+        b.buffer("scale", ElemType::F32, false),
+        b.buffer("bias", ElemType::F32, false),
+    );
+    let y = b.buffer("y", of_x, true);
+    let tile = b.grid(Extent::Const(2));
+    let (zero, len) = (b.index(0), b.index(cols));
+    let valid = (cols % 16 != 0).then_some(len);
+    let height = b.index(i64::from(rows));
+    let row = b.binary(Binary::Mul, tile, height);
+    let spec = WindowTile {
+        rows,
+        width: (cols as u32).next_multiple_of(16),
+        a: x,
+        codes,
+        weights: (!maximum).then_some((w, zero, cols)),
+        cols: valid,
+        taps: taps as u32,
+    };
+    let acc = window(&mut b, spec, |b, t| {
+        let from = b.binary(Binary::Add, row, t);
+        RowsAt {
+            base: b.binary(Binary::Mul, from, len),
+            rows: Axis::stride(cols),
+        }
+    });
+    let base = b.binary(Binary::Mul, row, len);
+    epilogue(
+        &mut b,
+        acc,
+        Epilogue {
+            scaled: (codes && !maximum).then_some(Scaled {
+                zero: None,
+                scale: (scale, zero),
+            }),
+            bias: (!maximum).then_some((bias, zero)),
+            residual: None,
+            lo: codes.then_some(if maximum { 0.0 } else { -100.0 }),
+            hi: codes.then_some(if maximum { 255.0 } else { 155.0 }),
+            code: codes.then_some((ElemType::U8, if maximum { 0 } else { 100 })),
+            stages: vec![],
+            table: None,
+            c: y,
+            c_at: RowsAt {
+                base,
+                rows: Axis::stride(cols),
+            },
+            cols: valid,
+        },
+    );
+    b.finish()
+}
+
+/// Depthwise convolutions and maximum pools, of numbers and of codes.
+pub fn windows_of_numbers_and_codes(backend: &Backend) {
+    let mut rng = Rng(6);
+    for (rows, cols, taps) in [(3, 40, 9), (14, 64, 4), (5, 16, 1), (2, 130, 3)] {
+        for (codes, maximum) in [(true, false), (true, true), (false, false), (false, true)] {
+            let mut fill = |n: i64| match codes {
+                true => (0..n).map(|_| rng.bits() as u8).collect(),
+                false => rng.f32s(n as usize),
+            };
+            let x = fill((2 * i64::from(rows) + taps - 1) * cols);
+            let w = fill(taps * cols);
+            let y = vec![0; 2 * rows as usize * cols as usize * if codes { 1 } else { 4 }];
+            let scale = (0..cols).map(|j| 0.0021 * (1 + j % 4) as f32);
+            let scale = scale.flat_map(f32::to_le_bytes).collect();
+            let bias = rng.f32s(cols as usize);
+            let kernel = window_kernel(rows, cols, taps, codes, maximum);
+            check(backend, &kernel, &[x, w, scale, bias, y], &[], 1e-4);
+        }
     }
 }
 

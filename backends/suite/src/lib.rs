@@ -30,6 +30,7 @@ macro_rules! suite {
             index_division_by_constants
             packed_codes_are_unpacked
             contractions_with_and_without_micro_kernels
+            windows_of_numbers_and_codes
             other_machines_get_code
         );
     };

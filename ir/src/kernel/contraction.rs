@@ -558,7 +558,7 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
     let plain = found.kind == Kind::F32 && found.window.is_none();
     let no_call = |t: &EpilogueMatch| {
         let more = !t.stages.is_empty() || t.table.is_some();
-        plain && t.code.is_some()
+        plain && (t.code.is_some() || t.scaled.is_some())
             || found.kind == Kind::F32 && more
             || t.stages.len() > MAX_STAGES_I8
     };

@@ -107,8 +107,7 @@ fn whole_bias(module: &Module, n: NodeId) -> Option<Vec<i32>> {
     (bias.len() == scale.len()).then(|| bias.into_iter().zip(scale).map(whole).collect())?
 }
 
-/// The weights of a depthwise convolution as numbers: sums of so few products are made of numbers, of which codes are
-/// ones too, and scale and code of zero go into weights and bias.
+/// What a depthwise convolution is made of: what the code of zero makes of its sums goes into the bias.
 #[derive(Clone)]
 pub struct Depthwise {
     codes: Constant,
@@ -142,42 +141,29 @@ pub fn depthwise(module: &Module, n: NodeId) -> Option<Depthwise> {
 }
 
 impl Depthwise {
-    fn numbers(&self) -> Result<Vec<f32>, String> {
-        let codes = dense(&self.codes)?;
-        let taps = codes.len() / self.scale.len().max(1);
-        let number = |(i, &c): (usize, &u8)| f32::from(c as i8) * self.scale[i / taps.max(1)];
-        Ok(codes.iter().enumerate().map(number).collect())
-    }
-
-    /// `len` weights packed by `pack`, which takes little-endian `f32`.
+    /// `len` weights packed by `pack`.
     pub fn weights(&self, low: &mut Lowerer, len: usize, pack: Pack) -> ValueId {
         let own = self.clone();
         let made = move || {
-            let bytes: Vec<u8> = own
-                .numbers()?
-                .into_iter()
-                .flat_map(f32::to_le_bytes)
-                .collect();
-            let mut out = Vec::with_capacity(len * 4);
-            pack(&bytes, &mut out);
+            let mut out = Vec::with_capacity(len);
+            pack(&dense(&own.codes)?, &mut out);
             Ok(out)
         };
-        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
+        low.made_weight(ElemType::I8, vec![len], WeightSource::Made(Arc::new(made)))
     }
 
-    /// What is added to the sums of each of the channels.
+    /// What is added to the scaled sums of each of the channels.
     pub fn bias(&self, low: &mut Lowerer, channels: usize) -> ValueId {
         let own = self.clone();
         let made = move || {
-            let numbers = own.numbers()?;
-            let taps = numbers.len() / channels;
+            let codes = dense(&own.codes)?;
+            let taps = codes.len() / channels;
             let of = |c: usize| {
-                let sum: f64 = numbers[c * taps..(c + 1) * taps]
-                    .iter()
-                    .map(|&w| f64::from(w))
-                    .sum();
+                let weights = &codes[c * taps..(c + 1) * taps];
+                let sum: i64 = weights.iter().map(|&w| i64::from(w as i8)).sum();
                 let bias = own.bias.as_ref().map_or(0.0, |b| f64::from(b[c]));
-                (bias - f64::from(own.zero) * sum) as f32
+                let zeros = i64::from(own.zero) * sum;
+                (bias - zeros as f64 * f64::from(own.scale[c])) as f32
             };
             Ok((0..channels).flat_map(|c| of(c).to_le_bytes()).collect())
         };

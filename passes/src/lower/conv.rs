@@ -276,7 +276,7 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             bias = Some(numbers.bias(low, channels));
             (
                 numbers.weights(low, plan.w.shape().iter().product(), pack),
-                vec![],
+                low.facts.module.node(n).operand(3).into_iter().collect(),
             )
         }
         _ => (schedule.weights(low, plan.w), vec![]),

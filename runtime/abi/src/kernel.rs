@@ -241,18 +241,21 @@ pub struct PackF32 {
 }
 
 /// A window over each channel of some pixels (depthwise convolution, maximum pooling):
-/// `c[r][j] = clamp(sum over t of a[t][r][j] * b[t][j]  + bias[j] + residual[r][j], lo, hi)`, or the maximum over `t` of
-/// `a[t][r][j]` in place of the sum. `a` may be codes, which count as the numbers they are; the result may be the code
-/// `round_to_even(c) + zero`, for bounds that keep it in the code's range.
+/// `c[r][j] = clamp((sum over t of a[t][r][j] * b[t][j]) * scale[j] + bias[j] + residual[r][j], lo, hi)`, or the maximum over
+/// `t` of `a[t][r][j]` in place of the sum. `a` and `b` may be codes, which count as the numbers they are; the result may be the
+/// code `round_to_even(c) + zero`, for bounds that keep it in the code's range.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct WindowF32 {
     /// `taps * rows` addresses of `cols` elements each, tap-major: `f32`, or `u8` with `codes`.
     pub a: *const *const c_void,
-    /// `taps` rows of `cols` weights, `b_stride` apart; null for the maximum.
-    pub b: *const f32,
+    /// `taps` rows of `cols` weights, `b_stride` apart: `f32`, or `i8` with `codes`, of at most 256 taps, so that sums are
+    /// exact. Null for the maximum.
+    pub b: *const c_void,
     /// Address of the tile's first element in the result.
     pub c: *mut c_void,
+    /// `cols` factors of the sums, or null.
+    pub scale: *const f32,
     /// `cols` values, or null.
     pub bias: *const f32,
     /// First element of the tile to add, with `residual_stride`, or null.
@@ -273,7 +276,7 @@ pub struct WindowF32 {
     pub lo: f32,
     /// Upper bound of the result (`+inf` for none).
     pub hi: f32,
-    /// Non-zero: `a` is codes.
+    /// Non-zero: `a` and `b` are codes.
     pub codes: u32,
     /// [`RESULT_F32`] or [`RESULT_CODE`].
     pub result: u32,

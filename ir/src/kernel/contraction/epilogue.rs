@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! x = acc
-//! i32 accumulators only, all or nothing but the first line:
+//! i32 accumulators only, all or nothing but the first line; of sums of a window, the last:
 //!   x = sub x, mul(broadcast(load sums), broadcast zero)
 //!   x = mul (cast f32 x), broadcast(load scale)
 //! x = add x, broadcast(load bias)          a row of [32], repeated along axis 0
@@ -29,7 +29,7 @@ use lapidary_abi::kernel::{RESULT_CODE, RESULT_F32, RESULT_I32};
 /// What follows a contraction; the parts apply in this order.
 #[derive(Clone, Debug)]
 pub struct Epilogue {
-    /// How sums of codes become numbers; `None` for `f32` accumulators, and where sums are the result.
+    /// How sums of codes become numbers; `None` for products of numbers, and where sums are the result.
     pub scaled: Option<Scaled>,
     /// A row of biases, as long as the tile's: buffer and first element.
     pub bias: Option<(Buf, Var)>,
@@ -306,7 +306,7 @@ pub fn recognise_epilogue<'k>(
         if facts.uses(x) != 1 || found.replaced.len() > MOST * (1 + found.stages.len()) {
             return None;
         }
-        if sums && let Some((rest, scaled)) = scaled(facts, x, acc, &at, &mut found) {
+        if let Some((rest, scaled)) = scaled(facts, x, acc, &at, &mut found) {
             found.scaled = Some(scaled);
             x = rest;
             break;
@@ -602,6 +602,20 @@ fn scaled(
     let Op::Binary(Binary::Mul, cast, scale) = facts.def(x)? else {
         return None;
     };
+    if *cast == acc && is_f32(facts, acc) {
+        let (row, scale_at) = row_of(facts, *scale, found.cols)?;
+        if !is_f32(facts, row) {
+            return None;
+        }
+        for v in [x, *scale, row] {
+            found.replaced.push(at(v)?);
+        }
+        let scaled = Scaled {
+            zero: None,
+            scale: scale_at,
+        };
+        return Some((acc, scaled));
+    }
     let Op::Cast(sum) = facts.def(*cast)? else {
         return None;
     };

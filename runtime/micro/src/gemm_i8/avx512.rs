@@ -76,7 +76,7 @@ static NARROW: [Tile; MAX_ROWS_I8] = [
 ///
 /// # Safety
 /// The block is valid, `rows == R`, the panel has these columns, `out` is a [`Sums`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<const R: usize, const V: usize, const U: usize>(
     g: &GemmI8,
     c0: usize,
@@ -139,7 +139,7 @@ fn lanes(cols: usize, from: usize) -> __mmask16 {
 /// # Safety
 /// There are `R` addresses of rows of `k` bytes; the panel has `k / 4` lines, rounded up, `pitch` apart.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
     acc: &mut [[[__m512i; V]; R]; U],
     rows: *const *const u8,
@@ -178,7 +178,7 @@ unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
 /// # Safety
 /// As [`multiply`].
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn line<const R: usize, const V: usize>(
     acc: &mut [[__m512i; V]; R],
     rows: *const *const u8,
@@ -195,7 +195,13 @@ unsafe fn line<const R: usize, const V: usize>(
         for r in 0..R {
             // Read again each time: more addresses than registers would be spilled anyway, for each tap.
             let row = rows.add(r).read_volatile();
-            let a = _mm512_set1_epi32(lane(row.add(4 * i), n) as i32);
+            let at = row.wrapping_add(4 * i);
+            let a = if n == 4 {
+                _mm512_set1_epi32(lane(at, 4) as i32)
+            } else {
+                let some = _mm_maskz_loadu_epi8((1 << n) - 1, at.cast());
+                _mm512_broadcastd_epi32(some)
+            };
             for v in 0..V {
                 acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, w[v]);
             }
