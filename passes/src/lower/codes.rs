@@ -43,7 +43,7 @@ pub fn takes(module: &Module, n: NodeId, fits: fn(&[usize]) -> bool) -> bool {
         && (node.operand(4).is_none() || row(4))
         && known
         && !empty
-        && tail(module, n).is_some()
+        && tail_fits(module, n)
         && w.shape().iter().all(|&d| d > 0)
         && fits(w.shape())
 }
@@ -253,6 +253,23 @@ pub fn tail(module: &Module, n: NodeId) -> Option<(Tail, Vec<TailValues>)> {
     }
     let coded = node.operand(5).is_some() || tail == Tail::default();
     coded.then_some((tail, values))
+}
+
+/// True if a node has no tail, or one that has a kernel.
+fn tail_fits(module: &Module, n: NodeId) -> bool {
+    let node = module.node(n);
+    let shape = |v: ValueId| module.value(v).ty.shape();
+    let columns = node.operand(3).and_then(|v| {
+        let of = module.value(v).ty.as_tensor()?.const_shape()?;
+        of.first().copied()
+    });
+    tail(module, n).is_some_and(|(_, values)| {
+        let result = node.results.first().and_then(|&v| shape(v));
+        values.iter().all(|of| {
+            let fits = of.residual.is_none_or(|r| shape(r) == result);
+            fits && (of.row.len() == 1 || Some(of.row.len()) == columns)
+        })
+    })
 }
 
 /// The operands of a kernel for the tail of a node, as [`Tail::params`] has them.

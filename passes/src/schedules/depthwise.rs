@@ -34,20 +34,24 @@ pub struct Depthwise {
 const LANES: i64 = 16;
 /// Most channels of a tile.
 const MAX_WIDTH: i64 = 128;
+/// Codes in a vector.
+const CODE_LANES: i64 = 64;
+/// Most channels of a tile of codes.
+const MAX_CODE_WIDTH: i64 = 256;
 
 impl Depthwise {
     /// Pixels and channels of a tile.
     fn tile(&self) -> (u32, i64) {
-        let (most, width) = if self.small_tiles {
-            (4, LANES)
-        } else {
-            (MAX_ROWS, MAX_WIDTH)
+        let (most, width, lanes) = match (self.small_tiles, self.conv.codes) {
+            (true, _) => (4, LANES, LANES),
+            (false, None) => (MAX_ROWS, MAX_WIDTH, LANES),
+            (false, Some(_)) => (MAX_ROWS, MAX_CODE_WIDTH, CODE_LANES),
         };
         let c = self.conv.channels;
         let runs = (c + width - 1) / width;
         let even = (c + runs - 1) / runs;
         let rows = even_rows(Num::Const(self.conv.output[1]), most);
-        (rows, (even + LANES - 1) / LANES * LANES)
+        (rows, (even + lanes - 1) / lanes * lanes)
     }
 
     /// Blocks of the grid, for one image if their number is not known.

@@ -32,7 +32,9 @@ pub static QUANTIZED_LINEAR: OpDef = OpDef {
     attrs: &[LO, HI],
     infer: |ctx| {
         let shape = matmul_type_shape(ctx, 0, 2)?;
-        Ok(vec![Type::Tensor(TensorType { elem: result(ctx)?, shape })])
+        let ty = Type::Tensor(TensorType { elem: result(ctx)?, shape });
+        tail::check(ctx, &ty)?;
+        Ok(vec![ty])
     },
     decompose: Some(|b, node| {
         let a = shifted(b, node.need(0)?, node.operand(1), false)?;
@@ -55,7 +57,11 @@ pub static QUANTIZED_CONV: OpDef = OpDef {
         let [auto_pad, dilations, group, kernel_shape, pads, strides] = *CONV_ATTRS else { panic!("the list of conv has these") };
         [auto_pad, dilations, group, kernel_shape, pads, strides, LO, HI]
     },
-    infer: |ctx| infer_conv(ctx, 0, 2, result(ctx)?),
+    infer: |ctx| {
+        let types = infer_conv(ctx, 0, 2, result(ctx)?)?;
+        types.iter().try_for_each(|ty| tail::check(ctx, ty))?;
+        Ok(types)
+    },
     decompose: Some(|b, node| {
         let x = shifted(b, node.need(0)?, node.operand(1), false)?;
         let w = b.cast(node.need(2)?, ElemType::I32)?;

@@ -7,7 +7,7 @@
 use crate::builder::Builder;
 use crate::graph::Node;
 use crate::ops::{InferCtx, OpError, Operand};
-use crate::{ElemType, ValueId};
+use crate::{Dim, ElemType, Type, ValueId};
 
 /// Most stages.
 pub const STAGES: usize = 2;
@@ -79,6 +79,46 @@ pub(super) fn elem(ctx: &InferCtx, elem: ElemType) -> Result<ElemType, OpError> 
         }
     }
     Ok(elem)
+}
+
+/// Refuses what would change the shape of a result of type `ty`.
+pub(super) fn check(ctx: &InferCtx, ty: &Type) -> Result<(), OpError> {
+    let differ = |a: &Dim, b: &Dim| {
+        let known = a.as_const().zip(b.as_const());
+        known.is_some_and(|(a, b)| a != b)
+    };
+    for stage in 0..STAGES {
+        for (name, scalar) in [
+            ("x_scale", true),
+            ("residual_scale", true),
+            ("residual_zero", true),
+            ("y_scale", true),
+            ("y_zero", true),
+            ("residual", false),
+        ] {
+            let at = stage_operand(stage, name);
+            if !ctx.has(at) {
+                continue;
+            }
+            let (Some(own), Some(all)) = (ctx.shape(at)?, ty.shape()) else {
+                continue;
+            };
+            let fits = match scalar {
+                true => own.is_empty(),
+                false => {
+                    own.len() == all.len() && !own.iter().zip(all).any(|(a, b)| differ(a, b))
+                }
+            };
+            if !fits {
+                return Err(OpError::new(format!("`{name}` does not fit the result")));
+            }
+        }
+        let bias = stage_operand(stage, "bias");
+        if ctx.has(bias) && ctx.shape(bias)?.is_some_and(|s| s.len() != 1) {
+            return Err(OpError::new("`bias` must have one axis"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the tail of `node` after its codes `x`; `column` makes numbers for each column fit them.
