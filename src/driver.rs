@@ -15,6 +15,7 @@ use lapidary_passes::fold::{Limits, fold_constants};
 use lapidary_passes::lower::{self, Report, WeightPiece, lower};
 use lapidary_passes::rules::FAMILIES;
 use lapidary_passes::tables::tabulate;
+use lapidary_passes::tails::attach;
 use lapidary_runtime::bytes::Bytes;
 use lapidary_runtime::image::Image;
 use lapidary_runtime::memory::Weights;
@@ -152,6 +153,7 @@ pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report
     let report = egraph::saturate(module, &options.target, &egraph::Options::default(), &rules);
     fold_constants(module, Limits::default());
     tabulate(module);
+    attach(module);
     report
 }
 

@@ -276,7 +276,9 @@ impl Generator<'_> {
         for operand in op.operands {
             match operand {
                 Operand::One(_) => operands.push((!self.rarely(32)).then(|| self.value())),
-                Operand::Optional(_) => operands.push(self.rarely(2).then(|| self.value())),
+                Operand::Optional(_) | Operand::Late(_) => {
+                    operands.push(self.rarely(2).then(|| self.value()))
+                }
                 Operand::Variadic(_) => {
                     for _ in 0..self.below(4) {
                         operands.push(Some(self.value()));

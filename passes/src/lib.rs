@@ -6,3 +6,4 @@ pub mod lower;
 pub mod rules;
 pub mod schedules;
 pub mod tables;
+pub mod tails;

@@ -152,6 +152,10 @@ fn gemm_i8(
                             lo: f32::NEG_INFINITY,
                             hi: f32::INFINITY,
                             result: RESULT_I32,
+                            width: PANEL_I8 as u32,
+                            table: core::ptr::null(),
+                            stage_count: 0,
+                            stages: [StageI8::NONE; MAX_STAGES_I8],
                         });
                     }
                 }

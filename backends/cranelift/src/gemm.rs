@@ -7,10 +7,10 @@ use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{InstBuilder, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, RESULT_I32, WindowF32};
+use lapidary_abi::kernel::{GemmF32, GemmI8, Import, RESULT_I32, StageI8, WindowF32};
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
-use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, plan};
+use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, plan};
 use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
 use std::mem::offset_of;
 
@@ -24,7 +24,7 @@ impl<'k> Fun<'k, '_> {
             return Ok(0);
         };
         if let Some(tail) = &plan.tail {
-            for (i, s) in rest[..tail.store].iter().enumerate() {
+            for (i, s) in rest[..=tail.last].iter().enumerate() {
                 if !tail.replaced.contains(&i) {
                     self.statements(std::slice::from_ref(s))?;
                 }
@@ -44,9 +44,9 @@ impl<'k> Fun<'k, '_> {
         let cols = self.clamped(tail.and_then(|t| t.cols), g.width())?;
         let k = self.scalar(g.k)?;
         let Some(tail) = tail else {
-            let slot = self.slot((g.rows * PANEL * 4) as usize);
+            let slot = self.slot((g.rows * g.width() * 4) as usize);
             let c = self.slot_addr(slot);
-            let stride = self.index(i64::from(PANEL));
+            let stride = self.index(i64::from(g.width()));
             let pointers = self.row_pointers(g, rows, to_zeros)?;
             self.fill_and_call(
                 g,
@@ -74,7 +74,7 @@ impl<'k> Fun<'k, '_> {
             let (c, elem) = s.buffer(tail.c)?;
             let base = s.scalar(tail.c_base)?;
             let c = s.element(c, base, elem.size_bytes() as i64);
-            let c_stride = s.stride(tail.c_rows)?;
+            let c_stride = s.stride(&tail.c_rows)?;
             s.fill_and_call(
                 g,
                 Call {
@@ -181,6 +181,14 @@ impl<'k> Fun<'k, '_> {
                 let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (sums, scale, a_zero) = self.scaling(call.tail)?;
                 let (result, zero) = self.result(call.tail, ElemType::I32);
+                let table = match call.tail.and_then(|t| t.table) {
+                    Some(table) => self.buffer(table)?.0,
+                    None => self.index(0),
+                };
+                let stages = self.stages(call.tail)?;
+                let count = call.tail.map_or(0, |t| t.stages.len());
+                let stage_count = self.b.ins().iconst(I32, count as i64);
+                let width = self.b.ins().iconst(I32, i64::from(g.width()));
                 fields!(GemmI8 {
                     a: a,
                     b: b,
@@ -198,18 +206,26 @@ impl<'k> Fun<'k, '_> {
                     lo: lo,
                     hi: hi,
                     result: result,
+                    table: table,
+                    width: width,
+                    stage_count: stage_count,
                 })
+                .into_iter()
+                .chain(stages)
+                .collect()
             }
             Kind::F32 if let Some(w) = g.window => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (result, zero) = self.result(call.tail, ElemType::F32);
                 let codes = self.buffer(g.a)?.1 == ElemType::U8;
                 let codes = self.b.ins().iconst(I32, i64::from(codes));
+                let (_, scale, _) = self.scaling(call.tail)?;
                 let null = self.index(0);
                 fields!(WindowF32 {
                     a: a,
                     b: if w.maximum { null } else { b },
                     c: call.c,
+                    scale: scale,
                     bias: bias,
                     residual: residual,
                     b_stride: call.k,
@@ -254,6 +270,35 @@ impl<'k> Fun<'k, '_> {
         let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(sums));
         let result = self.b.ins().iconst(I32, i64::from(result));
         (result, self.b.ins().iconst(I32, zero))
+    }
+
+    /// The fields of the stages.
+    fn stages(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<Vec<(Value, usize)>, Error> {
+        let mut fields = vec![];
+        for (i, stage) in tail.map_or(&[][..], |t| &t.stages[..]).iter().enumerate() {
+            let number = |s: &mut Self, x: f32| s.b.ins().f32const(x);
+            let row = self.address(stage.row)?;
+            let (mut residual, mut stride, mut of_residual) = (self.index(0), self.index(0), 0.0);
+            if let Some((buf, base, rows, factor)) = stage.residual {
+                let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+                residual = self.element(address, base, 1);
+                (stride, of_residual) = (self.stride(rows)?, factor);
+            }
+            let at = offset_of!(GemmI8, stages) + i * size_of::<StageI8>();
+            fields.extend([
+                (row, at + offset_of!(StageI8, row)),
+                (residual, at + offset_of!(StageI8, residual)),
+                (stride, at + offset_of!(StageI8, residual_stride)),
+                (number(self, stage.factor), at + offset_of!(StageI8, factor)),
+                (
+                    number(self, of_residual),
+                    at + offset_of!(StageI8, residual_factor),
+                ),
+                (number(self, stage.lo), at + offset_of!(StageI8, lo)),
+                (number(self, stage.hi), at + offset_of!(StageI8, hi)),
+            ]);
+        }
+        Ok(fields)
     }
 
     /// Column sums, scale, and the code of zero in A.

@@ -4,7 +4,9 @@
 
 use crate::function::Fun;
 use crate::writer::{Lane, Ty, Val};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, KernelContext, RESULT_I32, WindowF32};
+use lapidary_abi::kernel::{
+    GemmF32, GemmI8, Import, KernelContext, RESULT_I32, StageI8, WindowF32,
+};
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, PANEL, Plan, plan};
@@ -22,15 +24,15 @@ impl<'k> Fun<'k> {
             return Ok(0);
         };
         if !self.calls(&plan) {
-            // Windows are good code as they stand.
-            if plan.found.window.is_some() {
+            // Windows are good code as they stand; wide panels are for micro-kernels.
+            if plan.found.window.is_some() || plan.found.width() != PANEL {
                 return Ok(0);
             }
             self.product(&plan)?;
             return Ok(1);
         }
         if let Some(tail) = &plan.tail {
-            for (i, s) in rest[..tail.store].iter().enumerate() {
+            for (i, s) in rest[..=tail.last].iter().enumerate() {
                 if !tail.replaced.contains(&i) {
                     self.statements(std::slice::from_ref(s))?;
                 }
@@ -54,8 +56,8 @@ impl<'k> Fun<'k> {
         let cols = self.clamped(tail.and_then(|t| t.cols), g.width())?;
         let k = self.scalar(g.k)?;
         let Some(tail) = tail else {
-            let c = self.w.slot(u64::from(g.rows * PANEL * 4));
-            let c_stride = self.w.index(i64::from(PANEL));
+            let c = self.w.slot(u64::from(g.rows * g.width() * 4));
+            let c_stride = self.w.index(i64::from(g.width()));
             let pointers = self.row_pointers(plan, rows)?;
             self.fill_and_call(
                 g,
@@ -82,7 +84,7 @@ impl<'k> Fun<'k> {
             let (c, elem) = s.buffer(tail.c)?;
             let base = s.scalar(tail.c_base)?;
             let c = s.element(c, base, elem.size_bytes() as i64);
-            let c_stride = s.stride(tail.c_rows)?;
+            let c_stride = s.stride(&tail.c_rows)?;
             s.fill_and_call(
                 g,
                 Call {
@@ -176,6 +178,14 @@ impl<'k> Fun<'k> {
                 let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (sums, scale, a_zero) = self.scaling(call.tail)?;
                 let (result, zero) = self.result(call.tail, ElemType::I32);
+                let table = match call.tail.and_then(|t| t.table) {
+                    Some(table) => self.buffer(table)?.0,
+                    None => self.w.null(),
+                };
+                let stages = self.stages(call.tail)?;
+                let count = call.tail.map_or(0, |t| t.stages.len());
+                let stage_count = self.w.int(Ty::scalar(Lane::I32), count as i64);
+                let width = self.w.int(Ty::scalar(Lane::I32), i64::from(g.width()));
                 fields!(GemmI8 {
                     a: call.pointers,
                     b: b,
@@ -193,18 +203,26 @@ impl<'k> Fun<'k> {
                     lo: lo,
                     hi: hi,
                     result: result,
+                    table: table,
+                    width: width,
+                    stage_count: stage_count,
                 })
+                .into_iter()
+                .chain(stages)
+                .collect()
             }
             Kind::F32 => {
                 let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
                 let (result, zero) = self.result(call.tail, ElemType::F32);
                 let codes = self.buffer(g.a)?.1 == ElemType::U8;
                 let codes = self.w.int(Ty::scalar(Lane::I32), i64::from(codes));
+                let (_, scale, _) = self.scaling(call.tail)?;
                 match g.window {
                     Some(w) => fields!(WindowF32 {
                         a: call.pointers,
                         b: if w.maximum { self.w.null() } else { b },
                         c: call.c,
+                        scale: scale,
                         bias: bias,
                         residual: residual,
                         b_stride: call.k,
@@ -254,6 +272,36 @@ impl<'k> Fun<'k> {
         let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(sums));
         let i32s = Ty::scalar(Lane::I32);
         (self.w.int(i32s, i64::from(result)), self.w.int(i32s, zero))
+    }
+
+    /// The fields of the stages.
+    fn stages(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<Vec<(Val, usize)>, Error> {
+        let mut fields = vec![];
+        for (i, stage) in tail.map_or(&[][..], |t| &t.stages[..]).iter().enumerate() {
+            let f32s = Ty::scalar(Lane::F32);
+            let number = |s: &mut Self, x: f32| s.w.float(f32s, f64::from(x));
+            let row = self.address(stage.row)?;
+            let (mut residual, mut stride, mut of_residual) = (self.w.null(), self.w.index(0), 0.0);
+            if let Some((buf, base, rows, factor)) = stage.residual {
+                let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
+                residual = self.element(address, base, 1);
+                (stride, of_residual) = (self.stride(rows)?, factor);
+            }
+            let at = offset_of!(GemmI8, stages) + i * size_of::<StageI8>();
+            fields.extend([
+                (row, at + offset_of!(StageI8, row)),
+                (residual, at + offset_of!(StageI8, residual)),
+                (stride, at + offset_of!(StageI8, residual_stride)),
+                (number(self, stage.factor), at + offset_of!(StageI8, factor)),
+                (
+                    number(self, of_residual),
+                    at + offset_of!(StageI8, residual_factor),
+                ),
+                (number(self, stage.lo), at + offset_of!(StageI8, lo)),
+                (number(self, stage.hi), at + offset_of!(StageI8, hi)),
+            ]);
+        }
+        Ok(fields)
     }
 
     /// Column sums, scale, and the code of zero in A.

@@ -6,8 +6,9 @@ use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{
-    Epilogue, GemmTile, Kind, PANEL, RowsAt, Scaled, epilogue, gemm,
+    Epilogue, GemmTile, Kind, PANEL, RowsAt, Scaled, Stage, epilogue, gemm,
 };
+use lapidary_ir::kernel::window::{WindowTile, window};
 use lapidary_ir::kernel::*;
 
 /// Scales rows: tiles with a remainder, a grid of two axes.
@@ -311,6 +312,10 @@ struct Gemm {
     k: i64,
     n: i64,
     taps: u32,
+    /// Panels of so many columns.
+    width: u32,
+    /// How many stages codes go through, and then a table.
+    stages: usize,
     /// Rows by offsets, some missing.
     masked: bool,
     /// Between the product and the store.
@@ -338,16 +343,18 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     let bias = b.buffer("bias", ElemType::F32, false);
     let residual = b.buffer("residual", ElemType::F32, false);
     let sums = b.buffer("sums", ElemType::I32, false);
+    let codes = b.buffer("codes", ElemType::U8, false);
+    let table = b.buffer("table", ec, false);
     let i = b.grid(Extent::Const(g.m as u64).div(g.rows));
-    let j = b.grid(Extent::Const(g.n as u64).div(PANEL));
-    let (rows, panel) = (b.index(i64::from(g.rows)), b.index(i64::from(PANEL)));
+    let j = b.grid(Extent::Const(g.n as u64).div(g.width));
+    let (rows, panel) = (b.index(i64::from(g.rows)), b.index(i64::from(g.width)));
     let row = b.binary(Binary::Mul, i, rows);
     let col = b.binary(Binary::Mul, j, panel);
     let (m, n, k) = (b.index(g.m), b.index(g.n), b.index(g.k));
     let rows_left = b.binary(Binary::Sub, m, row);
     let cols_left = b.binary(Binary::Sub, n, col);
     let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
-    let panel_len = b.index(k_padded * i64::from(PANEL) * i64::from(g.taps));
+    let panel_len = b.index(k_padded * i64::from(g.width) * i64::from(g.taps));
     let b_base = b.binary(Binary::Mul, j, panel_len);
     let tile = GemmTile {
         kind: g.kind,
@@ -357,6 +364,7 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
         b_base,
         k,
         taps: g.taps,
+        width: g.width,
     };
     let row_len = g.k * i64::from(g.taps);
     let acc = gemm(&mut b, tile, |b, tap| {
@@ -402,6 +410,16 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
             lo: numbers.then_some(if f32s { -1.0 } else { -50.0 }),
             hi: numbers.then_some(if f32s { 3.0 } else { 60.0 }),
             code: g.scaled.flatten(),
+            stages: (0..g.stages)
+                .map(|i| Stage {
+                    factor: 0.75,
+                    row: (bias, col),
+                    residual: (i == 1).then(|| (codes, at.clone(), 0.3)),
+                    lo: -50.0,
+                    hi: 60.0,
+                })
+                .collect(),
+            table: (g.stages > 0).then_some(table),
             c,
             c_at: at,
             cols: Some(cols_left),
@@ -438,6 +456,8 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
         k: 9,
         n: 40,
         taps: 1,
+        width: PANEL,
+        stages: 0,
         masked: false,
         tail: same,
     };
@@ -493,6 +513,31 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
             masked: true,
             ..base
         },
+        Gemm {
+            kind: Kind::I8,
+            scaled: Some(Some((ElemType::U8, 50))),
+            taps: 3,
+            width: 96,
+            stages: 1,
+            masked: true,
+            n: 70,
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            scaled: Some(Some((ElemType::I8, -3))),
+            width: 64,
+            stages: 2,
+            n: 150,
+            ..base
+        },
+        Gemm {
+            kind: Kind::I8,
+            width: 64,
+            tail: |b, acc| b.binary(Binary::Add, acc, acc),
+            n: 70,
+            ..base
+        },
     ];
     let mut rng = Rng(5);
     for g in &cases {
@@ -501,7 +546,8 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
         let size = if f32s { 4 } else { 1 };
         let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
         let a_len = (g.m * g.k * i64::from(g.taps)) as usize;
-        let b_len = ((g.n + 31) / 32 * 32 * k_padded * i64::from(g.taps)) as usize;
+        let width = i64::from(g.width);
+        let b_len = ((g.n + width - 1) / width * width * k_padded * i64::from(g.taps)) as usize;
         let mut fill = |n: usize| {
             if f32s {
                 rng.f32s(n)
@@ -513,6 +559,10 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
         let c_len = (g.m * g.n) as usize;
         let (bias, residual) = (rng.f32s(g.n as usize), rng.f32s(c_len));
         let sums: Vec<u8> = (0..g.n as i32).flat_map(i32::to_le_bytes).collect();
+        let (codes, table) = (
+            (0..c_len).map(|i| (i * 89) as u8).collect(),
+            (0..256).map(|i| (i * 167 + 5) as u8).collect(),
+        );
         let c_size = match g.scaled {
             Some(Some(_)) => 1,
             _ => 4,
@@ -520,10 +570,101 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
         check(
             backend,
             &kernel,
-            &[a, w, vec![0; c_size * c_len], bias, residual, sums],
+            &[
+                a,
+                w,
+                vec![0; c_size * c_len],
+                bias,
+                residual,
+                sums,
+                codes,
+                table,
+            ],
             &[],
             1e-4,
         );
+    }
+}
+
+/// `y[r] = sum over t of x[t + r] * w[t]`, channel by channel, as codes, or the maximum.
+fn window_kernel(rows: u32, cols: i64, taps: i64, codes: bool, maximum: bool) -> Kernel {
+    let mut b = KernelBuilder::new("window");
+    let (of_x, of_w) = match codes {
+        true => (ElemType::U8, ElemType::I8),
+        false => (ElemType::F32, ElemType::F32),
+    };
+    let (x, w) = (b.buffer("x", of_x, false), b.buffer("w", of_w, false));
+    let (scale, bias) = (
+        b.buffer("scale", ElemType::F32, false),
+        b.buffer("bias", ElemType::F32, false),
+    );
+    let y = b.buffer("y", of_x, true);
+    let tile = b.grid(Extent::Const(2));
+    let (zero, len) = (b.index(0), b.index(cols));
+    let valid = (cols % 16 != 0).then_some(len);
+    let height = b.index(i64::from(rows));
+    let row = b.binary(Binary::Mul, tile, height);
+    let spec = WindowTile {
+        rows,
+        width: (cols as u32).next_multiple_of(16),
+        a: x,
+        codes,
+        weights: (!maximum).then_some((w, zero, cols)),
+        cols: valid,
+        taps: taps as u32,
+    };
+    let acc = window(&mut b, spec, |b, t| {
+        let from = b.binary(Binary::Add, row, t);
+        RowsAt {
+            base: b.binary(Binary::Mul, from, len),
+            rows: Axis::stride(cols),
+        }
+    });
+    let base = b.binary(Binary::Mul, row, len);
+    epilogue(
+        &mut b,
+        acc,
+        Epilogue {
+            scaled: (codes && !maximum).then_some(Scaled {
+                zero: None,
+                scale: (scale, zero),
+            }),
+            bias: (!maximum).then_some((bias, zero)),
+            residual: None,
+            lo: codes.then_some(if maximum { 0.0 } else { -100.0 }),
+            hi: codes.then_some(if maximum { 255.0 } else { 155.0 }),
+            code: codes.then_some((ElemType::U8, if maximum { 0 } else { 100 })),
+            stages: vec![],
+            table: None,
+            c: y,
+            c_at: RowsAt {
+                base,
+                rows: Axis::stride(cols),
+            },
+            cols: valid,
+        },
+    );
+    b.finish()
+}
+
+/// Depthwise convolutions and maximum pools, of numbers and of codes.
+pub fn windows_of_numbers_and_codes(backend: &Backend) {
+    let mut rng = Rng(6);
+    for (rows, cols, taps) in [(3, 40, 9), (14, 64, 4), (5, 16, 1), (2, 130, 3)] {
+        for (codes, maximum) in [(true, false), (true, true), (false, false), (false, true)] {
+            let mut fill = |n: i64| match codes {
+                true => (0..n).map(|_| rng.bits() as u8).collect(),
+                false => rng.f32s(n as usize),
+            };
+            let x = fill((2 * i64::from(rows) + taps - 1) * cols);
+            let w = fill(taps * cols);
+            let y = vec![0; 2 * rows as usize * cols as usize * if codes { 1 } else { 4 }];
+            let scale = (0..cols).map(|j| 0.0021 * (1 + j % 4) as f32);
+            let scale = scale.flat_map(f32::to_le_bytes).collect();
+            let bias = rng.f32s(cols as usize);
+            let kernel = window_kernel(rows, cols, taps, codes, maximum);
+            check(backend, &kernel, &[x, w, scale, bias, y], &[], 1e-4);
+        }
     }
 }
 
@@ -538,6 +679,8 @@ pub fn other_machines_get_code(backend: &Backend) {
         k: 9,
         n: 40,
         taps: 2,
+        width: PANEL,
+        stages: 0,
         masked: true,
         tail: |_, acc| acc,
     });

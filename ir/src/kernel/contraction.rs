@@ -2,21 +2,22 @@
 //!
 //! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
 //! [`plan`] on each `For` and the statements after it. Both live here and in the module `epilogue`, so that
-//! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is
+//! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is, with `W` = 32 for `f32` and a
+//! multiple of 32 for 8-bit operands,
 //!
 //! ```text
-//! acc0 = const 0 : [rows, 32]                        rows <= MAX_ROWS
+//! acc0 = const 0 : [rows, W]                         rows <= MAX_ROWS
 //! acc = for t in 0..taps carry acc0 {                only if taps > 1; taps is constant
 //!   <pure statements: row addresses of this tap>
-//!   t_at = add b_base, mul(t, k * 32)
+//!   t_at = add b_base, mul(t, k * W)
 //!   for kk in 0..k step STEP {
 //!     a = load A[add(a_base, kk)], rows: <any axis>, stride 1      [rows, STEP]
-//!     b = load B[add(t_at, mul(kk, 32))], see below                [STEP, 32]
+//!     b = load B[add(t_at, mul(kk, W))], see below                 [STEP, W]
 //!     dot acc, a, b
 //! } }
 //! ```
 //!
-//! * B is a packed panel `[taps][k][32]` (`f32`) or `[taps][ceil(k / 4)][32][4]` (`i8`), whose start must be
+//! * B is a packed panel `[taps][k][32]` (`f32`) or `[taps][ceil(k / 4)][W][4]` (`i8`), whose start must be
 //!   64-byte aligned. The axes of its tile are strides 32 and 1 (`f32`), or 1 and 4 (`i8`).
 //! * A's row axis is anything that does not change with `kk`: a stride, offsets, `valid`, `mask`. Its `k`
 //!   elements are consecutive. For `i8` operands, A is `u8` and its second axis has `valid = k - kk`.
@@ -26,11 +27,13 @@
 
 mod epilogue;
 
-pub use epilogue::{Epilogue, EpilogueMatch, Scaled, epilogue, recognise_epilogue};
+pub use epilogue::{
+    Epilogue, EpilogueMatch, Scaled, Stage, StageMatch, epilogue, recognise_epilogue,
+};
 
 use super::build::KernelBuilder;
 use super::*;
-use lapidary_abi::kernel::{MAX_ROWS_F32, PANEL_F32, ZEROS_BYTES};
+use lapidary_abi::kernel::{MAX_ROWS_F32, MAX_STAGES_I8, PANEL_F32, ZEROS_BYTES};
 use std::collections::HashMap;
 
 /// Columns of a panel.
@@ -82,6 +85,8 @@ pub struct GemmTile {
     pub k: Var,
     /// Number of taps; 1 for a matrix product.
     pub taps: u32,
+    /// Columns of the panel: [`PANEL`], or a multiple of it for codes.
+    pub width: u32,
 }
 
 /// Where a tile of rows is: `base + rows(i) + j`.
@@ -93,14 +98,14 @@ pub struct RowsAt {
     pub rows: Axis,
 }
 
-/// Writes the canonical loop and returns the accumulator `[rows, PANEL]`. `rows` writes what computes the
+/// Writes the canonical loop and returns the accumulator `[rows, width]`. `rows` writes what computes the
 /// addresses of A's rows, for the tap it is given (`None` when there is one tap only).
 pub fn gemm(
     b: &mut KernelBuilder,
     tile: GemmTile,
     rows: impl FnOnce(&mut KernelBuilder, Option<Var>) -> RowsAt,
 ) -> Var {
-    let acc_ty = TileType::of(tile.kind.acc(), &[tile.rows, PANEL]);
+    let acc_ty = TileType::of(tile.kind.acc(), &[tile.rows, tile.width]);
     let zero = match tile.kind {
         Kind::F32 => Literal::Float(0.0),
         Kind::I8 => Literal::Int(0),
@@ -121,8 +126,8 @@ pub fn gemm(
             b.binary(Binary::Mul, quads, four)
         }
     };
-    let panel = b.index(i64::from(PANEL));
-    let tap_len = b.binary(Binary::Mul, k_padded, panel);
+    let width = b.index(i64::from(tile.width));
+    let tap_len = b.binary(Binary::Mul, k_padded, width);
     let (zero, taps) = (b.index(0), b.index(i64::from(tile.taps)));
     b.for_loop(zero, taps, 1, &[acc], |b, t, acc| {
         let at = rows(b, Some(t));
@@ -133,7 +138,7 @@ pub fn gemm(
 }
 
 fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: Var) -> Var {
-    let (zero, panel) = (b.index(0), b.index(i64::from(PANEL)));
+    let (zero, width) = (b.index(0), b.index(i64::from(tile.width)));
     let step = tile.kind.step();
     b.for_loop(zero, tile.k, step, &[acc], |b, kk, acc| {
         let a_at = b.binary(Binary::Add, at.base, kk);
@@ -147,9 +152,9 @@ fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: 
             &[tile.rows, step],
             vec![at.rows.clone(), k_axis],
         );
-        let skip = b.binary(Binary::Mul, kk, panel);
+        let skip = b.binary(Binary::Mul, kk, width);
         let b_at = b.binary(Binary::Add, b_base, skip);
-        let panel = b.load(tile.b, b_at, &[step, PANEL], panel_axes(tile.kind));
+        let panel = b.load(tile.b, b_at, &[step, tile.width], panel_axes(tile.kind));
         vec![b.dot(acc[0], a, panel)]
     })[0]
 }
@@ -206,6 +211,29 @@ impl<'k> Facts<'k> {
     /// Type of a var.
     pub fn ty(&self, var: Var) -> &'k TileType {
         self.kernel.ty(var)
+    }
+
+    /// True if a buffer is a thread's own memory.
+    fn is_scratch(&self, buf: Buf) -> bool {
+        buf.0 as usize >= self.kernel.params.len()
+    }
+
+    /// Elements of scratch memory.
+    fn scratch_len(&self, buf: Buf) -> Option<u32> {
+        let at = (buf.0 as usize).checked_sub(self.kernel.params.len())?;
+        self.kernel.scratch.get(at).map(|s| s.len)
+    }
+
+    /// Loads and stores of a buffer.
+    fn accesses(&self, buf: Buf) -> u32 {
+        fn count(body: &[Stmt], buf: Buf) -> u32 {
+            let own = |op: &Op| match op {
+                Op::Load { buf: b, .. } | Op::Store { buf: b, .. } => u32::from(*b == buf),
+                _ => op.bodies().map(|body| count(body, buf)).sum(),
+            };
+            body.iter().map(|s| own(&s.op)).sum()
+        }
+        count(&self.kernel.body, buf)
     }
 
     /// Uses of a var, yields included.
@@ -289,6 +317,8 @@ pub struct Contraction<'k> {
     pub b: Buf,
     /// First element of the panel.
     pub b_base: Var,
+    /// Columns of the panel.
+    pub panel: u32,
     /// The result.
     pub acc: Var,
     /// Not a product, but a window over each channel: `k` is the distance between the weights of taps.
@@ -309,7 +339,7 @@ pub struct Window {
 impl Contraction<'_> {
     /// Columns of the tile.
     pub fn width(&self) -> u32 {
-        self.window.map_or(PANEL, |w| w.width)
+        self.window.map_or(self.panel, |w| w.width)
     }
 }
 
@@ -344,7 +374,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
             let step = i64::from(found.kind.step());
             let by_literal = || {
                 let (f, k) = (facts.int(factor)?, facts.int(found.k)?);
-                Some(f == (k + step - 1) / step * step * i64::from(PANEL))
+                Some(f == (k + step - 1) / step * step * i64::from(found.panel))
             };
             let by_shape = || match facts.def(factor)? {
                 Op::Binary(Binary::Mul, k, p) => Some(
@@ -442,7 +472,8 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
     let [rows, cols] = kernel.ty(*acc).shape[..] else {
         return None;
     };
-    if cols != PANEL || l.step != kind.step() || kernel.ty(*a).shape[1] != kind.step() {
+    let wide = kind == Kind::I8 && cols > 0 && cols.is_multiple_of(PANEL);
+    if cols != PANEL && !wide || l.step != kind.step() || kernel.ty(*a).shape[1] != kind.step() {
         return None;
     }
     let (
@@ -479,7 +510,7 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
         }])
         .flatten()
         .all(|v| v != l.index && !defined_in(l.body, v));
-    if facts.int(factor) != Some(i64::from(PANEL))
+    if facts.int(factor) != Some(i64::from(cols))
         || *b_axes != panel_axes(kind)
         || !k_axis_ok
         || !invariant
@@ -497,6 +528,7 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
         a_rows: &a_axes[0],
         b: *b_buf,
         b_base,
+        panel: cols,
         acc: l.yielded,
         window: None,
     })
@@ -514,9 +546,9 @@ pub struct Plan<'k> {
 }
 
 impl Plan<'_> {
-    /// Statements that the plan takes care of: the loop and, with a whole epilogue, what follows up to its store.
+    /// Statements that the plan takes care of: the loop and, with a whole epilogue, what follows up to its end.
     pub fn statements(&self) -> usize {
-        self.tail.as_ref().map_or(1, |t| t.store + 2)
+        self.tail.as_ref().map_or(1, |t| t.last + 2)
     }
 }
 
@@ -529,7 +561,13 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
     let mut tail = recognise_epilogue(facts, rest, found.acc);
     // Products of numbers are stored as numbers.
     let plain = found.kind == Kind::F32 && found.window.is_none();
-    if plain && tail.as_ref().is_some_and(|t| t.code.is_some()) {
+    let no_call = |t: &EpilogueMatch| {
+        let more = !t.stages.is_empty() || t.table.is_some();
+        plain && (t.code.is_some() || t.scaled.is_some())
+            || found.kind == Kind::F32 && more
+            || t.stages.len() > MAX_STAGES_I8
+    };
+    if tail.as_ref().is_some_and(no_call) {
         tail = None;
     }
     let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
@@ -563,6 +601,8 @@ mod tests {
     struct Case {
         kind: Kind,
         scaled: bool,
+        /// A wide panel, two stages and a table.
+        more: bool,
         taps: u32,
         dynamic_k: bool,
         masked: bool,
@@ -596,6 +636,7 @@ mod tests {
             b_base: zero,
             k,
             taps: case.taps,
+            width: if case.more { 96 } else { PANEL },
         };
         let acc = gemm(&mut b, tile, |b, tap| {
             let base = match tap {
@@ -628,6 +669,19 @@ mod tests {
             }
         });
         let numbers = f32s || case.scaled;
+        let table = b.buffer("table", ElemType::U8, false);
+        let codes = b.buffer("codes", ElemType::U8, false);
+        let stage = |residual| Stage {
+            factor: 0.5,
+            row: (bias, zero),
+            residual,
+            lo: -3.0,
+            hi: 252.0,
+        };
+        let stages = match case.more {
+            true => vec![stage(None), stage(Some((codes, at(zero), 0.25)))],
+            false => vec![],
+        };
         (case.tail)(
             &mut b,
             acc,
@@ -638,6 +692,8 @@ mod tests {
                 lo: numbers.then_some(0.0),
                 hi: numbers.then_some(6.0),
                 code: case.scaled.then_some((ElemType::U8, 3)),
+                stages,
+                table: case.more.then_some(table),
                 c,
                 c_at: at(zero),
                 cols: Some(valid),
@@ -659,6 +715,7 @@ mod tests {
         let base = Case {
             kind: Kind::F32,
             scaled: false,
+            more: false,
             taps: 1,
             dynamic_k: false,
             masked: false,
@@ -698,6 +755,14 @@ mod tests {
                 scaled: true,
                 ..base
             },
+            Case {
+                kind: Kind::I8,
+                scaled: true,
+                more: true,
+                taps: 3,
+                masked: true,
+                ..base
+            },
         ];
         for (i, case) in cases.iter().enumerate() {
             let kernel = build(case);
@@ -724,6 +789,14 @@ mod tests {
                 if let Some(scaled) = tail.scaled {
                     assert_eq!(tail.code, Some((ElemType::U8, 3)));
                     assert!(scaled.zero.is_some());
+                }
+                assert_eq!(tail.stages.len(), if case.more { 2 } else { 0 });
+                assert_eq!(tail.table.is_some(), case.more);
+                if let [first, second] = &tail.stages[..] {
+                    assert_eq!((first.factor, first.lo, first.hi), (0.5, -3.0, 252.0));
+                    assert!(first.residual.is_none());
+                    assert_eq!(second.residual.as_ref().map(|r| r.3), Some(0.25));
+                    assert_eq!(tail.c_rows.at, At::Stride(32));
                 }
             }
         }

@@ -5,10 +5,11 @@
 //!   <pure statements: row addresses of this tap>
 //!   a = load A[a_base], rows: <any axis>, columns: stride 1      [rows, width]
 //!   w = load W[add(w_base, mul(t, pitch))], stride 1             [width]
-//!   acc = muladd(a, broadcast w, acc)     or, without w, max(acc, a); a may be the cast of a load of u8
+//!   acc = muladd(a, broadcast w, acc)     or, without w, max(acc, a)
 //! }
 //! ```
-//! The epilogue is that of a matrix product ([`super::contraction`]); its columns that exist are the loads'.
+//! Of codes, a and w are the casts of loads of u8 and i8. The epilogue is that of a matrix product
+//! ([`super::contraction`]); its columns that exist are the loads'.
 
 use super::build::KernelBuilder;
 use super::contraction::{
@@ -25,7 +26,7 @@ pub struct WindowTile {
     pub width: u32,
     /// The input.
     pub a: Buf,
-    /// It is `u8`, which counts as the numbers that it holds; else `f32`.
+    /// It is `u8` and the weights are `i8`, which count as the numbers that they hold; else `f32`.
     pub codes: bool,
     /// Weights: buffer, first element, elements between taps. The maximum if there are none.
     pub weights: Option<(Buf, Var, i64)>,
@@ -65,7 +66,10 @@ pub fn window(
         };
         let skip = b.binary(Binary::Mul, t, pitch);
         let at = b.binary(Binary::Add, base, skip);
-        let w = b.load(buf, at, &[tile.width], vec![cols()]);
+        let mut w = b.load(buf, at, &[tile.width], vec![cols()]);
+        if tile.codes {
+            w = b.cast(w, ty.elem);
+        }
         let w = b.broadcast(w, &ty.shape, 0);
         vec![b.mul_add(a, w, acc[0])]
     })[0]
@@ -97,11 +101,11 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
     };
     let is = |v: Var, elem| facts.ty(v).elem == TileElem::Elem(elem);
     let is_f32 = |v: Var| is(v, ElemType::F32);
-    let a = match facts.def(a)? {
-        Op::Cast(codes) if is(*codes, ElemType::U8) && facts.uses(*codes) == 1 => *codes,
-        _ if is_f32(a) => a,
-        _ => return None,
+    let stored = |v: Var, code: ElemType| match facts.def(v)? {
+        Op::Cast(codes) if is(*codes, code) && facts.uses(*codes) == 1 => Some((*codes, true)),
+        _ => is_f32(v).then_some((v, false)),
     };
+    let (a, coded) = stored(a, ElemType::U8)?;
     let Op::Load { buf, base, axes } = facts.def(a)? else {
         return None;
     };
@@ -132,6 +136,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
     let (b, b_base, pitch) = match weights {
         None => (*buf, l.begin, l.begin),
         Some(w) => {
+            let (w, weights_coded) = stored(w, ElemType::I8)?;
             let Op::Load {
                 buf: b,
                 base: w_at,
@@ -142,7 +147,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
             };
             let (w_base, pitch) = facts.base_and_factor(*w_at, l.index)?;
             let same = plain(&w_axes[0]) && w_axes[0].valid == axes[1].valid;
-            if !same || !is_f32(w) || !outside(w_base) || !outside(pitch) {
+            if !same || weights_coded != coded || !outside(w_base) || !outside(pitch) {
                 return None;
             }
             (*b, w_base, pitch)
@@ -159,6 +164,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
         a_rows: &axes[0],
         b,
         b_base,
+        panel: width,
         acc: stmt.results[0],
         window: Some(Window {
             width,

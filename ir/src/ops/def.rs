@@ -13,6 +13,8 @@ pub enum Operand {
     One(&'static str),
     /// One or none.
     Optional(&'static str),
+    /// One or none, given only after rewriting: rules do not see it.
+    Late(&'static str),
     /// Any number (only last).
     Variadic(&'static str),
 }
@@ -145,6 +147,12 @@ impl OpDef {
         tolerance: Tolerance::Exact,
         pure: true,
     };
+
+    /// Operands that a node has while rules rewrite it, absent ones included.
+    pub fn operands_in_rules(&self) -> usize {
+        let late = |o: &&Operand| matches!(o, Operand::Late(_));
+        self.operands.len() - self.operands.iter().filter(late).count()
+    }
 
     /// Fewest and most operands.
     pub fn arity(&self) -> (usize, usize) {

@@ -398,7 +398,7 @@ impl Query for Graph {
             head: Head::Attrs(attrs),
             children: vec![],
         });
-        let missing = op.operands.len().saturating_sub(operands.len());
+        let missing = op.operands_in_rules().saturating_sub(operands.len());
         let absent = (missing > 0 && op.arity().1 != usize::MAX).then(|| {
             self.add(Term {
                 head: Head::Absent,

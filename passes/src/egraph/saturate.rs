@@ -344,7 +344,7 @@ fn load(module: &Module, block: &Block, graph: &mut Graph) -> HashMap<ValueId, I
                 head: Head::Absent,
                 children: vec![],
             });
-            children.resize(node.op.operands.len(), absent);
+            children.resize(node.op.operands_in_rules().max(children.len()), absent);
         }
         let attrs = graph.analysis.intern(&node.attrs);
         children.push(graph.add(Term {

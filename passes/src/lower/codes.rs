@@ -3,9 +3,10 @@
 use super::activation::Fused;
 use super::linear::dense;
 use super::{Lowerer, WeightSource};
-use crate::schedules::codes::{Codes, Zero};
+use crate::schedules::codes::{Codes, Tail, TailStage, Zero};
 use lapidary_ir::graph::Node;
 use lapidary_ir::ops::OpError;
+use lapidary_ir::ops::quant::tail::{STAGES, TABLE, stage_operand};
 use lapidary_ir::{Constant, ElemType, Module, NodeId, ValueId};
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub fn takes(module: &Module, n: NodeId, fits: fn(&[usize]) -> bool) -> bool {
         && (node.operand(4).is_none() || row(4))
         && known
         && !empty
+        && tail_fits(module, n)
         && w.shape().iter().all(|&d| d > 0)
         && fits(w.shape())
 }
@@ -105,8 +107,7 @@ fn whole_bias(module: &Module, n: NodeId) -> Option<Vec<i32>> {
     (bias.len() == scale.len()).then(|| bias.into_iter().zip(scale).map(whole).collect())?
 }
 
-/// The weights of a depthwise convolution as numbers: sums of so few products are made of numbers, of which codes are
-/// ones too, and scale and code of zero go into weights and bias.
+/// What a depthwise convolution is made of: what the code of zero makes of its sums goes into the bias.
 #[derive(Clone)]
 pub struct Depthwise {
     codes: Constant,
@@ -140,42 +141,29 @@ pub fn depthwise(module: &Module, n: NodeId) -> Option<Depthwise> {
 }
 
 impl Depthwise {
-    fn numbers(&self) -> Result<Vec<f32>, String> {
-        let codes = dense(&self.codes)?;
-        let taps = codes.len() / self.scale.len().max(1);
-        let number = |(i, &c): (usize, &u8)| f32::from(c as i8) * self.scale[i / taps.max(1)];
-        Ok(codes.iter().enumerate().map(number).collect())
-    }
-
-    /// `len` weights packed by `pack`, which takes little-endian `f32`.
+    /// `len` weights packed by `pack`.
     pub fn weights(&self, low: &mut Lowerer, len: usize, pack: Pack) -> ValueId {
         let own = self.clone();
         let made = move || {
-            let bytes: Vec<u8> = own
-                .numbers()?
-                .into_iter()
-                .flat_map(f32::to_le_bytes)
-                .collect();
-            let mut out = Vec::with_capacity(len * 4);
-            pack(&bytes, &mut out);
+            let mut out = Vec::with_capacity(len);
+            pack(&dense(&own.codes)?, &mut out);
             Ok(out)
         };
-        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
+        low.made_weight(ElemType::I8, vec![len], WeightSource::Made(Arc::new(made)))
     }
 
-    /// What is added to the sums of each of the channels.
+    /// What is added to the scaled sums of each of the channels.
     pub fn bias(&self, low: &mut Lowerer, channels: usize) -> ValueId {
         let own = self.clone();
         let made = move || {
-            let numbers = own.numbers()?;
-            let taps = numbers.len() / channels;
+            let codes = dense(&own.codes)?;
+            let taps = codes.len() / channels;
             let of = |c: usize| {
-                let sum: f64 = numbers[c * taps..(c + 1) * taps]
-                    .iter()
-                    .map(|&w| f64::from(w))
-                    .sum();
+                let weights = &codes[c * taps..(c + 1) * taps];
+                let sum: i64 = weights.iter().map(|&w| i64::from(w as i8)).sum();
                 let bias = own.bias.as_ref().map_or(0.0, |b| f64::from(b[c]));
-                (bias - f64::from(own.zero) * sum) as f32
+                let zeros = i64::from(own.zero) * sum;
+                (bias - zeros as f64 * f64::from(own.scale[c])) as f32
             };
             Ok((0..channels).flat_map(|c| of(c).to_le_bytes()).collect())
         };
@@ -203,6 +191,107 @@ pub struct Made {
     pub w: ValueId,
     /// The zero, sums and scale, as [`Codes::params`](crate::schedules::codes::Codes::params) has them.
     pub params: Vec<ValueId>,
+}
+
+/// What a stage of a tail adds.
+#[derive(Clone)]
+pub struct TailValues {
+    /// Codes.
+    pub residual: Option<ValueId>,
+    /// Numbers for each column: biases, and what the codes of zero make, in steps of the result; one if it is the same
+    /// for all.
+    row: Arc<[f32]>,
+}
+
+/// What follows the product of a node: nothing for most; `None` if it has no kernel.
+pub fn tail(module: &Module, n: NodeId) -> Option<(Tail, Vec<TailValues>)> {
+    let node = module.node(n);
+    let (mut tail, mut values) = (Tail::default(), vec![]);
+    if !matches!(node.op.name, "quantized_linear" | "quantized_conv") {
+        return Some((tail, values));
+    }
+    for stage in 0..STAGES {
+        let operand = |name| node.operand(stage_operand(stage, name));
+        let one = |name| {
+            let v = module
+                .as_constant(operand(name)?)?
+                .decode()
+                .ok()?
+                .to_f64s()?;
+            (v.len() == 1).then(|| v[0])
+        };
+        let Some(zero) = operand("y_zero") else {
+            continue;
+        };
+        let elem = module.value(zero).ty.elem()?;
+        let (x, y) = (one("x_scale")?, one("y_scale")?);
+        let bias: Vec<f64> = match operand("bias") {
+            Some(b) => module.as_constant(b)?.decode().ok()?.to_f64s()?,
+            None => vec![0.0],
+        };
+        let (mut of_residual, mut shift) = (None, 0.0);
+        let residual = operand("residual");
+        if let Some(r) = residual {
+            let (scale, zero) = (one("residual_scale")?, one("residual_zero")?);
+            if module.value(r).ty.elem() != Some(ElemType::U8) {
+                return None;
+            }
+            of_residual = Some((scale / y) as f32);
+            shift = scale * zero;
+        }
+        tail.stages.push(TailStage {
+            factor: (x / y) as f32,
+            residual: of_residual,
+            result: (elem, code(module, zero)?),
+        });
+        let row = bias.iter().map(|b| ((b - shift) / y) as f32).collect();
+        values.push(TailValues { residual, row });
+    }
+    if let Some(table) = node.operand(TABLE) {
+        module.as_constant(table)?;
+        tail.table = Some(module.value(table).ty.elem()?);
+    }
+    let coded = node.operand(5).is_some() || tail == Tail::default();
+    coded.then_some((tail, values))
+}
+
+/// True if a node has no tail, or one that has a kernel.
+fn tail_fits(module: &Module, n: NodeId) -> bool {
+    let node = module.node(n);
+    let shape = |v: ValueId| module.value(v).ty.shape();
+    let columns = node.operand(3).and_then(|v| {
+        let of = module.value(v).ty.as_tensor()?.const_shape()?;
+        of.first().copied()
+    });
+    tail(module, n).is_some_and(|(_, values)| {
+        let result = node.results.first().and_then(|&v| shape(v));
+        values.iter().all(|of| {
+            let fits = of.residual.is_none_or(|r| shape(r) == result);
+            fits && (of.row.len() == 1 || Some(of.row.len()) == columns)
+        })
+    })
+}
+
+/// The operands of a kernel for the tail of a node, as [`Tail::params`] has them.
+pub fn tail_operands(low: &mut Lowerer, n: NodeId, values: &[TailValues]) -> Vec<ValueId> {
+    let node = low.facts.module.node(n);
+    let table = node.operand(TABLE);
+    let scales = node.operand(3).map(|v| &low.facts.module.value(v).ty);
+    let shape = scales.and_then(|t| t.as_tensor()?.const_shape());
+    let columns = shape.and_then(|s| s.first().copied()).unwrap_or(0);
+    let mut operands = vec![];
+    for of in values {
+        let row = of.row.clone();
+        let made = move || {
+            let all = (0..columns).map(|j| row[if row.len() == 1 { 0 } else { j }]);
+            Ok(all.flat_map(f32::to_le_bytes).collect())
+        };
+        let made = WeightSource::Made(Arc::new(made));
+        operands.push(low.made_weight(ElemType::F32, vec![columns], made));
+        operands.extend(of.residual);
+    }
+    operands.extend(table);
+    operands
 }
 
 /// Weights of `bytes` bytes made by `pack`, and the parameters that come with them.
@@ -259,6 +348,7 @@ pub fn weights(
 mod tests {
     use crate::lower::checks::{check, numbers};
     use lapidary_ir::builder::Builder;
+    use lapidary_ir::ops::quant::tail::{TABLE, stage_operand};
     use lapidary_ir::{Attr, ElemType, Tensor, ValueId};
 
     fn codes(b: &mut Builder, shape: &[usize]) -> ValueId {
@@ -338,6 +428,71 @@ mod tests {
                 });
                 assert!(kernels <= 9, "{kernels} kernels: it was not one product");
             }
+        }
+    }
+
+    /// A product with two stages and a table; `residual` is what the second adds.
+    fn with_tail(
+        b: &mut Builder,
+        x: ValueId,
+        residual: ValueId,
+        op: &str,
+        w: &[usize],
+        attrs: &[(&'static str, Attr)],
+    ) -> ValueId {
+        let form = (40, true, Some(ElemType::U8));
+        let y = product(b, x, op, w, form, attrs);
+        let Some(n) = b.module.producer(y) else {
+            unreachable!("a product has a node")
+        };
+        let columns = if op == "quantized_conv" { w[0] } else { w[1] };
+        let (mut operands, attrs) = (
+            b.module.node(n).operands.clone(),
+            b.module.node(n).attrs.clone(),
+        );
+        operands.resize(TABLE + 1, None);
+        let zero = |b: &mut Builder, z| b.constant(&Tensor::from_int(ElemType::U8, [], vec![z]));
+        let zeros = [20, 77, 90].map(|z| zero(b, z));
+        let (s, z) = (b.scalar(ElemType::F32, 0.011), zeros[0]);
+        let residual = b.op("quantize_linear", &[residual, s, z]).expect("codes");
+        let bias = b.constant(&numbers(&[columns], 4));
+        let table = (0..256).map(|i| (i * 167 + 3) % 256).collect();
+        let table = b.constant(&Tensor::from_int(ElemType::U8, [256], table));
+        let [x1, y1, y2] = [0.031, 0.029, 0.047].map(|s| b.scalar(ElemType::F32, s));
+        for (stage, name, v) in [
+            (0, "x_scale", x1),
+            (0, "bias", bias),
+            (0, "y_scale", y1),
+            (0, "y_zero", zeros[1]),
+            (1, "x_scale", y1),
+            (1, "residual", residual),
+            (1, "residual_scale", s),
+            (1, "residual_zero", z),
+            (1, "y_scale", y2),
+            (1, "y_zero", zeros[2]),
+        ] {
+            operands[stage_operand(stage, name)] = Some(v);
+        }
+        operands[TABLE] = Some(table);
+        b.node(op, operands, attrs, 1).expect("a product")[0]
+    }
+
+    #[test]
+    fn codes_that_go_through_a_tail() {
+        for symbolic in [false, true] {
+            for (rows, k, n) in [(15, 8, 70), (3, 45, 9)] {
+                let (a, r): (&[usize], &[usize]) = (&[rows, k], &[rows, n]);
+                check("tail", &[a, r], symbolic, |b, x| {
+                    with_tail(b, x[0], x[1], "quantized_linear", &[k, n], &[])
+                });
+            }
+            let pads = [("pads", Attr::Ints(vec![1, 1, 1, 1]))];
+            check(
+                "tail of a convolution",
+                &[&[1, 12, 6, 7], &[1, 70, 6, 7]],
+                symbolic,
+                |b, x| with_tail(b, x[0], x[1], "quantized_conv", &[70, 12, 3, 3], &pads),
+            );
         }
     }
 

@@ -1,16 +1,17 @@
 //! Convolutions: as products over channels-last pixels where weights are constant, else element by element.
 
 use super::activation::{Fused, activated};
-use super::codes;
+use super::codes::{self, TailValues};
 use super::expand::Facts;
 use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::linear::dense;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
-use crate::schedules::codes::{Codes, Zero};
+use crate::schedules::codes::{Codes, Tail, Zero, width};
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
+use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::window::WindowAttrs;
@@ -48,7 +49,8 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
     let known =
         codes::zero(module, n).is_some() || padded.is_ok_and(|p| p.iter().all(|p| *p == (0, 0)));
     let some = input.iter().chain(&output).all(|&n| n > 0);
-    let constants = !depthwise || codes::depthwise(module, n).is_some();
+    let plain = codes::tail(module, n).is_some_and(|t| t.0 == Tail::default());
+    let constants = !depthwise || plain && codes::depthwise(module, n).is_some();
     constants && taps as i64 <= MAX_TAPS && known && some
 }
 
@@ -72,6 +74,8 @@ pub struct Plan {
     pub pads: Vec<(i64, i64)>,
     pub batch: Dim,
     pub conv: Conv,
+    /// What a tail adds.
+    pub tail: Vec<TailValues>,
 }
 
 /// The schedule of a convolution, if it has one.
@@ -118,6 +122,12 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         true => codes::clamp(node),
         false => Fused::of(node)?,
     };
+    let (tail, of_tail) = codes::tail(&facts.module, n)?;
+    for &v in of_tail.iter().filter_map(|v| v.residual.as_ref()) {
+        if facts.shape(v).ok()? != result {
+            return None;
+        }
+    }
     let groups = node.int("group").unwrap_or(1).max(1);
     if is_depthwise(groups, channels, oc) && activation.is_some() {
         return None;
@@ -156,7 +166,11 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
             hi,
             activation,
             codes: quantized.then(|| codes::of(&facts.module, n)),
+            tail,
+            tail_residuals: vec![],
+            width: PANEL,
         },
+        tail: of_tail,
         pads,
     })
 }
@@ -225,8 +239,21 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         None => None,
     };
+    let mut tail = plan.tail;
+    for of in &mut tail {
+        let mut at = Pixels::dense(conv.out_channels);
+        if let Some(r) = of.residual {
+            let r = low.channels_last(r, &vec![(0, 0); plan.pads.len()], 0)?;
+            (of.residual, at) = (Some(r), low.pixels(r, conv.out_channels));
+        }
+        conv.tail_residuals.push(at);
+    }
     let y = low.channels_last_result(out)?;
     conv.y = low.pixels(y, conv.out_channels);
+    if conv.codes.is_some() && low.target.micro_kernels {
+        let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
+        conv.width = width(conv.group_out(), row);
+    }
     let mut schedule = Schedule::of(low, conv.flattened());
     let mut bias = plan.bias;
     let (w, coded) = match &mut schedule {
@@ -252,7 +279,7 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             bias = Some(numbers.bias(low, channels));
             (
                 numbers.weights(low, plan.w.shape().iter().product(), pack),
-                vec![],
+                low.facts.module.node(n).operand(3).into_iter().collect(),
             )
         }
         _ => (schedule.weights(low, plan.w), vec![]),
@@ -260,7 +287,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let buffers: Vec<ValueId> = [x, w]
         .into_iter()
         .chain(coded)
-        .chain([bias, residual, Some(y)].into_iter().flatten())
+        .chain([bias, residual].into_iter().flatten())
+        .chain(codes::tail_operands(low, n, &tail))
+        .chain([y])
         .collect();
     schedule.launch(low, "conv", &buffers, &plan.batch)?;
     low.finish_result(y, out)
@@ -421,6 +450,9 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
             zero: Zero::Nothing,
             result: Some((ElemType::U8, 0)),
         }),
+        tail: Tail::default(),
+        tail_residuals: vec![],
+        width: PANEL,
     };
     Some((conv, shape[0].clone()))
 }

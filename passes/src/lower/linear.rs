@@ -8,12 +8,12 @@
 //! one right matrix for all of them.
 
 use super::activation::{Fused, activated};
-use super::codes;
+use super::codes::{self, TailValues};
 use super::expand::Facts;
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
-use crate::schedules::codes::{column_sums, pack_quads};
+use crate::schedules::codes::{column_sums, pack_quads, width};
 use crate::schedules::gemm::Gemm;
 use crate::schedules::{Num, pack};
 use lapidary_ir::kernel::contraction::PANEL;
@@ -46,6 +46,8 @@ pub struct Plan {
     pub n: Dim,
     pub k: Dim,
     pub gemm: Gemm,
+    /// What a tail adds.
+    pub tail: Vec<TailValues>,
 }
 
 fn num(d: &Dim) -> Num {
@@ -99,6 +101,12 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     {
         return None;
     }
+    let (tail, of_tail) = codes::tail(&facts.module, n)?;
+    for &v in of_tail.iter().filter_map(|v| v.residual.as_ref()) {
+        if !facts.is_row_major(v) || facts.shape(v).ok().as_ref() != Some(&of_out) {
+            return None;
+        }
+    }
     let unit = |d: &[Dim]| d.iter().all(|d| d.as_const() == Some(1));
     let (batch, m, a_batched, w_batched) = if unit(lead_w) {
         // One matrix for all: leading axes are rows.
@@ -119,6 +127,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         hi,
         activation,
         codes: quantized.then(|| codes::of(&facts.module, n)),
+        tail,
         ..Gemm::new(num(&batch), num(&m), num(columns), num(k))
     };
     Some(Plan {
@@ -131,12 +140,13 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         n: columns.clone(),
         k: k.clone(),
         gemm,
+        tail: of_tail,
     })
 }
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
-    let Some(plan) = plan(&low.facts, n) else {
+    let Some(mut plan) = plan(&low.facts, n) else {
         if low.facts.module.node(n).op.name == "quantized_linear" {
             return Err(codes::no_kernel());
         }
@@ -149,13 +159,18 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         None => (packed(low, &plan)?, vec![]),
         Some(c) => {
             let [k, n_columns] = [&plan.k, &plan.n].map(|d| d.as_const().unwrap_or(0) as usize);
+            if low.target.micro_kernels {
+                plan.gemm.width = width(n_columns as i64, k as i64);
+            }
+            let width = plan.gemm.width;
             let pack = move |bytes: &[u8], out: &mut Vec<u8>| {
-                pack_quads(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
+                let at = |_, kk, j| kk * n_columns + j;
+                pack_quads(bytes, [1, k, n_columns], width, at, out);
             };
             let sums = move |bytes: &[u8], out: &mut Vec<i32>| {
                 column_sums(bytes, [1, k, n_columns], |_, kk, j| kk * n_columns + j, out);
             };
-            let panels = n_columns.div_ceil(PANEL as usize) * PANEL as usize;
+            let panels = n_columns.next_multiple_of(width as usize);
             let len = panels * k.next_multiple_of(4);
             let made = codes::weights(low, n, c, len, n_columns, Arc::new(pack), Arc::new(sums))?;
             (made.w, made.params)
@@ -164,15 +179,18 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let mut args: Vec<KernelArg> = [plan.a, w]
         .into_iter()
         .chain(coded)
-        .chain([plan.bias, plan.residual, Some(out)].into_iter().flatten())
+        .chain([plan.bias, plan.residual].into_iter().flatten())
+        .chain(codes::tail_operands(low, n, &plan.tail))
+        .chain([out])
         .map(KernelArg::Value)
         .collect();
     args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
-    let panels = plan.n.ceil_div(&Dim::from(i64::from(PANEL)));
+    let width = i64::from(plan.gemm.width);
+    let panels = plan.n.ceil_div(&Dim::from(width));
     let rows = i64::from(plan.gemm.tile_rows());
     let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
     let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k;
-    let per_block = plan.k.as_const().unwrap_or(256) * 2 * i64::from(PANEL) * rows;
+    let per_block = plan.k.as_const().unwrap_or(256) * 2 * width * rows;
     low.launch(
         plan.gemm.kernel("gemm"),
         &args,

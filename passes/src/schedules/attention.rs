@@ -383,6 +383,7 @@ impl Attention {
                 b_base,
                 k,
                 taps: 1,
+                width: PANEL,
             };
             let acc = contraction::gemm(b, spec, |_, _| RowsAt {
                 base: q_at,
@@ -560,6 +561,7 @@ impl Attention {
                 b_base,
                 k: here,
                 taps: 1,
+                width: PANEL,
             };
             let acc = contraction::gemm(b, spec, |_, _| RowsAt {
                 base: zero,
@@ -652,6 +654,8 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
     Epilogue {
         scaled: None,
         code: None,
+        stages: vec![],
+        table: None,
         bias: None,
         residual,
         lo: None,

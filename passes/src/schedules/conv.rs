@@ -8,12 +8,12 @@
 //! the padding are masked rows. The product sums over taps and then over channels.
 
 use super::activation::Activation;
-use super::codes::{self, Codes};
+use super::codes::{self, Codes, Tail};
 use super::epilogue::finish;
 use super::{Num, add, add_const, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, RowsAt};
 use lapidary_ir::kernel::{Axis, Binary, Kernel, Op, TileElem, TileType, Var};
 
 /// Where the channels of a pixel are: pixel `p`, channel `c` is element `p * pitch + first + c`.
@@ -74,6 +74,12 @@ pub struct Conv {
     pub activation: Option<Activation>,
     /// `x` and `w` are codes; pixels in the padding are code 0.
     pub codes: Option<Codes>,
+    /// What a result's codes go through.
+    pub tail: Tail,
+    /// Where the channels of each stage's residual are.
+    pub tail_residuals: Vec<Pixels>,
+    /// Columns of a panel.
+    pub width: u32,
 }
 
 impl Conv {
@@ -136,8 +142,8 @@ impl Conv {
     /// Blocks of the grid, for one image if their number is not known.
     pub fn blocks(&self) -> i64 {
         let rows = i64::from(even_rows(Num::Const(self.output[1]), MAX_ROWS));
-        let panels = self.group_out().div_euclid(i64::from(PANEL))
-            + i64::from(self.group_out() % i64::from(PANEL) != 0);
+        let panels = self.group_out().div_euclid(i64::from(self.width))
+            + i64::from(self.group_out() % i64::from(self.width) != 0);
         let tiles = (self.output[1] as u64).div_ceil(rows as u64) as i64;
         self.groups * panels * self.batch.known().unwrap_or(1) * self.output[0] * tiles
     }
@@ -155,17 +161,19 @@ impl Conv {
 
     /// Bytes of the weights that [`Conv::pack`] makes.
     pub fn packed_bytes(&self) -> usize {
-        let panels = (self.group_out() as u64).div_ceil(u64::from(PANEL)) as i64 * self.groups;
+        let panels = (self.group_out() as u64).div_ceil(u64::from(self.width)) as i64 * self.groups;
         let (k, window) = self.taps();
         let size = if self.codes.is_some() { 1 } else { 4 };
         let rows = window[0] * window[1] * codes::padded(self.codes, k);
-        (panels * i64::from(PANEL) * rows * size) as usize
+        (panels * i64::from(self.width) * rows * size) as usize
     }
 
     /// Packs ONNX weights `[oc][c / groups][kh][kw]` (codes, or little-endian f32) for [`Conv::kernel`].
     pub fn pack(&self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.codes.is_some() {
-            return self.each_group(|sizes, element| codes::pack_quads(bytes, sizes, element, out));
+            return self.each_group(|sizes, element| {
+                codes::pack_quads(bytes, sizes, self.width, element, out);
+            });
         }
         let [c, taps, oc] = [
             self.channels / self.groups,
@@ -209,11 +217,11 @@ impl Conv {
         }
     }
 
-    /// The kernel. Parameters: `x`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, `y`, then `batch` if it
-    /// is [`Num::Sym`].
+    /// The kernel. Parameters: `x`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, those of
+    /// [`codes::TailParams`], `y`, then `batch` if it is [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let [of_x, of_w, of_y] = codes::elems(self.codes);
+        let [of_x, of_w, of_y] = codes::elems(self.codes, &self.tail);
         let x = b.buffer("x", of_x, false);
         let w = b.buffer("w", of_w, false);
         let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
@@ -221,11 +229,12 @@ impl Conv {
         let residual = self
             .residual
             .map(|at| (b.buffer("residual", ElemType::F32, false), at));
+        let tail = self.tail.params(&mut b);
         let y = b.buffer("y", of_y, true);
         let batch = self.batch.bind(&mut b, "batch");
         let [oh, ow] = self.output;
         let group_out = self.group_out();
-        let panels = (group_out as u64).div_ceil(u64::from(PANEL));
+        let panels = (group_out as u64).div_ceil(u64::from(self.width));
         let rows = even_rows(Num::Const(ow), MAX_ROWS);
         let constant = lapidary_ir::kernel::Extent::Const;
         let group = b.grid(constant(self.groups as u64));
@@ -243,8 +252,15 @@ impl Conv {
         let group_panels = mul_const(&mut b, group, panels as i64);
         let panel_index = add(&mut b, group_panels, panel);
         let k = b.index(c);
-        let w_base = codes::panel_at(&mut b, self.codes, panel_index, taps, Num::Const(c), k);
-        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let w_base = codes::panel_at(
+            &mut b,
+            self.codes,
+            panel_index,
+            (taps, self.width),
+            Num::Const(c),
+            k,
+        );
+        let col0 = mul_const(&mut b, panel, i64::from(self.width));
         let group_col = mul_const(&mut b, group, group_out);
         let channel = add(&mut b, group_col, col0);
         let scaled = for_codes.map(|(c, params)| c.scaled(&mut b, params, channel));
@@ -256,6 +272,7 @@ impl Conv {
             b_base: w_base,
             k,
             taps: taps as u32,
+            width: self.width,
         };
         let first = mul_const(&mut b, group, self.channels / self.groups);
         let at = Window {
@@ -294,6 +311,10 @@ impl Conv {
         };
         let y_at = tile_at(self.y);
         let residual = residual.map(|(buf, at)| (buf, tile_at(at)));
+        let dense = Pixels::dense(self.out_channels);
+        let stages = self.tail.stages(&tail, channel, |i| {
+            tile_at(self.tail_residuals.get(i).copied().unwrap_or(dense))
+        });
         let (lo, hi) = match self.codes {
             Some(c) => c.bounds(self.lo, self.hi),
             None => (self.lo, self.hi),
@@ -304,10 +325,12 @@ impl Conv {
             residual,
             lo,
             hi,
-            code: self.codes.and_then(Codes::code),
+            code: self.tail.code().or(self.codes.and_then(Codes::code)),
+            stages,
+            table: self.tail.table(&tail),
             c: y,
             c_at: y_at,
-            cols: (group_out % i64::from(PANEL) != 0).then_some(cols),
+            cols: (group_out % i64::from(self.width) != 0).then_some(cols),
         };
         finish(
             &mut b,
@@ -456,6 +479,7 @@ fn inside(b: &mut KernelBuilder, x: Var, end: i64) -> Var {
 mod tests {
     use super::*;
     use crate::schedules::testing::{close, numbers, run};
+    use lapidary_ir::kernel::contraction::PANEL;
 
     /// The definition, channels last.
     fn reference(conv: &Conv, n: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
@@ -507,6 +531,9 @@ mod tests {
             hi: None,
             activation: None,
             codes: None,
+            tail: Tail::default(),
+            tail_residuals: vec![],
+            width: PANEL,
         };
         let cases = [
             base.clone(),

@@ -12,14 +12,14 @@ use super::conv::{Conv, Pixels, Window};
 use super::{Num, add, add_const, even_rows, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, MAX_ROWS, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, MAX_ROWS, RowsAt, Scaled};
 use lapidary_ir::kernel::window::{WindowTile, window};
 use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel};
 
 /// A convolution of each channel by itself (`groups == channels == out_channels`), or the maximum over its windows.
 ///
-/// Where `x` is codes they count as the numbers that they are, and weights are `f32` still: scales, and what the code of
-/// zero makes of the sum, are in the weights and the bias.
+/// Where `x` is codes, so are the weights, and there is a scale for each channel; what the code of zero makes of the sum is in
+/// the bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Depthwise {
     /// Extents and epilogue.
@@ -34,20 +34,24 @@ pub struct Depthwise {
 const LANES: i64 = 16;
 /// Most channels of a tile.
 const MAX_WIDTH: i64 = 128;
+/// Codes in a vector.
+const CODE_LANES: i64 = 64;
+/// Most channels of a tile of codes.
+const MAX_CODE_WIDTH: i64 = 256;
 
 impl Depthwise {
     /// Pixels and channels of a tile.
     fn tile(&self) -> (u32, i64) {
-        let (most, width) = if self.small_tiles {
-            (4, LANES)
-        } else {
-            (MAX_ROWS, MAX_WIDTH)
+        let (most, width, lanes) = match (self.small_tiles, self.conv.codes) {
+            (true, _) => (4, LANES, LANES),
+            (false, None) => (MAX_ROWS, MAX_WIDTH, LANES),
+            (false, Some(_)) => (MAX_ROWS, MAX_CODE_WIDTH, CODE_LANES),
         };
         let c = self.conv.channels;
         let runs = (c + width - 1) / width;
         let even = (c + runs - 1) / runs;
         let rows = even_rows(Num::Const(self.conv.output[1]), most);
-        (rows, (even + LANES - 1) / LANES * LANES)
+        (rows, (even + lanes - 1) / lanes * lanes)
     }
 
     /// Blocks of the grid, for one image if their number is not known.
@@ -58,24 +62,27 @@ impl Depthwise {
         runs * self.conv.batch.known().unwrap_or(1) * self.conv.output[0] * tiles
     }
 
-    /// Packs ONNX weights `[c][1][kh][kw]` (f32, little-endian).
+    /// Packs ONNX weights `[c][1][kh][kw]` (codes, or little-endian f32).
     pub fn pack(&self, bytes: &[u8], out: &mut Vec<u8>) {
         let taps = (self.conv.kernel[0] * self.conv.kernel[1]) as usize;
         for t in 0..taps {
             for c in 0..self.conv.channels as usize {
-                let at = (c * taps + t) * 4;
-                out.extend_from_slice(&bytes[at..at + 4]);
+                let size = if self.conv.codes.is_some() { 1 } else { 4 };
+                let at = (c * taps + t) * size;
+                out.extend_from_slice(&bytes[at..at + size]);
             }
         }
     }
 
-    /// The kernel. Parameters: `x`, `w` (unless the maximum), `bias`?, `residual`?, `y`, then `batch` if it is [`Num::Sym`].
+    /// The kernel. Parameters: `x`, `w` (unless the maximum), `scale` (of codes), `bias`?, `residual`?, `y`, then `batch` if it is [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let conv = &self.conv;
         let mut b = KernelBuilder::new(name);
-        let [of_x, _, of_y] = codes::elems(conv.codes);
+        let [of_x, of_w, of_y] = codes::elems(conv.codes, &conv.tail);
         let x = b.buffer("x", of_x, false);
-        let w = (!self.maximum).then(|| b.buffer("w", ElemType::F32, false));
+        let w = (!self.maximum).then(|| b.buffer("w", of_w, false));
+        let scaled = w.filter(|_| conv.codes.is_some());
+        let scale = scaled.map(|_| b.buffer("scale", ElemType::F32, false));
         let bias = conv.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = conv
             .residual
@@ -142,12 +149,17 @@ impl Depthwise {
             None => (conv.lo, conv.hi),
         };
         let epilogue = Epilogue {
-            scaled: None,
+            scaled: scale.map(|scale| Scaled {
+                zero: None,
+                scale: (scale, first),
+            }),
             bias: bias.map(|buf| (buf, first)),
             residual,
             lo,
             hi,
             code: conv.codes.and_then(Codes::code),
+            stages: vec![],
+            table: None,
             c: y,
             c_at: y_at,
             cols,

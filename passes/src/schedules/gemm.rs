@@ -7,7 +7,7 @@
 //! are 9 tiles of 13 and one of 11, not 9 of 14 and one of 2.
 
 use super::activation::Activation;
-use super::codes::{self, Codes};
+use super::codes::{self, Codes, Tail};
 use super::epilogue::finish;
 use super::{Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
@@ -42,6 +42,10 @@ pub struct Gemm {
     pub activation: Option<Activation>,
     /// `a` and `w` are codes.
     pub codes: Option<Codes>,
+    /// What a result's codes go through.
+    pub tail: Tail,
+    /// Columns of a panel.
+    pub width: u32,
 }
 
 impl Gemm {
@@ -60,6 +64,8 @@ impl Gemm {
             hi: None,
             activation: None,
             codes: None,
+            tail: Tail::default(),
+            width: PANEL,
         }
     }
 
@@ -73,11 +79,11 @@ impl Gemm {
         even_rows(self.m, MAX_ROWS)
     }
 
-    /// The kernel. Parameters: `a`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, `c`, then those of
-    /// `batch`, `m`, `n`, `k` that are [`Num::Sym`].
+    /// The kernel. Parameters: `a`, `w` packed, those of [`codes::Params`], `bias`?, `residual`?, those of
+    /// [`codes::TailParams`], `c`, then those of `batch`, `m`, `n`, `k` that are [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let [of_a, of_w, of_c] = codes::elems(self.codes);
+        let [of_a, of_w, of_c] = codes::elems(self.codes, &self.tail);
         let a = b.buffer("a", of_a, false);
         let w = b.buffer("w", of_w, false);
         let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
@@ -85,6 +91,7 @@ impl Gemm {
         let residual = self
             .residual
             .then(|| b.buffer("residual", ElemType::F32, false));
+        let tail = self.tail.params(&mut b);
         let c = b.buffer("c", of_c, true);
         let [batch, m, n, k] = [
             (self.batch, "batch"),
@@ -96,7 +103,7 @@ impl Gemm {
         let rows = self.tile_rows();
         let (batch_at, panel, tile) = (
             b.grid(batch.tiles(1)),
-            b.grid(n.tiles(PANEL)),
+            b.grid(n.tiles(self.width)),
             b.grid(m.tiles(rows)),
         );
 
@@ -115,10 +122,10 @@ impl Gemm {
         };
         let a_base = first(&mut b, self.a_batched, k.var);
         let panels = match self.n.known() {
-            Some(n) => b.index((n as u64).div_ceil(u64::from(PANEL)) as i64),
+            Some(n) => b.index((n as u64).div_ceil(u64::from(self.width)) as i64),
             None => {
-                let up = super::add_const(&mut b, n.var, i64::from(PANEL) - 1);
-                let width = b.index(i64::from(PANEL));
+                let up = super::add_const(&mut b, n.var, i64::from(self.width) - 1);
+                let width = b.index(i64::from(self.width));
                 b.binary(Binary::FloorDiv, up, width)
             }
         };
@@ -128,8 +135,15 @@ impl Gemm {
             zero
         };
         let panel_index = add(&mut b, product_panels, panel);
-        let w_base = codes::panel_at(&mut b, self.codes, panel_index, 1, self.k, k.var);
-        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
+        let w_base = codes::panel_at(
+            &mut b,
+            self.codes,
+            panel_index,
+            (1, self.width),
+            self.k,
+            k.var,
+        );
+        let col0 = mul_const(&mut b, panel, i64::from(self.width));
         let scaled = for_codes.map(|(c, params)| c.scaled(&mut b, params, col0));
 
         let a_rows = Axis {
@@ -145,6 +159,7 @@ impl Gemm {
             b_base: w_base,
             k: k.var,
             taps: 1,
+            width: self.width,
         };
         let acc = contraction::gemm(&mut b, spec, |_, _| RowsAt {
             base: a_base,
@@ -162,7 +177,10 @@ impl Gemm {
                 mask: None,
             },
         };
-        let exact = self.n.known().is_some_and(|n| n % i64::from(PANEL) == 0);
+        let exact = self
+            .n
+            .known()
+            .is_some_and(|n| n % i64::from(self.width) == 0);
         let (lo, hi) = match self.codes {
             Some(c) => c.bounds(self.lo, self.hi),
             None => (self.lo, self.hi),
@@ -173,7 +191,9 @@ impl Gemm {
             residual: residual.map(|buf| (buf, c_at.clone())),
             lo,
             hi,
-            code: self.codes.and_then(Codes::code),
+            code: self.tail.code().or(self.codes.and_then(Codes::code)),
+            stages: self.tail.stages(&tail, col0, |_| c_at.clone()),
+            table: self.tail.table(&tail),
             c,
             c_at,
             cols: (!exact).then_some(cols),

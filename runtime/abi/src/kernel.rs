@@ -94,7 +94,7 @@ pub struct GemmF32 {
     pub accumulate: u32,
 }
 
-/// Columns of one packed int8 panel.
+/// Columns that an int8 panel has a multiple of.
 pub const PANEL_I8: usize = 32;
 
 /// Most rows of one int8 tile.
@@ -107,11 +107,12 @@ pub const RESULT_F32: u32 = 1;
 /// Codes of 8 bits, signed or not.
 pub const RESULT_CODE: u32 = 2;
 
-/// One tile of an int8 product: `sum = sum over t, k of a[t][r][k] * b[t][k][j] - a_zero * sums[j]`, and of it
+/// One int8 product: `sum = sum over t, k of a[t][r][k] * b[t][k][j] - a_zero * sums[j]`, and of it
 ///
 /// * [`RESULT_I32`]: the sum;
 /// * [`RESULT_F32`]: `x = clamp(f32(sum) * scale[j] + bias[j], lo, hi)`;
-/// * [`RESULT_CODE`]: `round_to_even(x) + zero`, for bounds that keep it in the code's range.
+/// * [`RESULT_CODE`]: `round_to_even(x) + zero`, where `x` went through the [`StageI8`]s and the last bounds keep it in the
+///   code's range; then what the table has for the code's bits.
 ///
 /// `a` is unsigned, `b` signed (what `vpdpbusd` multiplies). `sums` are those of the columns of `b`.
 #[repr(C)]
@@ -119,7 +120,7 @@ pub const RESULT_CODE: u32 = 2;
 pub struct GemmI8 {
     /// Row addresses as in [`GemmF32::a`].
     pub a: *const *const u8,
-    /// Packed panel `[taps][k / 4][PANEL_I8][4]`, zero-filled past `k` up to a multiple of 4.
+    /// Packed panel `[taps][k / 4][width][4]`, 64-byte aligned, zero-filled past `k` up to a multiple of 4.
     pub b: *const i8,
     /// Address of the tile's first element in the result.
     pub c: *mut c_void,
@@ -129,6 +130,8 @@ pub struct GemmI8 {
     pub scale: *const f32,
     /// `cols` values, or null.
     pub bias: *const f32,
+    /// 256 codes, or null.
+    pub table: *const u8,
     /// Elements between rows of `c`.
     pub c_stride: usize,
     /// Row length; rows of `a` need not be readable past it.
@@ -137,8 +140,10 @@ pub struct GemmI8 {
     pub taps: usize,
     /// `1..=MAX_ROWS_I8`.
     pub rows: u32,
-    /// `1..=PANEL_I8`.
+    /// `1..=width`.
     pub cols: u32,
+    /// Columns of the panel, a multiple of [`PANEL_I8`].
+    pub width: u32,
     /// The code of zero in `a`.
     pub a_zero: i32,
     /// The code of zero in the result.
@@ -149,6 +154,47 @@ pub struct GemmI8 {
     pub hi: f32,
     /// [`RESULT_I32`], [`RESULT_F32`] or [`RESULT_CODE`].
     pub result: u32,
+    /// How many of `stages` there are.
+    pub stage_count: u32,
+    /// What codes go through before the last rounding.
+    pub stages: [StageI8; MAX_STAGES_I8],
+}
+
+/// Most stages of one int8 product.
+pub const MAX_STAGES_I8: usize = 2;
+
+/// An addition to what was rounded to codes: `x = clamp(round_to_even(x) * factor + row[j] + residual[r][j] * residual_factor,
+/// lo, hi)`, where every operation is rounded.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct StageI8 {
+    /// `cols` values: biases, and what the codes of zero make.
+    pub row: *const f32,
+    /// First unsigned code of the tile to add, with `residual_stride`, or null.
+    pub residual: *const u8,
+    /// Elements between rows of `residual`.
+    pub residual_stride: usize,
+    /// Of what was rounded.
+    pub factor: f32,
+    /// Of the residual.
+    pub residual_factor: f32,
+    /// Lower bound.
+    pub lo: f32,
+    /// Upper bound.
+    pub hi: f32,
+}
+
+impl StageI8 {
+    /// What is not read.
+    pub const NONE: StageI8 = StageI8 {
+        row: core::ptr::null(),
+        residual: core::ptr::null(),
+        residual_stride: 0,
+        factor: 0.0,
+        residual_factor: 0.0,
+        lo: 0.0,
+        hi: 0.0,
+    };
 }
 
 /// Rows interleaved in one int4 block.
@@ -249,18 +295,21 @@ pub struct SparseF32 {
 }
 
 /// A window over each channel of some pixels (depthwise convolution, maximum pooling):
-/// `c[r][j] = clamp(sum over t of a[t][r][j] * b[t][j]  + bias[j] + residual[r][j], lo, hi)`, or the maximum over `t` of
-/// `a[t][r][j]` in place of the sum. `a` may be codes, which count as the numbers they are; the result may be the code
-/// `round_to_even(c) + zero`, for bounds that keep it in the code's range.
+/// `c[r][j] = clamp((sum over t of a[t][r][j] * b[t][j]) * scale[j] + bias[j] + residual[r][j], lo, hi)`, or the maximum over
+/// `t` of `a[t][r][j]` in place of the sum. `a` and `b` may be codes, which count as the numbers they are; the result may be the
+/// code `round_to_even(c) + zero`, for bounds that keep it in the code's range.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct WindowF32 {
     /// `taps * rows` addresses of `cols` elements each, tap-major: `f32`, or `u8` with `codes`.
     pub a: *const *const c_void,
-    /// `taps` rows of `cols` weights, `b_stride` apart; null for the maximum.
-    pub b: *const f32,
+    /// `taps` rows of `cols` weights, `b_stride` apart: `f32`, or `i8` with `codes`, of at most 256 taps, so that sums are
+    /// exact. Null for the maximum.
+    pub b: *const c_void,
     /// Address of the tile's first element in the result.
     pub c: *mut c_void,
+    /// `cols` factors of the sums, or null.
+    pub scale: *const f32,
     /// `cols` values, or null.
     pub bias: *const f32,
     /// First element of the tile to add, with `residual_stride`, or null.
@@ -281,7 +330,7 @@ pub struct WindowF32 {
     pub lo: f32,
     /// Upper bound of the result (`+inf` for none).
     pub hi: f32,
-    /// Non-zero: `a` is codes.
+    /// Non-zero: `a` and `b` are codes.
     pub codes: u32,
     /// [`RESULT_F32`] or [`RESULT_CODE`].
     pub result: u32,

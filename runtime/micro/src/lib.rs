@@ -21,6 +21,8 @@ mod move_f32;
 mod sparse_f32;
 mod unary_f32;
 mod window_f32;
+#[cfg(target_arch = "x86_64")]
+mod window_i8;
 
 /// Instruction set that a table of micro-kernels needs, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,7 +138,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             gemm_i8::avx512::entry as *const c_void,
             gemv_i4::avx512::entry as *const c_void,
             move_f32::avx512::entry as *const c_void,
-            window_f32::avx512::entry as *const c_void,
+            window_i8::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
         ]);

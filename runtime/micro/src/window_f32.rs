@@ -36,13 +36,20 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
                             // A NaN is taken and stays.
                             *acc = if x > *acc || x.is_nan() { x } else { *acc };
                         } else {
-                            *acc += x * *g.b.add(t * g.b_stride + j0 + j);
+                            let at = t * g.b_stride + j0 + j;
+                            *acc += x * match g.codes {
+                                0 => *g.b.cast::<f32>().add(at),
+                                _ => f32::from(*g.b.cast::<i8>().add(at)),
+                            };
                         }
                     }
                 }
                 for (j, &sum) in acc.iter().enumerate().take(n) {
                     let col = j0 + j;
                     let mut x = sum;
+                    if !g.scale.is_null() {
+                        x *= *g.scale.add(col);
+                    }
                     if !g.bias.is_null() {
                         x += *g.bias.add(col);
                     }
@@ -62,6 +69,15 @@ pub unsafe extern "C" fn portable(args: *const WindowF32) {
             }
         }
     }
+}
+
+/// True if the result is just the greatest code of each window.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn is_maximum_of_codes(g: &WindowF32) -> bool {
+    let plain = g.bias.is_null() && g.residual.is_null() && g.zero == 0;
+    let all = g.lo <= 0.0 && g.hi >= 255.0;
+    g.b.is_null() && g.codes != 0 && g.result == RESULT_CODE && plain && all
 }
 
 /// Fewer than eight codes, zeros after them. Not inlined: it is rare, and there are many tiles.
@@ -92,7 +108,7 @@ unsafe fn write_few_codes(p: *mut u8, n: usize, codes: i64) {
 #[cfg(target_arch = "x86_64")]
 macro_rules! variant {
     ($name:ident, $features:literal, $lanes:literal, $mask:ident, $make_mask:expr, $load:expr, $store:expr,
-     $load_codes:expr, $store_codes:expr, $set1:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
+     $load_codes:expr, $load_weights:expr, $store_codes:expr, $max_codes:expr, $set1:ident, $mul:ident, $add:ident, $max:ident, $min:ident, $fma:ident, $nan_max:expr) => {
         pub mod $name {
             //! Groups of up to 7 rows by 2 vectors.
 
@@ -106,6 +122,9 @@ macro_rules! variant {
                 // SAFETY: the caller passes a valid block; groups cover the rows, vectors the columns.
                 unsafe {
                     let g = &*args;
+                    if is_maximum_of_codes(g) {
+                        return maximum_of_codes(g);
+                    }
                     let rows = g.rows as usize;
                     let groups = rows.div_ceil(7);
                     let mut r = 0;
@@ -121,6 +140,25 @@ macro_rules! variant {
                             _ => group::<7>(g, r),
                         }
                         r += n;
+                    }
+                }
+            }
+
+            /// The maximum of codes, as codes: many to a vector.
+            ///
+            /// # Safety
+            /// The block is valid and is one of [`is_maximum_of_codes`].
+            #[target_feature(enable = $features)]
+            unsafe fn maximum_of_codes(g: &WindowF32) {
+                let rows = g.rows as usize;
+                // SAFETY: columns from `j` on exist; what is less than a vector goes byte by byte, or is masked off.
+                unsafe {
+                    for r in 0..rows {
+                        let to = g.c.cast::<u8>().wrapping_add(r * g.c_stride);
+                        let mut j = 0;
+                        while j < g.cols {
+                            j += ($max_codes)(g, r, j, to.wrapping_add(j));
+                        }
                     }
                 }
             }
@@ -180,10 +218,12 @@ macro_rules! variant {
                         let mut w = [start; V];
                         if !MAX {
                             for v in 0..V {
-                                w[v] = $load(
-                                    g.b.wrapping_add(t * g.b_stride + j + v * $lanes),
-                                    masks[v],
-                                );
+                                let at = t * g.b_stride + j + v * $lanes;
+                                w[v] = if CODES {
+                                    $load_weights(g.b.cast::<u8>().wrapping_add(at), counts[v])
+                                } else {
+                                    $load(g.b.cast::<f32>().wrapping_add(at), masks[v])
+                                };
                             }
                         }
                         for i in 0..R {
@@ -207,6 +247,9 @@ macro_rules! variant {
                         for v in 0..V {
                             let col = j + v * $lanes;
                             let mut x = acc[i][v];
+                            if !g.scale.is_null() {
+                                x = $mul(x, $load(g.scale.wrapping_add(col), masks[v]));
+                            }
                             if !g.bias.is_null() {
                                 x = $add(x, $load(g.bias.wrapping_add(col), masks[v]));
                             }
@@ -256,6 +299,14 @@ variant!(
         };
         _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(codes)))
     },
+    |p: *const u8, n: usize| {
+        let codes = if n == 8 {
+            p.cast::<i64>().read_unaligned()
+        } else {
+            few_codes(p, n)
+        };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(codes)))
+    },
     |p: *mut u8, n: usize, x, zero: i32| {
         let code = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
         // The low bytes of each half, side by side.
@@ -268,7 +319,25 @@ variant!(
             write_few_codes(p, n, codes);
         }
     },
+    |g: &WindowF32, r: usize, j: usize, to: *mut u8| {
+        let from = |t: usize| {
+            (*g.a.add(t * g.rows as usize + r))
+                .cast::<u8>()
+                .wrapping_add(j)
+        };
+        if g.cols - j < 32 {
+            *to = (0..g.taps).fold(0, |most, t| most.max(*from(t)));
+            return 1;
+        }
+        let mut most = _mm256_setzero_si256();
+        for t in 0..g.taps {
+            most = _mm256_max_epu8(most, _mm256_loadu_si256(from(t).cast()));
+        }
+        _mm256_storeu_si256(to.cast(), most);
+        32
+    },
     _mm256_set1_ps,
+    _mm256_mul_ps,
     _mm256_add_ps,
     _mm256_max_ps,
     _mm256_min_ps,
@@ -294,12 +363,30 @@ variant!(
         let codes = _mm_maskz_loadu_epi8(mask, p.cast());
         _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))
     },
+    |p: *const u8, n: usize| {
+        let mask = ((1u32 << n) - 1) as __mmask16;
+        let codes = _mm_maskz_loadu_epi8(mask, p.cast());
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+    },
     |p: *mut u8, n: usize, x, zero: i32| {
         let mask = ((1u32 << n) - 1) as __mmask16;
         let code = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
         _mm_mask_storeu_epi8(p.cast(), mask, _mm512_cvtepi32_epi8(code));
     },
+    |g: &WindowF32, r: usize, j: usize, to: *mut u8| {
+        let n = (g.cols - j).min(64);
+        let mask = if n < 64 { (1u64 << n) - 1 } else { !0 };
+        let mut most = _mm512_setzero_si512();
+        for t in 0..g.taps {
+            let from = (*g.a.add(t * g.rows as usize + r)).cast::<i8>();
+            let codes = _mm512_maskz_loadu_epi8(mask, from.wrapping_add(j));
+            most = _mm512_max_epu8(most, codes);
+        }
+        _mm512_mask_storeu_epi8(to.cast(), mask, most);
+        n
+    },
     _mm512_set1_ps,
+    _mm512_mul_ps,
     _mm512_add_ps,
     _mm512_max_ps,
     _mm512_min_ps,
@@ -341,10 +428,11 @@ mod tests {
                             .collect();
                         let mut c = vec![100f32; rows * pitch];
                         let (max, clamp) = (options & 8 != 0, options & 4 != 0);
-                        let null = core::ptr::null();
+                        let null: *const f32 = core::ptr::null();
                         let block = WindowF32 {
                             a: pointers.as_ptr(),
-                            b: if max { null } else { b.as_ptr() },
+                            b: if max { null.cast() } else { b.as_ptr().cast() },
+                            scale: null,
                             c: c.as_mut_ptr().cast(),
                             bias: if options & 1 != 0 {
                                 bias.as_ptr()
@@ -411,15 +499,19 @@ mod tests {
                 unsafe { core::mem::transmute(address) };
             let mut random = Random(12);
             for rows in [1usize, 5, 14] {
-                for cols in [1usize, 7, 8, 9, 16, 17, 33, 70] {
+                for cols in [1usize, 7, 8, 9, 16, 17, 33, 64, 70, 128, 200] {
                     for max in [false, true] {
-                        let (taps, pitch) = (9, cols + 1);
+                        // Taps that are no multiple of four, one, and more than go into registers.
+                        let (taps, pitch) = ([9, 1, 70][cols % 3], cols + 1);
                         let a: Vec<u8> = (0..taps * rows * pitch)
                             .map(|_| random.int(0, 255) as u8)
                             .collect();
-                        let b: Vec<f32> = (0..taps * cols)
-                            .map(|_| random.int(-9, 9) as f32 * 0.0625)
+                        let b: Vec<i8> = (0..taps * cols)
+                            .map(|_| random.int(-128, 127) as i8)
                             .collect();
+                        let scale: Vec<f32> =
+                            (0..cols).map(|j| 0.0007 * (1 + j % 5) as f32).collect();
+                        let bias: Vec<f32> = (0..cols).map(|j| 3.0 - 0.3 * j as f32).collect();
                         let pointers: Vec<*const c_void> = (0..taps * rows)
                             .map(|i| a[i * pitch..].as_ptr().cast())
                             .collect();
@@ -427,9 +519,22 @@ mod tests {
                         let zero = if max { 0 } else { 40 };
                         let block = WindowF32 {
                             a: pointers.as_ptr(),
-                            b: if max { core::ptr::null() } else { b.as_ptr() },
+                            b: if max {
+                                core::ptr::null()
+                            } else {
+                                b.as_ptr().cast()
+                            },
                             c: c.as_mut_ptr().cast(),
-                            bias: core::ptr::null(),
+                            scale: if max {
+                                core::ptr::null()
+                            } else {
+                                scale.as_ptr()
+                            },
+                            bias: if max {
+                                core::ptr::null()
+                            } else {
+                                bias.as_ptr()
+                            },
                             residual: core::ptr::null(),
                             b_stride: cols,
                             c_stride: pitch,
@@ -452,10 +557,10 @@ mod tests {
                                     _ if j >= cols => 77,
                                     true => (0..taps).map(x).fold(0.0, f32::max) as i32,
                                     false => {
-                                        let sum: f32 =
-                                            (0..taps).map(|t| x(t) * b[t * cols + j]).sum();
-                                        sum.clamp(block.lo, block.hi).round_ties_even() as i32
-                                            + zero
+                                        let product = |t: usize| x(t) * f32::from(b[t * cols + j]);
+                                        let sum: f32 = (0..taps).map(product).sum();
+                                        let x = sum * scale[j] + bias[j];
+                                        x.clamp(block.lo, block.hi).round_ties_even() as i32 + zero
                                     }
                                 };
                                 let found = i32::from(c[r * pitch + j]);
@@ -480,10 +585,11 @@ mod tests {
                 let pointers: Vec<*const c_void> =
                     a.iter().map(|x| core::ptr::from_ref(x).cast()).collect();
                 let mut c = 0f32;
-                let null = core::ptr::null();
+                let null: *const f32 = core::ptr::null();
                 let block = WindowF32 {
                     a: pointers.as_ptr(),
-                    b: null,
+                    b: null.cast(),
+                    scale: null,
                     c: core::ptr::from_mut(&mut c).cast(),
                     bias: null,
                     residual: null,

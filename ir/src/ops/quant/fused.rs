@@ -1,6 +1,8 @@
 //! Products of codes with everything around them: what rewriting makes of `dequantize_linear`, a product, its bias, a
-//! clamp and `quantize_linear`, so that a backend can do it in integers and in one pass over the result.
+//! clamp and `quantize_linear`, so that a backend can do it in integers and in one pass over the result. What may follow is in
+//! [`tail`].
 
+use super::tail;
 use crate::builder::Builder;
 use crate::graph::Node;
 use crate::ops::conv::{CONV_ATTRS, conv_of, infer_conv};
@@ -9,14 +11,14 @@ use crate::ops::{AttrDef, AttrKind, Default, InferCtx, OpDef, OpError, Operand, 
 use crate::types::TensorType;
 use crate::{ElemType, Type, ValueId};
 
-const OPERANDS: &[Operand] = &[
+const OPERANDS: &[Operand] = &tail::operands([
     Operand::One("a"),
     Operand::One("a_zero_point"),
     Operand::One("b"),
     Operand::One("scale"),
     Operand::Optional("bias"),
     Operand::Optional("y_zero_point"),
-];
+]);
 const LO: AttrDef = AttrDef::new("lo", AttrKind::Float, Default::Absent, "lower bound before rounding");
 const HI: AttrDef = AttrDef::new("hi", AttrKind::Float, Default::Absent, "upper bound before rounding");
 
@@ -24,13 +26,15 @@ const HI: AttrDef = AttrDef::new("hi", AttrKind::Float, Default::Absent, "upper 
 pub static QUANTIZED_LINEAR: OpDef = OpDef {
     name: "quantized_linear",
     summary: "clamp((a - a_zero_point) b * scale + bias, lo, hi), with scale and bias for each column; with \
-              y_zero_point its code, saturate(round(..) + y_zero_point)",
+              y_zero_point its code, saturate(round(..) + y_zero_point), and what its tail makes of it",
     source: "Lapidary; the parts are ONNX DequantizeLinear-28, MatMul-13 and QuantizeLinear-28",
     operands: OPERANDS,
     attrs: &[LO, HI],
     infer: |ctx| {
         let shape = matmul_type_shape(ctx, 0, 2)?;
-        Ok(vec![Type::Tensor(TensorType { elem: result(ctx)?, shape })])
+        let ty = Type::Tensor(TensorType { elem: result(ctx)?, shape });
+        tail::check(ctx, &ty)?;
+        Ok(vec![ty])
     },
     decompose: Some(|b, node| {
         let a = shifted(b, node.need(0)?, node.operand(1), false)?;
@@ -46,14 +50,18 @@ pub static QUANTIZED_LINEAR: OpDef = OpDef {
 pub static QUANTIZED_CONV: OpDef = OpDef {
     name: "quantized_conv",
     summary: "clamp(conv(a - a_zero_point, b) * scale + bias, lo, hi), with scale and bias for each output channel; \
-              with y_zero_point its code, saturate(round(..) + y_zero_point)",
+              with y_zero_point its code, saturate(round(..) + y_zero_point), and what its tail makes of it",
     source: "Lapidary; the parts are ONNX DequantizeLinear-28, Conv-22 and QuantizeLinear-28",
     operands: OPERANDS,
     attrs: &{
         let [auto_pad, dilations, group, kernel_shape, pads, strides] = *CONV_ATTRS else { panic!("the list of conv has these") };
         [auto_pad, dilations, group, kernel_shape, pads, strides, LO, HI]
     },
-    infer: |ctx| infer_conv(ctx, 0, 2, result(ctx)?),
+    infer: |ctx| {
+        let types = infer_conv(ctx, 0, 2, result(ctx)?)?;
+        types.iter().try_for_each(|ty| tail::check(ctx, ty))?;
+        Ok(types)
+    },
     decompose: Some(|b, node| {
         let x = shifted(b, node.need(0)?, node.operand(1), false)?;
         let w = b.cast(node.need(2)?, ElemType::I32)?;
@@ -100,7 +108,7 @@ fn result(ctx: &InferCtx) -> Result<ElemType, OpError> {
     }
     match ctx.has(5) {
         false => Ok(ElemType::F32),
-        true if codes(5)? => ctx.elem(5),
+        true if codes(5)? => tail::elem(ctx, ctx.elem(5)?),
         true => Err(OpError::new("the result's zero point must be a code of 8 bits")),
     }
 }
@@ -130,5 +138,6 @@ fn of_sums(b: &mut Builder, node: &Node, sums: ValueId, after: usize) -> Result<
     y = b.op("add", &[y, zero])?;
     let (least, most) = (b.lit(y, least as f64)?, b.lit(y, most as f64)?);
     y = b.op("clip", &[y, least, most])?;
-    b.cast(y, elem)
+    y = b.cast(y, elem)?;
+    tail::apply(b, node, y, column)
 }

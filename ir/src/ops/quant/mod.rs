@@ -5,6 +5,7 @@ mod contrib;
 mod fused;
 mod linear;
 mod products;
+pub mod tail;
 
 use super::OpDef;
 
