@@ -1,7 +1,7 @@
-//! Speed of the micro-kernels and of a fork-join, on this machine: `cargo run --release --example micro_bench`.
+//! Speed of the micro-kernels and of a fork-join, on this machine: `cargo run --release --example micro_bench [LEVEL]`.
 //!
 //! Each figure is the best of several runs. The matrix products walk tiles over `M=256, K=N=4096` with
-//! prepacked weights; the int4 product cycles through 12 copies of its weights so that they come from
+//! prepacked weights; a single row of the products in blocks cycles through 12 copies of its weights so that they come from
 //! memory.
 
 use core::ffi::c_void;
@@ -165,41 +165,85 @@ fn gemm_i8(
     2.0 * (m * k * n) as f64 / seconds / 1e9
 }
 
-/// Bytes of weights read each second, in 10^9.
-fn gemv_i4(address: *const c_void, pool: &Pool, group: usize) -> f64 {
+/// Seconds of a product of `m` rows with 4096 x 4096 weights in blocks, and the bytes of the weights.
+fn gemm_blocks(
+    address: *const c_void,
+    pool: &Pool,
+    m: usize,
+    bits: u32,
+    block: usize,
+) -> (f64, f64) {
     const SIZE: usize = 4096;
-    const COPIES: usize = 12;
     // SAFETY: the table holds a function of this type.
-    let kernel: unsafe extern "C" fn(*const GemvI4) = unsafe { core::mem::transmute(address) };
-    let groups = SIZE / group;
-    let block_bytes = groups * (32 + group * 8);
-    let matrix_bytes = SIZE / BLOCK_ROWS_I4 * block_bytes;
-    let weights = aligned::<u8, 64>(COPIES * matrix_bytes, 0x11);
-    let act = vec![3i8; SIZE];
-    let (sums, scales) = (vec![3 * group as i32; groups], vec![0.01f32; groups]);
-    let mut out = vec![0f32; SIZE];
-    let at = Shared((weights.as_ptr().cast::<u8>(), out.as_mut_ptr()));
-    let seconds = best_seconds(20, || {
-        for copy in 0..COPIES {
-            pool.run((SIZE / BLOCK_ROWS_I4) as u64, 1, &|_, begin, end| {
-                let (weights, out) = *at.get();
-                // SAFETY: the block describes parts of the buffers above.
-                unsafe {
-                    kernel(&GemvI4 {
-                        weights: weights.add(copy * matrix_bytes + begin as usize * block_bytes),
-                        act: act.as_ptr(),
-                        act_sums: sums.as_ptr(),
-                        act_scales: scales.as_ptr(),
-                        out: out.add(begin as usize * BLOCK_ROWS_I4),
-                        group,
-                        groups,
-                        n_blocks: (end - begin) as usize,
-                    });
+    let kernel: unsafe extern "C" fn(*const GemmBlocks) = unsafe { core::mem::transmute(address) };
+    let copies = if m == 1 { 12 } else { 1 };
+    let blocks = SIZE / block;
+    let (a_stride, panel_bytes) = (
+        blocks * (block + ACT_BLOCK_EXTRA),
+        blocks * (32 + PANEL_BLOCKS * block * bits as usize / 8),
+    );
+    let matrix_bytes = SIZE / PANEL_BLOCKS * panel_bytes;
+    let weights = aligned::<u8, 64>(copies * matrix_bytes, 0x11);
+    let act = aligned::<u8, 64>(m * a_stride, 0x3C);
+    let mut out = vec![0f32; m * SIZE];
+    let at = Shared((
+        weights.as_ptr().cast::<u8>(),
+        out.as_mut_ptr(),
+        act.as_ptr().cast::<u8>(),
+    ));
+    let tile = if m % 8 == 0 && m < 96 {
+        8
+    } else {
+        MAX_ROWS_BLOCKS
+    };
+    let tiles = m.div_ceil(tile);
+    let seconds = best_seconds(if m == 1 { 20 } else { 5 }, || {
+        for copy in 0..copies {
+            pool.run((SIZE / PANEL_BLOCKS * tiles) as u64, 1, &|_, begin, end| {
+                let (weights, out, act) = *at.get();
+                for i in begin as usize..end as usize {
+                    let (panel, row) = (i / tiles, i % tiles * tile);
+                    // SAFETY: the block describes parts of the buffers above.
+                    unsafe {
+                        kernel(&GemmBlocks {
+                            a: act.add(row * a_stride),
+                            w: weights.add(copy * matrix_bytes + panel * panel_bytes),
+                            c: out.add(row * SIZE + panel * PANEL_BLOCKS),
+                            bias: core::ptr::null(),
+                            a_stride,
+                            c_stride: SIZE,
+                            block,
+                            blocks,
+                            rows: tile.min(m - row) as u32,
+                            cols: PANEL_BLOCKS as u32,
+                            bits,
+                            scale_bytes: 2,
+                            zeros: 0,
+                            lo: f32::NEG_INFINITY,
+                            hi: f32::INFINITY,
+                        });
+                    }
                 }
             });
         }
     });
-    (COPIES * matrix_bytes) as f64 / seconds / 1e9
+    (seconds / copies as f64, matrix_bytes as f64)
+}
+
+/// Bytes that can be read from memory each second, in 10^9: sums of 512 MB.
+fn bandwidth(pool: &Pool) -> f64 {
+    const LINES: usize = 8 << 20;
+    let data = aligned::<u64, 8>(8 * LINES, 1);
+    let seconds = best_seconds(5, || {
+        pool.run(LINES as u64, 1 << 12, &|_, begin, end| {
+            let mut sums = [0u64; 8];
+            for line in &data[begin as usize..end as usize] {
+                (0..8).for_each(|i| sums[i] = sums[i].wrapping_add(line.0[i]));
+            }
+            std::hint::black_box(sums);
+        });
+    });
+    (LINES * 64) as f64 / seconds / 1e9
 }
 
 /// Nanoseconds to transpose 64 rows of 64.
@@ -285,13 +329,17 @@ fn fork_join(pool: &Pool, work: f64) -> (f64, f64) {
 }
 
 fn main() {
+    let only = std::env::args().nth(1);
     for threads in [
         1,
         std::thread::available_parallelism().map_or(1, |n| n.get()),
     ] {
         let pool = Pool::new(threads, true);
-        println!("threads {threads}");
+        println!("threads {threads}, memory {:.1} GB/s", bandwidth(&pool));
         for level in Level::ALL {
+            if only.as_ref().is_some_and(|o| *o != format!("{level:?}")) {
+                continue;
+            }
             let Some(table) = table_for(level) else {
                 continue;
             };
@@ -321,11 +369,19 @@ fn main() {
                     gemm_i8(i8_at, &pool, 256, 4096, 4096, pitch, runs)
                 );
             }
-            for group in [32, 128] {
-                println!(
-                    "    int4 4096x4096 group {group:3}           : {:7.1} GB/s",
-                    gemv_i4(table[Import::GemvI4 as usize], &pool, group)
+            for (bits, block) in [(4, 32), (4, 128), (2, 32), (2, 128)] {
+                let at = table[Import::GemmBlocks as usize];
+                let (seconds, bytes) = gemm_blocks(at, &pool, 1, bits, block);
+                print!(
+                    "    {bits} bits, block {block:3}: M=1 {:5.1} GB/s",
+                    bytes / seconds / 1e9
                 );
+                for m in [4, 16, 64, 256] {
+                    let (seconds, _) = gemm_blocks(at, &pool, m, bits, block);
+                    let operations = 2.0 * (m << 24) as f64;
+                    print!(", M={m} {:.0} GOP/s", operations / seconds / 1e9);
+                }
+                println!();
             }
             if threads == 1 {
                 println!(

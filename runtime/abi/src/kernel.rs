@@ -22,8 +22,8 @@ pub enum Import {
     GemmF32 = 0,
     /// `fn(*const GemmI8)`: one int8 tile.
     GemmI8 = 1,
-    /// `fn(*const GemvI4)`: one row of int8 activations times interleaved int4 weights.
-    GemvI4 = 2,
+    /// `fn(*const GemmBlocks)`: one tile of int8 activations times weights of a few bits, both in blocks.
+    GemmBlocks = 2,
     /// `fn(*const MoveF32)`: gathers the columns of an f32 matrix.
     MoveF32 = 3,
     /// `fn(*const WindowF32)`: a window over each channel, for some pixels.
@@ -197,34 +197,59 @@ impl StageI8 {
     };
 }
 
-/// Rows interleaved in one int4 block.
-pub const BLOCK_ROWS_I4: usize = 16;
+/// Columns of one panel of weights in blocks.
+pub const PANEL_BLOCKS: usize = 16;
 
-/// One row of int8 activations times blocks of 16 interleaved rows of 4-bit weights.
+/// Most rows of one tile of [`GemmBlocks`].
+pub const MAX_ROWS_BLOCKS: usize = 12;
+
+/// Bytes that a block of activations has besides its codes.
+pub const ACT_BLOCK_EXTRA: usize = 8;
+
+/// One tile of a product of 8-bit activations with weights of 2, 4 or 8 bits, both in blocks of `block` along `k`:
+/// `c[r][j] = clamp(sum over blocks of f32(sum over k of a[r][k] * w[k][j] + zero[j] * offset[r]) * (scale of a * scale of w)
+/// + bias[j], lo, hi)`. The inner sum is exact; blocks are added up in f32 in their order.
 ///
-/// Block layout, for each group of `group` columns: 16 scales as f16 (32 bytes), then `group * 8` bytes of
-/// codes; each 64 bytes hold 16 rows x 8 columns, lane `r` (4 bytes) is row `r`, low nibbles are columns
-/// `k..k+3`, high nibbles columns `k+4..k+7`. Codes are unsigned with zero point 8.
+/// A block of activations is `offset` (`i32`), `block` signed codes, `scale` (`f32`). A block of weights is 16 scales (`f16` or
+/// `f32`), with `zeros` 16 zero points (`u8`; 1 is taken without them), and unsigned codes: each 64 bytes hold the 16 columns,
+/// 4 bytes each; of these the lowest `bits` are `k..k+4`, the next ones `k+4..k+8`, and so on.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct GemvI4 {
-    /// `n_blocks` blocks, each `groups * (32 + group * 8)` bytes.
-    pub weights: *const u8,
-    /// `groups * group` signed activations.
-    pub act: *const i8,
-    /// For each group: the sum of its activations.
-    pub act_sums: *const i32,
-    /// For each group: the scale of its activations.
-    pub act_scales: *const f32,
-    /// `n_blocks * 16` results.
-    pub out: *mut f32,
-    /// Columns per group, a multiple of 8, at most 65,536.
-    pub group: usize,
-    /// Groups per row.
-    pub groups: usize,
-    /// Blocks to do.
-    pub n_blocks: usize,
+pub struct GemmBlocks {
+    /// The first row's blocks; 4-byte aligned.
+    pub a: *const u8,
+    /// The panel: `blocks` blocks of weights.
+    pub w: *const u8,
+    /// Address of the tile's first element in the result.
+    pub c: *mut f32,
+    /// `cols` values, or null.
+    pub bias: *const f32,
+    /// Bytes between rows of `a`.
+    pub a_stride: usize,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Length of a block: a multiple of `32 / bits`, at most [`MAX_BLOCK`].
+    pub block: usize,
+    /// Blocks of a row.
+    pub blocks: usize,
+    /// `1..=MAX_ROWS_BLOCKS`.
+    pub rows: u32,
+    /// `1..=PANEL_BLOCKS`.
+    pub cols: u32,
+    /// 2, 4 or 8.
+    pub bits: u32,
+    /// Bytes of a scale: 2 or 4.
+    pub scale_bytes: u32,
+    /// Non-zero: there are zero points.
+    pub zeros: u32,
+    /// Lower bound of the result (`-inf` for none).
+    pub lo: f32,
+    /// Upper bound of the result (`+inf` for none).
+    pub hi: f32,
 }
+
+/// Longest block of [`GemmBlocks`]: sums fit 32 bits.
+pub const MAX_BLOCK: usize = 1 << 14;
 
 /// Most columns of one [`MoveF32`].
 pub const MOVE_COLS: usize = 64;

@@ -14,9 +14,9 @@ use std::sync::OnceLock;
 
 use lapidary_abi::kernel::IMPORT_COUNT;
 
+mod gemm_blocks;
 mod gemm_f32;
 mod gemm_i8;
-mod gemv_i4;
 mod move_f32;
 mod sparse_f32;
 mod unary_f32;
@@ -31,9 +31,9 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL: wide f32; int8 and int4 as with [`Level::Avx2`].
+    /// x86-64 with AVX-512 F, BW, DQ and VL: wide f32; int8 and blocks as with [`Level::Avx2`].
     Avx512,
-    /// [`Level::Avx512`] and VNNI: wide int8 and int4 too.
+    /// [`Level::Avx512`] and VNNI: wide int8 and blocks too.
     Avx512Vnni,
 }
 
@@ -107,7 +107,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
     static PORTABLE: Table = Table([
         gemm_f32::portable as *const c_void,
         gemm_i8::portable as *const c_void,
-        gemv_i4::portable as *const c_void,
+        gemm_blocks::portable as *const c_void,
         move_f32::portable as *const c_void,
         window_f32::portable as *const c_void,
         sparse_f32::portable as *const c_void,
@@ -118,7 +118,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         static AVX2: Table = Table([
             gemm_f32::avx2::entry as *const c_void,
             gemm_i8::avx2::entry as *const c_void,
-            gemv_i4::avx2::entry as *const c_void,
+            gemm_blocks::avx2::entry as *const c_void,
             move_f32::avx2::entry as *const c_void,
             window_f32::avx2::entry as *const c_void,
             sparse_f32::avx2::entry as *const c_void,
@@ -127,7 +127,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx2::entry as *const c_void,
-            gemv_i4::avx2::entry as *const c_void,
+            gemm_blocks::avx2::entry as *const c_void,
             move_f32::avx512::entry as *const c_void,
             window_f32::avx512::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
@@ -136,7 +136,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx512::entry as *const c_void,
-            gemv_i4::avx512::entry as *const c_void,
+            gemm_blocks::avx512::entry as *const c_void,
             move_f32::avx512::entry as *const c_void,
             window_i8::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
