@@ -17,6 +17,8 @@ const SAMPLE: usize = 1 << 14;
 const DENSE: f64 = 0.75;
 /// A prediction that is no better than this is not worth another kernel.
 const WORTHWHILE: f64 = 0.85;
+/// Most lanes of all taps that a table lists: a large image has many, and each takes four bytes.
+const MOST_LISTED: i64 = 1 << 22;
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
 
@@ -100,7 +102,7 @@ fn panel_bytes(low: &Lowerer) -> i64 {
 /// Parts of the rows, so that each thread has work.
 fn with_bands(low: &Lowerer, mut spec: Sparse) -> Sparse {
     let images = spec.images.known().unwrap_or(1);
-    let blocks = (images * spec.tiles().unwrap_or(1)).max(1) as u64;
+    let blocks = images.saturating_mul(spec.tiles().unwrap_or(1)).max(1) as u64;
     let threads = u64::from(low.target.threads.max(1));
     // A single lane has no panel that each part would fill again.
     let wanted = if spec.shape() == 2 {
@@ -152,46 +154,53 @@ fn of_linear(low: &Lowerer, plan: &linear::Plan) -> Option<Sparse> {
     Some(with_bands(low, spec))
 }
 
-/// Where the pixels of an image are.
-fn pixels(low: &Lowerer, v: ValueId, channels: i64, pixels: i64) -> Place {
-    match low.facts.channels.get(&v) {
+/// Where the pixels of an image are, if that can be counted.
+fn pixels(low: &Lowerer, v: ValueId, channels: i64, pixels: i64) -> Option<Place> {
+    Some(match low.facts.channels.get(&v) {
         Some(c) => Place {
-            image: pixels * c.pitch,
+            image: pixels.checked_mul(c.pitch)?,
             first: c.first,
             row: 1,
             lane: c.pitch,
         },
         None => Place {
-            image: pixels * channels,
+            image: pixels.checked_mul(channels)?,
             first: 0,
             row: pixels,
             lane: 1,
         },
-    }
+    })
 }
 
 fn of_conv(low: &Lowerer, n: NodeId, plan: &conv::Plan) -> Option<Sparse> {
     let y = *low.facts.module.node(n).results.first()?;
     let c = &plan.conv;
-    let (of_x, of_y) = (c.input[0] * c.input[1], c.output[0] * c.output[1]);
-    let x = pixels(low, plan.x, c.channels, of_x);
+    let of_x = c.input[0].checked_mul(c.input[1])?;
+    let of_y = c.output[0].checked_mul(c.output[1])?;
+    let x = pixels(low, plan.x, c.channels, of_x)?;
     let far = of_x.checked_mul(x.lane)?;
+    let listed = of_y.checked_mul(c.kernel[0] * c.kernel[1])?;
+    let from = match c.is_product() {
+        true => Lanes::Stride(x.lane),
+        false if listed <= MOST_LISTED => Lanes::Table,
+        false => return None,
+    };
     if c.groups != 1 || c.codes.is_some() || i32::try_from(far).is_err() {
         return None;
     }
-    let residual = plan.residual.map(|r| pixels(low, r, c.out_channels, of_y));
+    let residual = match plan.residual {
+        Some(r) => Some(pixels(low, r, c.out_channels, of_y)?),
+        None => None,
+    };
     let spec = Sparse {
         n: c.out_channels,
         taps: c.kernel[0] * c.kernel[1],
         channels: c.channels,
         images: c.batch,
         lanes: Num::Const(of_y),
-        from: match c.is_product() {
-            true => Lanes::Stride(x.lane),
-            false => Lanes::Table,
-        },
+        from,
         x,
-        y: pixels(low, y, c.out_channels, of_y),
+        y: pixels(low, y, c.out_channels, of_y)?,
         bias: plan.bias.is_some(),
         residual,
         lo: c.lo,

@@ -183,7 +183,7 @@ impl Sparse {
         const MEMORY: f64 = 4.3;
         let lanes = self.lanes.known().unwrap_or(LANES);
         let (width, inner) = (self.width(), self.taps * self.channels);
-        let padded = ((lanes as u64).div_ceil(width as u64) as i64 * width) as f64;
+        let padded = (lanes as f64 / width as f64).ceil() * width as f64;
         let (all, some) = ((self.n * inner) as f64, nonzeros as f64);
         let dense = (all * lanes as f64 / 24.0).max(all * 4.0 / MEMORY);
         let products = match self.shape() {
