@@ -191,7 +191,7 @@ fn gemm_blocks(
         out.as_mut_ptr(),
         act.as_ptr().cast::<u8>(),
     ));
-    let tile = if m % 8 == 0 && m < 96 {
+    let tile = if m.is_multiple_of(8) && m < 96 {
         8
     } else {
         MAX_ROWS_BLOCKS

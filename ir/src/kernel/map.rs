@@ -13,7 +13,7 @@ use super::contraction::Facts;
 use super::pattern::unify;
 use super::*;
 
-/// What [`map`] computes.
+/// What [`map()`] computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Map {
     /// The function.
@@ -50,7 +50,7 @@ pub fn map(b: &mut KernelBuilder, m: Map) {
     });
 }
 
-/// Recognises what [`map`] writes for one of these activations.
+/// Recognises what [`map()`] writes for one of these activations.
 pub fn recognise(facts: &Facts, stmt: &Stmt, known: &[Activation]) -> Option<Map> {
     let Op::For {
         begin, step, body, ..

@@ -16,7 +16,7 @@ use lapidary_abi::kernel::MOVE_COLS;
 /// Most columns.
 pub const MOST: u32 = MOVE_COLS as u32;
 
-/// What [`moves`] copies.
+/// What [`moves()`] copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
     /// Source (`f32`): buffer, first element, elements between rows.
@@ -56,7 +56,7 @@ pub fn moves(b: &mut KernelBuilder, m: Move) {
     });
 }
 
-/// Recognises what [`moves`] writes: the loop, after the statement that defines its first index.
+/// Recognises what [`moves()`] writes: the loop, after the statement that defines its first index.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Move> {
     let Op::For { begin, body, .. } = &stmt.op else {
         return None;

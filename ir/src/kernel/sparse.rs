@@ -49,7 +49,7 @@ pub struct Packed {
     pub rows: Buf,
 }
 
-/// What [`sparse`] computes.
+/// What [`sparse()`] computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SparseTile {
     /// Position in [`SPARSE_SHAPES`].
@@ -138,7 +138,7 @@ pub fn sparse(b: &mut KernelBuilder, tile: SparseTile) {
     });
 }
 
-/// Recognises what [`sparse`] writes.
+/// Recognises what [`sparse()`] writes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<SparseTile> {
     let Op::For { body, carried, .. } = &stmt.op else {
         return None;

@@ -207,8 +207,12 @@ pub const MAX_ROWS_BLOCKS: usize = 12;
 pub const ACT_BLOCK_EXTRA: usize = 8;
 
 /// One tile of a product of 8-bit activations with weights of 2, 4 or 8 bits, both in blocks of `block` along `k`:
-/// `c[r][j] = clamp(sum over blocks of f32(sum over k of a[r][k] * w[k][j] + zero[j] * offset[r]) * (scale of a * scale of w)
-/// + bias[j], lo, hi)`. The inner sum is exact; blocks are added up in f32 in their order.
+///
+/// ```text
+/// c[r][j] = clamp(sum over blocks of f32(sum over k of a[r][k] * w[k][j] + zero[j] * offset[r]) * (scale of a * scale of w)
+///                 + bias[j], lo, hi)
+/// ```
+/// The inner sum is exact; blocks are added up in f32 in their order.
 ///
 /// A block of activations is `offset` (`i32`), `block` signed codes, `scale` (`f32`). A block of weights is 16 scales (`f16` or
 /// `f32`), with `zeros` 16 zero points (`u8`; 1 is taken without them), and unsigned codes: each 64 bytes hold the 16 columns,
