@@ -83,6 +83,14 @@ impl CompileOptions {
         }
     }
 
+    /// What the user may choose of lowering.
+    pub fn lowering(&self) -> lower::Options {
+        lower::Options {
+            sparse: self.sparse,
+            ..lower::Options::default()
+        }
+    }
+
     /// Chooses machine and code generator.
     pub fn generate_for(&mut self, target: Target, backend: &'static Backend) {
         self.backend = backend;
@@ -182,11 +190,7 @@ pub fn compile(
     }
     let lowered = stages
         .stage("lower", || {
-            let choices = lower::Options {
-                sparse: options.sparse,
-                ..lower::Options::default()
-            };
-            lower(&module, &options.target, &choices)
+            lower(&module, &options.target, &options.lowering())
         })
         .map_err(|errors| Error::Lower {
             file: file.to_owned(),

@@ -4,7 +4,7 @@ use super::{kernels, print};
 use crate::cli::{Format, Inspect, Stage};
 use lapidary::{Error, driver};
 use lapidary_ir::Module;
-use lapidary_passes::lower::{self, lower};
+use lapidary_passes::lower::lower;
 use serde_json::json;
 
 /// Runs the command.
@@ -25,7 +25,7 @@ pub fn inspect(args: &Inspect) -> Result<(), Error> {
         }
     }
     if args.at == Stage::Kernels {
-        let lowered = lower(&module, &options.target, &lower::Options::default())
+        let lowered = lower(&module, &options.target, &options.lowering())
             .map_err(|errors| Error::Lower { file, errors })?;
         print(&match format {
             Format::Text => kernels::text(&lowered),

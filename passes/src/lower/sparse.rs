@@ -284,6 +284,7 @@ impl Product {
         w: Constant,
         element: impl Fn(i64, i64, i64) -> i64 + Send + Sync + 'static,
     ) -> Result<(), OpError> {
+        let read = 4 * w.shape().iter().product::<usize>();
         let pack = {
             let spec = spec.clone();
             move || -> Result<PackedWeights, String> {
@@ -295,8 +296,8 @@ impl Product {
         let packed = pack().map_err(OpError::new)?;
         let parts = packed.parts().map(|(elem, bytes)| (elem, bytes.len()));
         let nonzeros = parts[0].1 / 4;
-        low.facts.module.sources.release(nonzeros * 4);
         drop(packed);
+        low.facts.module.sources.release(read);
         let made = move || Ok(pack()?.parts().iter().flat_map(|p| p.1.clone()).collect());
         let weights = low.made_together(&parts, WeightSource::Made(Arc::new(made)));
         let mut values: Vec<ValueId> = [self.x].into_iter().chain(weights).collect();
