@@ -8,6 +8,7 @@ use crate::specialize::{Given, specialize};
 use lapidary_abi::program::Program;
 use lapidary_frontend::onnx::{ImportOptions, import_file};
 use lapidary_ir::Module;
+use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_passes::egraph;
@@ -154,6 +155,8 @@ pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report
         ..Limits::default()
     };
     fold_constants(module, codes_stay);
+    // A term that is not valid is reported where it is lowered.
+    let _ = open_constants(module, |e| e.ctor.algebraic);
     let rules: Vec<_> = FAMILIES
         .iter()
         .flat_map(|(_, rules)| rules.iter())

@@ -1,10 +1,13 @@
 //! Writing graphs: adds typed nodes to a region, one call each.
 
+use crate::encodings::Encoding;
 use crate::graph::{Module, RegionId, ValueId};
 use crate::ops::{InferCtx, Op, OpError};
 use crate::{Attr, Attrs, Constant, Dim, ElemType, Tensor, Type};
+use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Appends nodes to one region of a module and infers their types at once.
 pub struct Builder<'m> {
@@ -105,6 +108,19 @@ impl<'m> Builder<'m> {
     /// A constant.
     pub fn constant(&mut self, tensor: &Tensor) -> ValueId {
         self.module.add_constant("", Constant::from_tensor(tensor))
+    }
+
+    /// A constant that is this term.
+    pub fn term(&mut self, term: &Arc<Encoding>) -> ValueId {
+        self.module
+            .add_constant("", Constant::of_term(Arc::clone(term)))
+    }
+
+    /// A 1-D `u8` constant of these bytes.
+    pub fn bytes(&mut self, bytes: Bytes) -> ValueId {
+        let n = bytes.len();
+        self.module
+            .add_constant("", Constant::dense(ElemType::U8, vec![n], bytes))
     }
 
     /// A 1-D `i64` constant.

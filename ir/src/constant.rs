@@ -22,6 +22,11 @@ impl Constant {
         }
     }
 
+    /// A constant that shares a term.
+    pub fn of_term(encoding: Arc<Encoding>) -> Constant {
+        Constant { encoding }
+    }
+
     /// A plainly stored constant; `bytes` as in [`Tensor::from_bytes`].
     pub fn dense(elem: ElemType, shape: Vec<usize>, bytes: Bytes) -> Constant {
         Constant::new(crate::encodings::dense::dense(elem, shape, bytes))
@@ -60,7 +65,7 @@ impl Constant {
 
     /// Bytes that it is stored in.
     pub fn stored_bytes(&self) -> usize {
-        self.encoding.blob.as_ref().map_or(0, Bytes::len)
+        self.encoding.stored_bytes() as usize
     }
 
     /// The raw little-endian bytes, if it is stored densely.

@@ -16,6 +16,9 @@ use lapidary_ir::tensor::{Value, count};
 use lapidary_ir::{Constant, Module, NodeId, RegionId, Tensor, ValueId};
 use std::cell::Cell;
 
+/// Results of compressed weights of up to this many elements are folded: sizes and numbers of formulas.
+const VISIBLE: usize = 64;
+
 /// What folding may spend.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -166,6 +169,11 @@ fn by_evaluation(module: &Module, id: NodeId, limits: Limits) -> Option<Vec<(Val
     if operand_elements > limits.operand_elements
         || result_elements > limits.elements.max(operand_elements)
     {
+        return None;
+    }
+    let compressed = |c: &&Constant| c.encoding().is_compressed();
+    if constants.iter().flatten().any(compressed) && result_elements > VISIBLE {
+        // Folding would store what is compressed as plain numbers.
         return None;
     }
     let operands: Vec<Option<Value>> = constants

@@ -4,14 +4,16 @@
 //! children: scale, codes, zero?      (terms themselves: two-level scales are nesting)
 //! value[i] = scale[i / block] * (codes[i] - zero[i / block])
 //! ```
-//! `scale` (and `zero`) has the rank of `codes`; along each axis its length divides into equal blocks:
-//! axis length `n` with `s` scales has blocks of `ceil(n / s)` codes, and a length of 1 is shared by the
-//! whole axis. Per tensor, per channel and per group are this one rule.
+//! `scale` and `zero` are spread over the codes by the block rule (`blocks.rs`). A zero point may be a code or a
+//! float (half-integers, HQQ); without it zero is 0.
 //! Source: `Integer Quantization for Deep Learning Inference`, section 3; ONNX DequantizeLinear.
 
+use super::blocks::{self, spread};
+use super::sampling::Sampler;
 use super::{Constructor, DecodeError, Encoding};
-use crate::{Attrs, ElemType, Tensor, tensor};
-use std::sync::Arc;
+use crate::builder::Builder;
+use crate::ops::OpError;
+use crate::{ElemType, Tensor, ValueId};
 
 /// The constructor.
 pub static AFFINE: Constructor = Constructor {
@@ -19,9 +21,11 @@ pub static AFFINE: Constructor = Constructor {
     summary: "scale * (code - zero), by groups",
     children: &["scale", "codes", "zero?"],
     has_blob: false,
-    own_bytes: |_| 0,
+    algebraic: false,
     check,
     decode,
+    open,
+    sample,
 };
 
 /// An affine term decoding to `elem`.
@@ -32,85 +36,78 @@ pub fn affine(
     zero: Option<Encoding>,
 ) -> Encoding {
     let shape = codes.shape.clone();
-    let children = [Some(scale), Some(codes), zero]
-        .into_iter()
-        .flatten()
-        .map(Arc::new)
-        .collect();
-    Encoding {
-        ctor: &AFFINE,
-        elem,
-        shape,
-        params: Attrs::new(),
-        children,
-        blob: None,
-    }
+    let children = [Some(scale), Some(codes), zero].into_iter().flatten();
+    Encoding::of(&AFFINE, elem, shape, [], children)
 }
 
 fn check(e: &Encoding) -> Result<(), DecodeError> {
-    let (scale, codes) = match &e.children[..] {
-        [scale, codes] | [scale, codes, _] => (scale, codes),
-        _ => return Err(e.error("needs a scale, codes and perhaps a zero point")),
-    };
+    let (scale, codes) = (&e.children[0], &e.children[1]);
     if codes.shape != e.shape {
         return Err(e.error("codes have another shape than the result"));
     }
     if !codes.elem.is_int() || !scale.elem.is_float() || !e.elem.is_float() {
         return Err(e.error("codes must be integers, scale and result floats"));
     }
-    for part in e.children.iter().filter(|c| !Arc::ptr_eq(c, codes)) {
-        if part.shape.len() != e.shape.len()
-            || part
-                .shape
-                .iter()
-                .zip(&e.shape)
-                .any(|(&s, &n)| s == 0 && n != 0 || s > n.max(1))
-        {
-            return Err(e.error(format!(
-                "a scale or zero point of shape {:?} cannot be spread over {:?}",
-                part.shape, e.shape
-            )));
+    blocks::check(e, &scale.shape, &e.shape)?;
+    e.children.get(2).map_or(Ok(()), |zero| {
+        if !zero.elem.is_float() && !zero.elem.is_int() {
+            return Err(e.error("a zero point must be a number"));
         }
-    }
-    Ok(())
+        blocks::check(e, &zero.shape, &e.shape)
+    })
 }
 
 fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
-    let bad = || e.error("children do not decode to numbers");
-    let scale = e.children[0].decode()?;
-    let codes = e.children[1].decode()?;
-    let zero = e.children.get(2).map(|z| z.decode()).transpose()?;
-    let zero_values = zero
-        .as_ref()
-        .map(|z| z.to_f64s().ok_or_else(bad))
-        .transpose()?;
-    let (scales, codes) = (
-        scale.floats().ok_or_else(bad)?,
-        codes.integers().ok_or_else(bad)?,
-    );
+    let (scales, codes) = (e.floats(0)?, e.codes(1)?);
+    let zeros = match e.children.get(2) {
+        None => None,
+        Some(zero) => Some((
+            &zero.shape,
+            zero.decode()?
+                .to_f64s()
+                .ok_or_else(|| e.error("a zero point must be a number"))?,
+        )),
+    };
     let values = codes.iter().enumerate().map(|(i, &code)| {
-        let z = zero
-            .as_ref()
-            .zip(zero_values.as_ref())
-            .map_or(0.0, |(t, v)| v[block_index(i, &e.shape, t.shape())]);
-        scales[block_index(i, &e.shape, scale.shape())] * (code as f64 - z)
+        let zero = zeros.as_ref().map_or(0.0, |(shape, z)| {
+            e.round(z[blocks::index(i, &e.shape, shape)])
+        });
+        let scale = e.round(scales[blocks::index(i, &e.shape, &e.children[0].shape)]);
+        e.round(scale * e.round(code as f64 - zero))
     });
-    Ok(Tensor::from_f64(e.elem, e.shape.clone(), values.collect()))
+    Ok(e.tensor(values.collect()))
 }
 
-/// Linear index, into a tensor of shape `blocks`, of the block that holds element `i` of `shape`.
-fn block_index(i: usize, shape: &[usize], blocks: &[usize]) -> usize {
-    let (mut rest, mut at) = (i, 0);
-    let (stride, block_stride) = (tensor::strides(shape), tensor::strides(blocks));
-    for axis in 0..shape.len() {
-        let (coordinate, len) = (
-            rest / stride[axis],
-            shape[axis].div_ceil(blocks[axis].max(1)),
-        );
-        rest %= stride[axis];
-        at += coordinate / len.max(1) * block_stride[axis];
+fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
+    let codes = e.worked(b, 1)?;
+    let centred = match e.children.get(2) {
+        None => codes,
+        Some(zero) => {
+            let z = e.worked(b, 2)?;
+            let z = spread(b, z, &zero.shape, &e.shape)?;
+            b.op("sub", &[codes, z])?
+        }
+    };
+    let scale = e.worked(b, 0)?;
+    let scale = spread(b, scale, &e.children[0].shape, &e.shape)?;
+    let y = b.op("mul", &[centred, scale])?;
+    b.cast(y, e.elem)
+}
+
+fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
+    if !elem.is_float() {
+        return None;
     }
-    at
+    let (scale, zero) = (s.blocks(shape), s.blocks(shape));
+    let bits = s.one_of(&[1, 2, 3, 4, 5, 6, 8]);
+    let codes = s.codes(shape, 1 << bits);
+    let scale = s.term(ElemType::F32, &scale);
+    let zero = match s.below(3) {
+        0 => None,
+        1 => Some(s.codes(&zero, 16)),
+        _ => Some(s.term(ElemType::F32, &zero)),
+    };
+    Some(affine(elem, scale, codes, zero))
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 //! ```
 //! Strings are not bytes: they are held in the parameter `strings`.
 
+use super::sampling::Sampler;
 use super::{Constructor, DecodeError, Encoding};
 use crate::tensor::Data;
 use crate::{Attr, Attrs, ElemType, Tensor};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// The constructor.
 pub static DENSE: Constructor = Constructor {
@@ -16,9 +18,11 @@ pub static DENSE: Constructor = Constructor {
     summary: "plain little-endian storage",
     children: &[],
     has_blob: true,
-    own_bytes: |e| e.blob.as_ref().map_or(0, |b| b.len() as u64),
+    algebraic: false,
     check,
     decode,
+    open: |e, b| Ok(b.term(&Arc::new(e.clone()))),
+    sample,
 };
 
 /// A dense term over `bytes`.
@@ -78,6 +82,15 @@ fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
     let bytes = e.blob.as_deref().unwrap_or(&[]);
     Tensor::from_bytes(e.elem, e.shape.clone(), bytes)
         .ok_or_else(|| e.error("bytes do not fit the type"))
+}
+
+fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
+    let n = crate::tensor::count(shape);
+    if elem.is_float() {
+        return Some(from_tensor(&Tensor::from_f64(elem, shape, s.numbers(n))));
+    }
+    elem.is_int()
+        .then(|| from_tensor(&Tensor::from_int(elem, shape, s.integers(n))))
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@
 //! whether codes are sign-extended.
 //! Source: ONNX, "Packed 4-bit tensors"; `bits` is 1..=8.
 
+use super::sampling::Sampler;
 use super::{Constructor, DecodeError, Encoding};
+use crate::builder::Builder;
+use crate::ops::OpError;
 use crate::tensor::Data;
-use crate::{Attr, Attrs, ElemType, Tensor, tensor};
+use crate::{Attr, Attrs, ElemType, Tensor, ValueId, tensor};
 use bytes::Bytes;
 
 /// The constructor.
@@ -20,9 +23,11 @@ pub static INT: Constructor = Constructor {
     summary: "codes of 1 to 8 bits, packed low bits first",
     children: &[],
     has_blob: true,
-    own_bytes: |e| e.blob.as_ref().map_or(0, |b| b.len() as u64),
+    algebraic: false,
     check,
     decode,
+    open,
+    sample,
 };
 
 /// A term of packed codes.
@@ -82,24 +87,63 @@ fn check(e: &Encoding) -> Result<(), DecodeError> {
 }
 
 fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
-    let bits = e.int_param("bits").unwrap_or(8) as usize;
+    let bits = e.int_param("bits").unwrap_or(8) as u32;
     let bytes = e.blob.as_deref().unwrap_or(&[]);
-    let codes = (0..e.len()).map(|i| {
-        let at = i * bits;
-        let pair =
-            u16::from(bytes[at / 8]) | u16::from(bytes.get(at / 8 + 1).copied().unwrap_or(0)) << 8;
-        let code = i128::from((pair >> (at % 8)) & ((1 << bits) - 1));
-        let signed = e.elem.int_range().is_some_and(|(lo, _)| lo < 0);
+    let codes = unpack(
+        bytes,
+        bits,
+        e.elem.int_range().is_some_and(|(lo, _)| lo < 0),
+    );
+    let codes = codes
+        .take(e.len())
+        .map(|c| tensor::wrap(e.elem, i128::from(c)));
+    Ok(Tensor::new(
+        e.elem,
+        e.shape.clone(),
+        Data::Int(codes.collect()),
+    ))
+}
+
+/// The codes of packed bytes, as [`pack`] writes them; those that fill up the last byte are among them.
+pub fn unpack(bytes: &[u8], bits: u32, signed: bool) -> impl Iterator<Item = i16> + '_ {
+    (0..bytes.len() * 8 / bits as usize).map(move |i| {
+        let at = i * bits as usize;
+        let next = bytes.get(at / 8 + 1).copied().unwrap_or(0);
+        let pair = u16::from_le_bytes([bytes[at / 8], next]);
+        let code = ((pair >> (at % 8)) & ((1 << bits) - 1)) as i16;
         if signed && code >> (bits - 1) == 1 {
             code - (1 << bits)
         } else {
             code
         }
-    });
-    Ok(Tensor::new(
-        e.elem,
-        e.shape.clone(),
-        Data::Int(codes.map(|c| tensor::wrap(e.elem, c)).collect()),
+    })
+}
+
+fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
+    let bytes = e.blob.clone().unwrap_or_default();
+    let x = b.bytes(bytes);
+    let bits = e.params.get("bits").cloned().unwrap_or(Attr::Int(8));
+    let attrs = [
+        ("bits", bits),
+        ("shape", e.lens().into()),
+        ("to", e.elem.into()),
+    ];
+    b.op_with("unpack", &[x], attrs)
+}
+
+fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
+    let widest = elem.is_int().then(|| elem.bits().min(8))?;
+    let bits = s.below(widest as usize) as u32 + 1;
+    let n = tensor::count(shape);
+    let codes = s
+        .integers(n)
+        .into_iter()
+        .map(|c| c as u8 & ((1u16 << bits) - 1) as u8);
+    Some(int(
+        elem,
+        bits,
+        shape.to_vec(),
+        Bytes::from(pack(codes, bits)),
     ))
 }
 

@@ -237,7 +237,8 @@ fn write_term(e: &Encoding, blobs: &mut Blobs) -> String {
         .map(|(k, v)| format!("{} = {}", word(k), attr(v)))
         .collect();
     for (i, child) in e.children.iter().enumerate() {
-        let label = e.ctor.children.get(i).map(|n| n.trim_end_matches('?'));
+        let name = e.ctor.children.get(i).filter(|n| !n.ends_with('*'));
+        let label = name.map(|n| n.trim_end_matches('?'));
         let text = write_term(child, blobs);
         parts.push(label.map_or(text.clone(), |l| format!("{l} = {text}")));
     }

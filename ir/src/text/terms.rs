@@ -82,7 +82,13 @@ impl Parser<'_> {
                     }
                     let key = p.name("a parameter")?;
                     p.sign('=')?;
-                    if ctor.children.iter().any(|c| c.trim_end_matches('?') == key) {
+                    let child = ctor.children.iter();
+                    let mut child = child.map(|c| c.trim_end_matches('?'));
+                    if let Some(place) = child.position(|c| c == key) {
+                        if place != children.len() {
+                            let message = format!("`{key}` is the term with number {}", place + 1);
+                            return p.fail_before(&LITERAL, message);
+                        }
                         children.push(Arc::new(p.term()?));
                     } else {
                         let value = p.attr()?;

@@ -120,7 +120,9 @@ impl Choice {
     }
 }
 
-/// True for nodes that cost nothing at run time: leaves, and whatever has only constants below it.
+/// True for nodes that cost nothing at run time: leaves, and what folding computes.
 pub fn is_free(graph: &Graph, term: &Term) -> bool {
-    !matches!(term.head, Head::Op(_)) || term.children.iter().all(|&c| graph[c].data.is_constant())
+    let constant = |id: Id| graph[id].data.is_constant();
+    let own = graph.lookup(term.clone()).is_none_or(constant);
+    !matches!(term.head, Head::Op(_)) || own && term.children.iter().all(|&c| constant(c))
 }

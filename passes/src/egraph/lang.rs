@@ -8,6 +8,7 @@
 
 pub use super::traits::Trait;
 use super::traits::{self, Known, Traits};
+use crate::fold::Limits;
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use lapidary_ir::builder::SMALL_CONSTANT;
 use lapidary_ir::graph::Node;
@@ -294,13 +295,25 @@ fn op_fact(egraph: &Graph, op: Op, children: &[Id]) -> Fact {
         .collect();
     let shape = ty.as_ref().and_then(Type::shape);
     let traits = traits::of_result(op.name, &node.attrs, &known, shape);
+    let constant = given && facts.iter().all(|f| f.is_constant());
     Fact {
         traits,
+        foldable: constant && !is_factored(op, &facts, ty.as_ref()),
         ty,
         contents: op.contents.and_then(|rule| rule(&ctx)),
-        foldable: given && facts.iter().all(|f| f.is_constant()),
         ..Fact::default()
     }
+}
+
+/// True for a product of matrices that is larger than both: it is left to run time, as `fold` leaves it.
+fn is_factored(op: Op, operands: &[&Fact], result: Option<&Type>) -> bool {
+    let size = |ty: Option<&Type>| {
+        let shape = ty.and_then(Type::as_tensor)?.const_shape()?;
+        Some(count(&shape))
+    };
+    let parts: usize = operands.iter().filter_map(|f| size(f.ty.as_ref())).sum();
+    let limit = Limits::default().elements.max(parts);
+    op.name == "matmul" && size(result).is_some_and(|n| n > limit)
 }
 
 /// What appliers and conditions ask about bound variables.

@@ -163,6 +163,13 @@ impl Uses {
     }
 }
 
+/// A constant that arithmetic on it is done with at compile time. A compressed one is not: that would store what it
+/// decodes to, so to the rules it is a value like any other.
+fn plain_constant(module: &Module, v: ValueId) -> Option<&Constant> {
+    let constant = module.as_constant(v);
+    constant.filter(|c| !c.encoding().is_compressed())
+}
+
 /// A run of nodes, the values it takes and those it gives.
 struct Block {
     range: Range<usize>,
@@ -198,6 +205,18 @@ impl Block {
         }
     }
 
+    /// What is known of the leaves.
+    fn facts(&self, module: &Module, known: &HashMap<ValueId, Traits>, first_fresh: u32) -> Facts {
+        let mut facts = Facts::new(first_fresh);
+        for &leaf in &self.leaves {
+            let constant = plain_constant(module, leaf).map(|c| Arc::new(c.clone()));
+            let traits = known.get(&leaf).copied().unwrap_or_default();
+            let leaf_facts = (module.value(leaf).ty.clone(), constant, traits);
+            facts.leaves.insert(leaf, leaf_facts);
+        }
+        facts
+    }
+
     /// Equal for blocks of equal structure: ops, attributes, wiring, leaf types, the contents of small constants and the
     /// traits of all others.
     fn key(&self, module: &Module, known: &HashMap<ValueId, Traits>) -> String {
@@ -207,7 +226,7 @@ impl Block {
         for &leaf in &self.leaves {
             names.insert(leaf, names.len());
             let _ = write!(key, "{}", module.value(leaf).ty);
-            match module.as_constant(leaf) {
+            match plain_constant(module, leaf) {
                 Some(c) if traits::is_visible(c) => {
                     let _ = write!(key, "={:?}", c.encoding());
                 }
@@ -265,19 +284,7 @@ fn solve(
     rewrites: &[Rewrite<Term, Facts>],
     log: &Mutex<Report>,
 ) -> Option<Recipe> {
-    let mut facts = Facts::new(first_fresh);
-    for &leaf in &block.leaves {
-        let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
-        facts.leaves.insert(
-            leaf,
-            (
-                module.value(leaf).ty.clone(),
-                constant,
-                known.get(&leaf).copied().unwrap_or_default(),
-            ),
-        );
-    }
-    let mut graph = Graph::new(facts);
+    let mut graph = Graph::new(block.facts(module, known, first_fresh));
     let ids = load(module, block, &mut graph);
     let roots: Vec<Id> = block.outputs.iter().map(|v| ids[v]).collect();
     // What the nodes cost as they are: equal ones are one class, but are computed twice.
@@ -625,19 +632,7 @@ pub(crate) fn force(module: &mut Module, rule: &'static Rule) -> bool {
     let rewrites = compile_rules(&[rule], &Options::default(), &log);
     let (uses, known) = (Uses::new(module), traits::of_module(module));
     let block = Block::new(module, &uses, Module::TOP, 0..module.top().nodes.len());
-    let mut facts = Facts::new(first_fresh(module));
-    for &leaf in &block.leaves {
-        let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
-        facts.leaves.insert(
-            leaf,
-            (
-                module.value(leaf).ty.clone(),
-                constant,
-                known.get(&leaf).copied().unwrap_or_default(),
-            ),
-        );
-    }
-    let mut graph = Graph::new(facts);
+    let mut graph = Graph::new(block.facts(module, &known, first_fresh(module)));
     let ids = load(module, &block, &mut graph);
     let root = ids[&block.outputs[0]];
     let original = graph[root].nodes[0].clone();

@@ -462,6 +462,7 @@ impl<'b> Emit<'b> {
                 elem,
                 offset,
                 mask,
+                ..
             } => self.load(value, elem, &offset, mask),
             Node::Unary(f, x) => {
                 let x = self.expr(x);

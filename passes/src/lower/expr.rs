@@ -40,6 +40,8 @@ pub enum Node {
         offset: Dim,
         /// Where it exists; everywhere if `None`.
         mask: Option<E>,
+        /// Loops in each of whose passes it is read anew, because they write what it reads.
+        anew: Vec<LoopVar>,
     },
     /// An index, as `i64`.
     Index(Dim),
@@ -223,7 +225,10 @@ impl Body {
         let e = E(self.nodes.len() as u32);
         let mut free = BTreeSet::new();
         match &node {
-            Node::Load { offset, .. } => free = self.dim_free(offset),
+            Node::Load { offset, anew, .. } => {
+                free = self.dim_free(offset);
+                free.extend(anew);
+            }
             Node::Index(d) => free = self.dim_free(d),
             _ => {}
         }
@@ -275,6 +280,18 @@ impl Body {
 
     /// An element of a stored value.
     pub fn load(&mut self, value: ValueId, elem: ElemType, offset: Dim, mask: Option<E>) -> E {
+        self.load_anew(value, elem, offset, mask, &[])
+    }
+
+    /// An element of a stored value that these loops write.
+    pub fn load_anew(
+        &mut self,
+        value: ValueId,
+        elem: ElemType,
+        offset: Dim,
+        mask: Option<E>,
+        anew: &[LoopVar],
+    ) -> E {
         let mask = mask.filter(|&m| self.as_bool(m) != Some(true));
         if let Some(m) = mask
             && self.as_bool(m) == Some(false)
@@ -287,6 +304,7 @@ impl Body {
                 elem,
                 offset,
                 mask,
+                anew: anew.to_vec(),
             },
             elem,
         )
@@ -411,10 +429,11 @@ impl Body {
                 elem,
                 offset,
                 mask,
+                anew,
             } => {
                 let offset = self.rewrite_dim(&offset, index, memo);
                 let mask = mask.map(|m| self.rewrite(m, index, memo));
-                self.load(value, elem, offset, mask)
+                self.load_anew(value, elem, offset, mask, &anew)
             }
             Node::Index(d) => {
                 let d = self.rewrite_dim(&d, index, memo);

@@ -36,6 +36,7 @@ pub static LIBRARY: &[(&str, &str)] = &[
     ("array_feature_extractor", CONTROL),
     ("reverse_sequence", CONTROL),
     ("det", CONTROL),
+    ("rans_decode", CONTROL),
     ("tree_ensemble", CONTROL),
 ];
 

@@ -51,6 +51,7 @@ use crate::fold::{Limits, fold_constants};
 use expr::E;
 use index::Pos;
 use lapidary_abi::program::Program;
+use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::sources::Sources;
@@ -379,11 +380,25 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
         .copied()
 }
 
+/// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
+/// what they decode to.
+fn open(module: &mut Module) -> Result<(), LowerErrors> {
+    open_constants(module, |_| true).map_err(|e| {
+        LowerErrors(vec![LowerError {
+            node: module.name.clone(),
+            op: "constant".to_owned(),
+            reason: e.0,
+        }])
+    })?;
+    decompose::decompose(module).map_err(LowerErrors)
+}
+
 /// Lowers a module whose types are inferred.
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
     decompose::decompose(&mut module).map_err(LowerErrors)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());
+    open(&mut module)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }

@@ -138,9 +138,11 @@ impl Parts {
             let offset = Pos::At(to).linear(&self.shape);
             let mut value = x.value(self.updates, &Pos::At(at))?;
             if let Some(f) = combine {
+                let at = offset.clone();
+                // Two updates may meet even where the index is one for all of them.
                 let old = x
                     .body
-                    .load(self.out, self.elem, offset.clone(), Some(inside));
+                    .load_anew(self.out, self.elem, at, Some(inside), &vars);
                 value = x.body.binary(f, old, value);
             }
             Ok(Spec {

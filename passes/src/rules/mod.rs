@@ -32,6 +32,7 @@ families! {
     fold,
     fuse,
     layout,
+    linear,
     norm,
     quant,
     rotary,

@@ -3,7 +3,8 @@
 //! The compiler's crates and the runtime never depend on each other; both depend on this small crate of
 //! plain data: element types ([`ElemType`]), run-time sizes ([`Size`]), the host program that sequences
 //! compiled kernels ([`program`]), the kernel calling convention and the argument blocks of the
-//! micro-kernels ([`kernel`]), and how an image lies in a file ([`image`]). Nothing here allocates device memory, runs code or knows a graph op.
+//! micro-kernels ([`kernel`]), how an image lies in a file ([`image`]), and the number formats that both read ([`minifloat`],
+//! [`rans`]). Nothing here allocates device memory, runs code or knows a graph op.
 
 pub mod elem;
 pub mod image;
@@ -11,6 +12,7 @@ pub mod kernel;
 pub mod math;
 pub mod minifloat;
 pub mod program;
+pub mod rans;
 pub mod size;
 
 pub use elem::ElemType;

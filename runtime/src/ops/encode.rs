@@ -1,11 +1,12 @@
-//! Encoders of classical machine learning: label_encoder.
+//! Encoders of classical machine learning: label_encoder; and the entropy decoder of weights.
 
-use super::call::{Call, Results, fail, one};
+use super::call::{Call, Results, fail, length, one};
 use super::moves::Builder;
 use super::number;
 use crate::error::RunError;
 use crate::value::{Tensor, View};
 use lapidary_abi::ElemType;
+use lapidary_abi::rans::Model;
 use std::collections::HashMap;
 
 /// An element as a key; floats by their bits, so that NaN finds NaN.
@@ -85,4 +86,30 @@ pub fn label_encoder(call: &Call) -> Results {
         }
     }
     one(out.finish()?)
+}
+
+pub fn rans_decode(call: &Call) -> Results {
+    let (bytes, starts) = (call.tensor(0)?, call.ints(1)?.unwrap_or_default());
+    let frequencies = call.ints(2)?.unwrap_or_default();
+    let dims = call.attr_ints("shape").unwrap_or_default();
+    let dims: Vec<usize> = dims.iter().map(|&d| length(d)).collect::<Result<_, _>>()?;
+    let block = length(call.attr_int("block", 1))?.max(1);
+    let frequencies: Option<Vec<u32>> =
+        frequencies.iter().map(|&f| u32::try_from(f).ok()).collect();
+    let Some(model) = frequencies.and_then(|f| Model::new(&f)) else {
+        return fail("the frequencies do not add up");
+    };
+    let mut y = Tensor::zeros(ElemType::U8, dims)?;
+    let out = y.bytes_mut().unwrap_or_default();
+    if starts.len() != out.len().div_ceil(block) + 1 {
+        return fail("there is not one start for each block");
+    }
+    for (part, w) in out.chunks_mut(block).zip(starts.windows(2)) {
+        let (from, to) = (length(w[0])?, length(w[1])?);
+        let block = bytes.bytes().get(from..to);
+        if !block.is_some_and(|b| model.read(b, part)) {
+            return fail("a block of codes is damaged");
+        }
+    }
+    one(y)
 }

@@ -51,6 +51,7 @@ pub const TABLE: &[(&str, Function)] = &[
     ("split", parts::split),
     ("pad", pad::pad),
     ("compress", parts::compress),
+    ("rans_decode", encode::rans_decode),
     ("one_hot", parts::one_hot),
     ("where", parts::where_),
     ("reverse_sequence", parts::reverse_sequence),

@@ -4,6 +4,7 @@ mod blocked;
 mod contrib;
 mod fused;
 mod linear;
+mod packed;
 mod products;
 pub mod tail;
 
@@ -30,6 +31,8 @@ pub static OPS: &[&OpDef] = &[
     &contrib::QLINEAR_GLOBAL_AVERAGE_POOL,
     &contrib::QLINEAR_CONCAT,
     &contrib::QLINEAR_SOFTMAX,
+    &packed::UNPACK,
+    &packed::RANS_DECODE,
     &blocked::MATMUL_NBITS,
     &blocked::GATHER_BLOCK_QUANTIZED,
 ];

@@ -1,0 +1,288 @@
+//! QMoE's dictionary: 16-bit words that stand for up to 28 ternary codes, most of which are zero.
+//!
+//! ```text
+//! bytes: words, little-endian     starts [rows + 1]: each row's first word, and their count
+//! ```
+//! The dictionary is not stored: it is the 2^16 most probable sequences of pairs, of at most 14 pairs, where zero has
+//! probability 0.885 and the other two 0.0575 each. A row is cut greedily into the longest sequences; what an odd row
+//! lacks at its end is a zero.
+//! Source: `QMoE: Practical Sub-1-Bit Compression of Trillion-Parameter Models`, section 4.
+
+use super::super::sampling::Sampler;
+use super::super::{DecodeError, Encoding, dense};
+use super::{CODED, Coder};
+use crate::builder::Builder;
+use crate::ops::OpError;
+use crate::ops::compose::Len;
+use crate::{ElemType, Tensor, ValueId};
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::OnceLock;
+
+pub(super) const DICTIONARY: Coder = Coder {
+    name: "dictionary",
+    children: 1,
+    check,
+    decode,
+    open,
+    sample,
+};
+
+/// Words.
+const WORDS: usize = 1 << 16;
+/// Most pairs of a word.
+const PAIRS: usize = 14;
+/// Probability of each code. The last bits matter: equal sequences are ordered by them.
+const P: [f64; 3] = [0.885, (1.0 - 0.885) / 2.0, (1.0 - 0.885) / 2.0];
+
+/// A sequence of pairs (a pair is `c0 + 3 c1`) on its way into the dictionary: the most probable first, then by its pairs.
+struct Sequence {
+    p: f64,
+    pairs: Vec<u8>,
+}
+
+impl Ord for Sequence {
+    fn cmp(&self, other: &Sequence) -> Ordering {
+        self.p
+            .total_cmp(&other.p)
+            .then_with(|| other.pairs.cmp(&self.pairs))
+    }
+}
+
+impl PartialOrd for Sequence {
+    fn partial_cmp(&self, other: &Sequence) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Sequence {
+    fn eq(&self, other: &Sequence) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Sequence {}
+
+/// The pairs of each word.
+pub fn words() -> &'static [Vec<u8>] {
+    static WORDS_OF: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    WORDS_OF.get_or_init(|| {
+        let pair: Vec<f64> = (0..9).map(|r| P[r % 3] * P[r / 3]).collect();
+        let mut open = BinaryHeap::from([Sequence {
+            p: 1.0,
+            pairs: vec![],
+        }]);
+        let mut out = Vec::with_capacity(WORDS);
+        while out.len() < WORDS {
+            let Some(top) = open.pop() else { break };
+            if top.pairs.len() < PAIRS {
+                for (r, p) in pair.iter().enumerate() {
+                    let pairs = [&top.pairs[..], &[r as u8]].concat();
+                    open.push(Sequence {
+                        p: top.p * p,
+                        pairs,
+                    });
+                }
+            }
+            if !top.pairs.is_empty() {
+                out.push(top.pairs);
+            }
+        }
+        out
+    })
+}
+
+/// Words by what they stand for.
+fn index() -> &'static HashMap<&'static [u8], u16> {
+    static INDEX: OnceLock<HashMap<&'static [u8], u16>> = OnceLock::new();
+    INDEX.get_or_init(|| {
+        words()
+            .iter()
+            .enumerate()
+            .map(|(i, w)| (&w[..], i as u16))
+            .collect()
+    })
+}
+
+/// Codes 0, 1 and 2 of a matrix, row by row.
+pub fn dictionary(shape: [usize; 2], codes: &[u8]) -> Encoding {
+    let (mut bytes, mut starts) = (vec![], vec![0i64]);
+    for row in codes.chunks(shape[1].max(1)) {
+        let pairs: Vec<u8> = row
+            .chunks(2)
+            .map(|c| c[0] + 3 * c.get(1).copied().unwrap_or(0))
+            .collect();
+        let mut rest = &pairs[..];
+        while !rest.is_empty() {
+            // The dictionary holds every beginning of its words, so the search may stop at the first miss.
+            let known = |n: &usize| index().contains_key(&rest[..*n]);
+            let n = (1..=rest.len().min(PAIRS))
+                .take_while(known)
+                .last()
+                .unwrap_or(1);
+            bytes.extend(index()[&rest[..n]].to_le_bytes());
+            rest = &rest[n..];
+        }
+        starts.push(bytes.len() as i64 / 2);
+    }
+    let starts = Tensor::from_int(
+        ElemType::U32,
+        [starts.len()],
+        starts.iter().map(|&v| v.into()).collect(),
+    );
+    let params = [("coder", "dictionary".into())];
+    let mut e = Encoding::of(
+        &CODED,
+        ElemType::U8,
+        shape.to_vec(),
+        params,
+        [dense::from_tensor(&starts)],
+    );
+    e.blob = Some(Bytes::from(bytes));
+    e
+}
+
+fn words_of(e: &Encoding) -> impl Iterator<Item = u16> + '_ {
+    let bytes = e.blob.as_deref().unwrap_or(&[]);
+    bytes
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+fn check(e: &Encoding) -> Result<(), DecodeError> {
+    let &[rows, width] = &e.shape[..] else {
+        return Err(e.error("is of a matrix"));
+    };
+    let n = words_of(e).count();
+    if e.children[0].shape != [rows + 1] || e.blob.as_ref().is_some_and(|b| b.len() % 2 != 0) {
+        return Err(e.error("needs whole words, and where each row begins"));
+    }
+    let starts = e.codes(0)?;
+    if starts[0] != 0 || starts[rows] != n as i64 || !starts.is_sorted() {
+        return Err(e.error("rows must begin one after the other"));
+    }
+    let lens: Vec<usize> = words_of(e).map(|w| words()[w as usize].len()).collect();
+    let full = starts
+        .windows(2)
+        .all(|w| lens[w[0] as usize..w[1] as usize].iter().sum::<usize>() == width.div_ceil(2));
+    full.then_some(())
+        .ok_or_else(|| e.error("the words of a row do not fill it"))
+}
+
+fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
+    let all: Vec<u16> = words_of(e).collect();
+    let mut codes = Vec::with_capacity(e.len());
+    for row in e.codes(0)?.windows(2) {
+        let row = &all[row[0] as usize..row[1] as usize];
+        let pairs = row.iter().flat_map(|&w| &words()[w as usize]);
+        codes.extend(
+            pairs
+                .flat_map(|&p| [i128::from(p % 3), i128::from(p / 3)])
+                .take(e.shape[1]),
+        );
+    }
+    Ok(e.int_tensor(codes))
+}
+
+/// All words' codes, filled up with zeros, and half their numbers: what a compiled program looks them up in.
+fn table() -> &'static (Bytes, Bytes) {
+    static TABLE: OnceLock<(Bytes, Bytes)> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let pairs = |w: &Vec<u8>| {
+            let mut row = w.clone();
+            row.resize(PAIRS, 0);
+            row
+        };
+        let pairs: Vec<u8> = words().iter().flat_map(pairs).collect();
+        let lens: Vec<u8> = words().iter().map(|w| w.len() as u8).collect();
+        (pairs.into(), lens.into())
+    })
+}
+
+fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
+    let n = |v: usize| Len::N(v as i64);
+    let (rows, width) = (e.shape[0], e.shape[1]);
+    if e.is_empty() {
+        return b.filled(ElemType::U8, 0.0, &[n(rows), n(width)]);
+    }
+    let words: Vec<u8> = words_of(e).flat_map(u16::to_le_bytes).collect();
+    let words = b.module.add_constant(
+        "",
+        crate::Constant::dense(ElemType::U16, vec![words.len() / 2], words.into()),
+    );
+    let words = b.cast(words, ElemType::I64)?;
+    let (pairs, lens) = table().clone();
+    let (pairs, lens) = (b.bytes(pairs), b.bytes(lens));
+    let pairs = b.reshape(pairs, &[n(WORDS), n(PAIRS)])?;
+    let (pairs, lens) = (
+        b.op("gather", &[pairs, words])?,
+        b.op("gather", &[lens, words])?,
+    );
+    let lens = b.unsqueeze(lens, &[1])?;
+    let place = Tensor::from_int(ElemType::U8, [PAIRS], (0..PAIRS as i128).collect());
+    let place = b.constant(&place);
+    let given = b.op("less", &[place, lens])?;
+    let (given, pairs) = (
+        b.reshape(given, &[Len::N(-1)])?,
+        b.reshape(pairs, &[Len::N(-1)])?,
+    );
+    let pairs = b.op("compress", &[pairs, given])?;
+    let pairs = b.reshape(pairs, &[n(rows), n(width.div_ceil(2)), n(1)])?;
+    let u8s = |b: &mut Builder, values: &[i128]| {
+        b.constant(&Tensor::from_int(
+            ElemType::U8,
+            [values.len()],
+            values.to_vec(),
+        ))
+    };
+    let (powers, three) = (u8s(b, &[1, 3]), u8s(b, &[3]));
+    let codes = b.op("div", &[pairs, powers])?;
+    let codes = b.op("mod", &[codes, three])?;
+    let codes = b.reshape(codes, &[n(rows), n(width.div_ceil(2) * 2)])?;
+    b.slice(codes, 1, 0, width as i64)
+}
+
+fn sample(s: &mut Sampler, shape: &[usize]) -> Option<Encoding> {
+    let &[rows, width] = shape else { return None };
+    if s.limit() < 3 || rows * width == 0 {
+        return None;
+    }
+    let codes: Vec<u8> = (0..rows * width)
+        .map(|_| s.one_of(&[0, 0, 0, 0, 1, 2]))
+        .collect();
+    Some(dictionary([rows, width], &codes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts by length, and words of rows, as `QMoE`'s own generator gives them.
+    #[test]
+    fn the_dictionary_is_the_published_one() {
+        let mut counts = [0; PAIRS];
+        words().iter().for_each(|w| counts[w.len() - 1] += 1);
+        let want = [
+            9, 65, 233, 577, 1161, 2049, 3305, 4993, 7177, 9921, 13289, 17345, 3843, 1569,
+        ];
+        assert_eq!(counts, want);
+        let row: Vec<u8> = (0..41)
+            .map(|i| {
+                if i % 7 == 3 {
+                    1
+                } else {
+                    2 * u8::from(i % 11 == 5)
+                }
+            })
+            .collect();
+        let found = |shape: [usize; 2], codes: &[u8]| {
+            words_of(&dictionary(shape, codes)).collect::<Vec<_>>()
+        };
+        assert_eq!(found([1, 41], &row), [15464, 9510, 17170]);
+        assert_eq!(found([1, 64], &[0; 64]), [25, 25, 3]);
+        assert_eq!(found([1, 6], &[2; 6]), [329, 329, 329]);
+        let back = dictionary([1, 41], &row).integers().expect("valid");
+        assert_eq!(back, row.iter().map(|&c| i64::from(c)).collect::<Vec<_>>());
+    }
+}

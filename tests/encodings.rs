@@ -1,0 +1,117 @@
+//! Weights of random encoding terms through compiled code, on every code generator: what a term decodes to, what a
+//! product with it is, and rows of it, against the plain decode.
+
+use lapidary::backend::BACKENDS;
+use lapidary::{CompileOptions, driver, values};
+use lapidary_ir::builder::Builder;
+use lapidary_ir::encodings::Encoding;
+use lapidary_ir::encodings::sampling::Sampler;
+use lapidary_ir::tensor::Value;
+use lapidary_ir::{Constant, ElemType, Module, Tensor, Type, ValueId, eval};
+use lapidary_runtime::ModelOptions;
+use std::cell::Cell;
+
+/// A term's uses: itself, `x · termᵀ` and rows of it.
+fn uses(
+    b: &mut Builder,
+    term: ValueId,
+    e: &Encoding,
+    s: &mut Sampler,
+) -> Vec<(ValueId, Option<Tensor>)> {
+    let itself = b.op("identity", &[term]).expect("fits");
+    let mut out = vec![(itself, None)];
+    let &[rows, columns] = &e.shape[..] else {
+        return out;
+    };
+    if e.elem == ElemType::F32 {
+        let x = Tensor::from_f64(ElemType::F32, [3, columns], s.numbers(3 * columns));
+        let given = b
+            .module
+            .add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [3, columns]));
+        let turned = b.transpose(term, &[1, 0]).expect("a matrix");
+        out.push((b.op("matmul", &[given, turned]).expect("fits"), Some(x)));
+    }
+    let at = Tensor::ints(&[0, rows as i64 - 1, rows as i64 / 2]);
+    let given = b
+        .module
+        .add_input(Module::TOP, "rows", Type::tensor(ElemType::I64, [3i64]));
+    out.push((b.op("gather", &[term, given]).expect("fits"), Some(at)));
+    out
+}
+
+fn near(got: &Tensor, want: &Tensor) -> bool {
+    let unit = if want.elem().bits() <= 16 && want.elem().is_float() {
+        1e-2
+    } else {
+        2e-4
+    };
+    let (Some(a), Some(b)) = (got.to_f64s(), want.to_f64s()) else {
+        return false;
+    };
+    let close = |(a, b): (&f64, &f64)| {
+        (a - b).abs() <= unit * (1.0 + a.abs().max(b.abs())) || a == b || (a.is_nan() && b.is_nan())
+    };
+    got.shape() == want.shape() && a.iter().zip(&b).all(close)
+}
+
+fn check(seed: u64) {
+    let mut s = Sampler::new(seed, 1 + (seed % 3) as u32);
+    let (mut m, fresh) = (Module::new("terms"), Cell::new(0));
+    let (mut inputs, mut terms) = (vec![], vec![]);
+    for _ in 0..12 {
+        let elem = s.one_of(&[ElemType::F32, ElemType::F32, ElemType::F16, ElemType::U8]);
+        let rank = s.one_of(&[1, 2, 2, 2, 3]);
+        let shape = s.shape(rank);
+        let e = s.term(elem, &shape);
+        let term = m.add_constant("w", Constant::new(e.clone()));
+        let mut b = Builder::new(&mut m, Module::TOP, "use", &fresh);
+        let made = uses(&mut b, term, &e, &mut s);
+        for (y, input) in made {
+            m.region_mut(Module::TOP).outputs.push(y);
+            m.output_names.push(format!("y{}", m.output_names.len()));
+            inputs.extend(input);
+            terms.push(e.to_string());
+        }
+    }
+    let given: Vec<Value> = inputs.iter().cloned().map(Value::from).collect();
+    let want = eval::run(&m, given).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    for backend in BACKENDS {
+        for optimize in [false, true] {
+            let mut options = CompileOptions::host(1);
+            options.optimize = optimize;
+            options.generate_for(options.target.clone(), backend);
+            let compiled = driver::compile(m.clone(), "terms", &options, None);
+            let compiled = compiled.unwrap_or_else(|e| panic!("seed {seed}: {e}\n{terms:#?}"));
+            let run = ModelOptions {
+                threads: 1,
+                pin: false,
+                huge_pages: false,
+            };
+            let loaded = compiled.load(run).expect("loads");
+            let given: Vec<_> = inputs
+                .iter()
+                .map(|t| values::to_runtime(&Value::from(t.clone())).expect("a tensor"))
+                .collect();
+            let got = loaded
+                .run(&given)
+                .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{terms:#?}"));
+            for ((got, want), term) in got.iter().zip(&want).zip(&terms) {
+                let (Some(Value::Tensor(got)), Value::Tensor(want)) =
+                    (values::to_evaluator(got), want)
+                else {
+                    panic!("seed {seed}: no tensor");
+                };
+                assert!(
+                    near(&got, want),
+                    "seed {seed}, {}: {term}\n{got:?}\n{want:?}",
+                    backend.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn compiled_terms_decode_as_they_are_defined() {
+    (0..24).for_each(check);
+}
