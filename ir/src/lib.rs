@@ -7,6 +7,7 @@
 //! * [`text`] (printer and parser of the graph IR), [`verify`] (everything that must hold of a module) and
 //!   [`diagnostic`] (how both say what is wrong);
 //! * [`tensor`] and [`eval`]: the reference evaluator, which *is* the meaning of the graph IR.
+//! * [`random`]: the generator of random numbers, the same on every machine.
 //!
 //! This crate knows nothing of ONNX, e-graphs or targets. Alone, it reads, checks, prints and runs a program.
 
@@ -22,6 +23,7 @@ pub mod graph;
 pub mod infer;
 pub mod kernel;
 pub mod ops;
+pub mod random;
 pub mod same;
 pub mod sources;
 pub mod target;

@@ -3,7 +3,9 @@
 pub mod egraph;
 pub mod fold;
 pub mod lower;
+pub mod methods;
 pub mod rules;
 pub mod schedules;
+
 pub mod tables;
 pub mod tails;

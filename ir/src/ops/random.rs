@@ -7,6 +7,7 @@
 use super::{AttrDef, AttrKind, Default, Eval, EvalCtx, InferCtx, OpDef, OpError, Operand, checked_count};
 use crate::builder::Builder;
 use crate::graph::Node;
+use crate::random::SplitMix64;
 use crate::tensor::{Tensor, Value};
 use crate::types::TensorType;
 use crate::{Attr, Dim, ElemType, Type, ValueId};
@@ -92,7 +93,7 @@ pub static BERNOULLI: OpDef = OpDef {
     infer: infer_random,
     eval: Eval::Direct(|ctx| {
         let p = ctx.tensor(0)?.to_f64s().ok_or_else(|| OpError::new("probabilities must be numbers"))?;
-        let (mut rng, elem) = (Rng::of(ctx), ctx.elem_attr("dtype").unwrap_or(ctx.tensor(0)?.elem()));
+        let (mut rng, elem) = (generator(ctx), ctx.elem_attr("dtype").unwrap_or(ctx.tensor(0)?.elem()));
         let draws: Vec<bool> = p.into_iter().map(|p| rng.unit() < p).collect();
         let shape = ctx.tensor(0)?.shape();
         Ok(vec![numbers(elem, shape, draws.into_iter().map(|d| f64::from(u8::from(d))).collect())?.into()])
@@ -145,40 +146,24 @@ pub static DROPOUT: OpDef = OpDef {
     ..OpDef::BASE
 };
 
-/// The generator.
-struct Rng(u64);
-
-impl Rng {
-    fn of(ctx: &EvalCtx) -> Rng {
-        static DRAWS: AtomicU64 = AtomicU64::new(0);
-        match ctx.attr("seed") {
-            Some(Attr::Float(seed)) => Rng(u64::from(seed.to_bits())),
-            Some(Attr::Int(seed)) => Rng(seed as u64),
-            _ => Rng(mix(DRAWS.fetch_add(1, Ordering::Relaxed))),
-        }
-    }
-
-    /// A number in [0, 1).
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (mix(self.0) >> 11) as f64 / (1u64 << 53) as f64
+/// The generator that a node's `seed` starts.
+fn generator(ctx: &EvalCtx) -> SplitMix64 {
+    static DRAWS: AtomicU64 = AtomicU64::new(0);
+    match ctx.attr("seed") {
+        Some(Attr::Float(seed)) => SplitMix64::new(u64::from(seed.to_bits())),
+        Some(Attr::Int(seed)) => SplitMix64::new(seed as u64),
+        _ => SplitMix64::new(SplitMix64::new(DRAWS.fetch_add(1, Ordering::Relaxed)).next_u64()),
     }
 }
 
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn normal(ctx: &EvalCtx, rng: &mut Rng) -> f64 {
+fn normal(ctx: &EvalCtx, rng: &mut SplitMix64) -> f64 {
     // Box and Muller; 1 - u keeps the logarithm finite.
     let (u, v) = (1.0 - rng.unit(), rng.unit());
     let z = (-2.0 * libm::log(u)).sqrt() * libm::cos(std::f64::consts::TAU * v);
     f64::from(ctx.float("mean").unwrap_or(0.0)) + f64::from(ctx.float("scale").unwrap_or(1.0)) * z
 }
 
-fn uniform(ctx: &EvalCtx, rng: &mut Rng) -> f64 {
+fn uniform(ctx: &EvalCtx, rng: &mut SplitMix64) -> f64 {
     let (low, high) = (f64::from(ctx.float("low").unwrap_or(0.0)), f64::from(ctx.float("high").unwrap_or(1.0)));
     low + (high - low) * rng.unit()
 }
@@ -197,7 +182,7 @@ fn infer_random(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
     Ok(vec![Type::tensor(given.unwrap_or(ElemType::F32), shape)])
 }
 
-fn fill(ctx: &EvalCtx, draw: fn(&EvalCtx, &mut Rng) -> f64) -> Result<Vec<Value>, OpError> {
+fn fill(ctx: &EvalCtx, draw: fn(&EvalCtx, &mut SplitMix64) -> f64) -> Result<Vec<Value>, OpError> {
     let (elem, shape) = match ctx.tensor_opt(0) {
         Some(like) => (ctx.elem_attr("dtype").unwrap_or(like.elem()), like.shape().to_vec()),
         None => {
@@ -207,7 +192,7 @@ fn fill(ctx: &EvalCtx, draw: fn(&EvalCtx, &mut Rng) -> f64) -> Result<Vec<Value>
             (ctx.elem_attr("dtype").unwrap_or(ElemType::F32), shape)
         }
     };
-    let mut rng = Rng::of(ctx);
+    let mut rng = generator(ctx);
     let values = (0..checked_count(&shape)?).map(|_| draw(ctx, &mut rng)).collect();
     Ok(vec![numbers(elem, &shape, values)?.into()])
 }
@@ -232,7 +217,7 @@ fn multinomial(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
     if classes == 0 {
         return Err(OpError::new("there is no category to draw"));
     }
-    let mut rng = Rng::of(ctx);
+    let mut rng = generator(ctx);
     let mut out = Vec::with_capacity(batch * draws);
     for row in logits.chunks_exact(classes) {
         let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -266,7 +251,7 @@ fn dropout(ctx: &EvalCtx) -> Result<Vec<Value>, OpError> {
         return Ok(vec![x.clone().into(), mask(vec![1; x.len()])]);
     }
     let values = x.floats().ok_or_else(|| OpError::new("takes floats"))?;
-    let mut rng = Rng::of(ctx);
+    let mut rng = generator(ctx);
     let keep: Vec<i128> = values.iter().map(|_| i128::from(rng.unit() >= ratio)).collect();
     let out = values.iter().zip(&keep).map(|(v, &k)| if k == 1 { v / (1.0 - ratio) } else { 0.0 }).collect();
     Ok(vec![Tensor::from_f64(x.elem(), x.shape(), out).into(), mask(keep)])

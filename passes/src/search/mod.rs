@@ -1,0 +1,2 @@
+//! Choosing one candidate for each weight, over the whole model.
+//!
