@@ -53,6 +53,10 @@ pub struct Model {
     /// Multiply with weights that are mostly zero as with any others.
     #[arg(long)]
     pub no_sparse: bool,
+    /// Compute what depends on weights alone, such as decoding them, in every run instead of once when the model is
+    /// loaded: less memory, more time.
+    #[arg(long)]
+    pub no_prepare: bool,
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,

@@ -40,6 +40,8 @@ pub struct CompileOptions {
     pub optimize: bool,
     /// Leave out weights that are zero where that is predicted to be faster.
     pub sparse: bool,
+    /// Compute what depends on weights alone when the model is loaded, not in every run.
+    pub prepare: bool,
     /// Told what begins, for people who wait.
     pub progress: Progress,
 }
@@ -80,6 +82,7 @@ impl CompileOptions {
             }),
             optimize: true,
             sparse: true,
+            prepare: true,
             progress: Progress::default(),
         }
     }
@@ -88,6 +91,7 @@ impl CompileOptions {
     pub fn lowering(&self) -> lower::Options {
         lower::Options {
             sparse: self.sparse,
+            prepare: self.prepare,
             ..lower::Options::default()
         }
     }

@@ -1,6 +1,6 @@
 //! The executor: runs a checked program. See [`Model`].
 
-use crate::bytes::ALIGN;
+use crate::bytes::{ALIGN, Bytes};
 use crate::error::RunError;
 use crate::frame::Frame;
 use crate::image::Image;
@@ -71,13 +71,15 @@ pub struct Model {
     plan: Plan,
     code: Code,
     weights: Weights,
+    /// What the program prepared of the weights.
+    prepared: Bytes,
     pool: Pool,
     options: ModelOptions,
     frames: Mutex<Vec<Frame>>,
 }
 
 impl Model {
-    /// Checks an image's program and starts the threads.
+    /// Checks an image's program, starts the threads, and computes what depends on weights alone.
     pub fn new(image: Image, options: ModelOptions) -> Result<Model, RunError> {
         let (code, weights) = (image.code, image.weights);
         if !(weights.as_slice().as_ptr() as usize).is_multiple_of(ALIGN)
@@ -97,14 +99,37 @@ impl Model {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         };
-        Ok(Model {
+        let model = Model {
+            prepared: Bytes::zeroed(plan.prepared_bytes)?,
             plan,
             code,
             weights,
             pool: Pool::new(threads, options.pin),
             options,
             frames: Mutex::new(Vec::new()),
-        })
+        };
+        if !model.plan.prepare.ops.is_empty() {
+            model.prepare()?;
+        }
+        Ok(model)
+    }
+
+    fn prepare(&self) -> Result<(), RunError> {
+        let mut frame = self.new_frame()?;
+        frame.begin(&self.plan);
+        let mut run = Run {
+            model: self,
+            imports: micro::table().as_ptr(),
+            inputs: vec![],
+            outputs: vec![],
+            frame: &mut frame,
+            timing: None,
+        };
+        run.body(&self.plan.prepare)
+    }
+
+    fn new_frame(&self) -> Result<Frame, RunError> {
+        Frame::new(&self.plan, self.pool.threads(), self.options.huge_pages)
     }
 
     /// Name of the model.
@@ -191,7 +216,7 @@ impl Model {
         let kept = frames().pop();
         let mut frame = match kept {
             Some(frame) => frame,
-            None => Frame::new(&self.plan, self.pool.threads(), self.options.huge_pages)?,
+            None => self.new_frame()?,
         };
         frame.begin(&self.plan);
         let mut run = Run {

@@ -22,8 +22,11 @@ pub struct Plan {
     pub outputs: Vec<Port>,
     pub values: Vec<Decl>,
     pub kernels: Vec<KernelDecl>,
+    /// Run once, when the model is loaded.
+    pub prepare: Body,
     pub body: Body,
     pub arena_bytes: usize,
+    pub prepared_bytes: usize,
     pub scratch_bytes: usize,
 }
 
@@ -114,10 +117,14 @@ pub fn prepare(
     code_bytes: usize,
     weights_bytes: usize,
 ) -> Result<Plan, RunError> {
-    let arena_bytes = usize::try_from(program.arena_bytes)
-        .ok()
-        .filter(|&b| b <= isize::MAX as usize / 2)
-        .ok_or_else(|| RunError::program("the arena is too large"))?;
+    let memory = |bytes: u64| {
+        let bytes = usize::try_from(bytes).ok();
+        bytes
+            .filter(|&b| b <= isize::MAX as usize / 2)
+            .ok_or_else(|| RunError::program("the arena is too large"))
+    };
+    let arena_bytes = memory(program.arena_bytes)?;
+    let prepared_bytes = memory(program.prepared_bytes)?;
     if program.weights_bytes > weights_bytes as u64 {
         return bad(format!(
             "needs {} bytes of weights, found {weights_bytes}",
@@ -133,6 +140,7 @@ pub fn prepare(
     }
     let limits = Limits {
         arena: arena_bytes as u64,
+        prepared: prepared_bytes as u64,
         weights: weights_bytes as u64,
         inputs: program.inputs.len(),
         outputs: program.outputs.len(),
@@ -143,6 +151,8 @@ pub fn prepare(
         values: &values,
         defined: vec![false; values.len()],
     };
+    // No input is there when the model is loaded.
+    let prepare = checker.block(&program.prepare, 0)?;
     for port in &program.inputs {
         checker.value(port.value)?;
         checker.define(port.value);
@@ -153,9 +163,11 @@ pub fn prepare(
         checker.ty(&port.ty)?;
     }
     Ok(Plan {
+        prepare,
         body,
         values,
         arena_bytes,
+        prepared_bytes,
         scratch_bytes,
         name: program.name,
         symbols: program.symbols,
@@ -167,6 +179,7 @@ pub fn prepare(
 
 struct Limits {
     arena: u64,
+    prepared: u64,
     weights: u64,
     inputs: usize,
     outputs: usize,
@@ -228,10 +241,11 @@ fn check_place(
     };
     let is_plain_tensor = matches!(ty, ValueType::Tensor { elem, .. } if *elem != ElemType::String);
     match place {
-        Place::Arena { .. } | Place::Weights { .. } if !is_plain_tensor => {
+        Place::Arena { .. } | Place::Prepared { .. } | Place::Weights { .. } if !is_plain_tensor => {
             Err("is no tensor of numbers but has a fixed place")
         }
         Place::Arena { offset } => inside(*offset, limits.arena),
+        Place::Prepared { offset } => inside(*offset, limits.prepared),
         Place::Weights { offset, bytes } => {
             let end = offset.checked_add(*bytes).filter(|&e| e <= limits.weights);
             inside(*offset, end.ok_or("lies outside the weights")?)

@@ -13,6 +13,8 @@ pub fn build(args: &Build) -> Result<(), Error> {
     let mut options = args.model.options(args.target.as_deref())?;
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
+        // A freestanding object is one function: there is nothing that would prepare.
+        options.prepare = false;
     }
     let file = args.model.file();
     let module = driver::import(&args.model.model, &options)?;
@@ -47,7 +49,7 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
         let report = serde_json::json!({
             "output": output, "bytes": bytes.len(), "code_bytes": compiled.code.len(),
             "weights_bytes": program.weights_bytes, "arena_bytes": program.arena_bytes,
-            "unshared_bytes": compiled.report.unshared_bytes,
+            "unshared_bytes": compiled.report.unshared_bytes, "prepared_bytes": program.prepared_bytes,
             "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
             "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
@@ -62,6 +64,12 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             program.arena_bytes,
             compiled.report.unshared_bytes
         ));
+        if program.prepared_bytes > 0 {
+            print(&format!(
+                "prepared when loaded: {} bytes computed from weights (`--no-prepare` computes them in every run)\n",
+                program.prepared_bytes
+            ));
+        }
         for noticed in &compiled.report.noticed {
             print(&format!("{noticed}\n"));
         }

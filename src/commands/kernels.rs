@@ -47,6 +47,9 @@ pub fn dot(lowered: &Lowered) -> String {
         drawing.port(port.value, &port.name);
         let _ = writeln!(drawing.text, "  p{0} -> v{0};", port.value);
     }
+    if !program.prepare.steps.is_empty() {
+        drawing.inner(&program.prepare, "once, when loaded");
+    }
     drawing.block(&program.body);
     for port in &program.outputs {
         drawing.port(port.value, &port.name);

@@ -33,6 +33,7 @@ impl cli::Model {
         options.dims = self.dims.iter().cloned().collect();
         options.optimize = !self.no_optimize;
         options.sparse = !self.no_sparse;
+        options.prepare = !self.no_prepare;
         options.progress = progress();
         Ok(options)
     }

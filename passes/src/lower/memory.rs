@@ -18,6 +18,7 @@ pub fn plan(program: &mut Program) -> u64 {
         clock: 0,
         span: HashMap::new(),
     };
+    lives.block(&program.prepare);
     lives.block(&program.body);
     let end = lives.clock;
     let mut span = lives.span;
@@ -49,7 +50,7 @@ pub fn plan(program: &mut Program) -> u64 {
     unshared
 }
 
-fn root(program: &Program, mut v: ValueIndex) -> ValueIndex {
+pub(super) fn root(program: &Program, mut v: ValueIndex) -> ValueIndex {
     while let Place::Alias(of) = program.values[v as usize].place {
         v = of;
     }
@@ -57,7 +58,7 @@ fn root(program: &Program, mut v: ValueIndex) -> ValueIndex {
 }
 
 /// Bytes of a tensor of known size, rounded up to whole lines; at least one.
-fn bytes(ty: &ValueType) -> u64 {
+pub(super) fn bytes(ty: &ValueType) -> u64 {
     let ValueType::Tensor { elem, dims } = ty else {
         return 64;
     };
@@ -89,7 +90,7 @@ fn best_fit(placed: &[(u64, u64, (usize, usize))], size: u64, live: (usize, usiz
 }
 
 /// Values that a step reads or writes itself, inner blocks aside.
-fn mentions(step: &Step) -> Vec<ValueIndex> {
+pub(super) fn mentions(step: &Step) -> Vec<ValueIndex> {
     match step {
         Step::Launch { args, .. } => args
             .iter()
@@ -136,7 +137,7 @@ fn mentions(step: &Step) -> Vec<ValueIndex> {
     }
 }
 
-fn blocks(step: &Step) -> Vec<&Block> {
+pub(super) fn blocks(step: &Step) -> Vec<&Block> {
     match step {
         Step::If {
             then_block,

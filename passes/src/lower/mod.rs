@@ -36,6 +36,7 @@ mod indexing;
 mod linear;
 mod norm;
 mod pool;
+mod prepare;
 mod reduce;
 mod sample;
 mod scatter;
@@ -67,6 +68,8 @@ pub struct Options {
     pub fuse: bool,
     /// Leave out weights that are zero where that is predicted to be faster.
     pub sparse: bool,
+    /// Compute what depends on weights alone when the model is loaded, not in every run.
+    pub prepare: bool,
 }
 
 impl Default for Options {
@@ -74,6 +77,7 @@ impl Default for Options {
         Options {
             fuse: true,
             sparse: true,
+            prepare: true,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::index::{LoopVar, Pos, is_size};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report, WeightPiece,
-    WeightSource, library, memory, rule, sparse,
+    WeightSource, library, memory, prepare, rule, sparse,
 };
 use lapidary_abi::Size;
 use lapidary_abi::program::{
@@ -136,6 +136,9 @@ impl Lowerer {
             return Err(LowerErrors(self.errors));
         }
         self.program.body.steps = std::mem::take(&mut self.steps);
+        if self.options.prepare {
+            prepare::hoist(&mut self.program, &self.kernels);
+        }
         let unshared_bytes = memory::plan(&mut self.program);
         self.program.weights_bytes = self
             .weights

@@ -21,6 +21,7 @@ pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
         symbols: vec![0; program.symbols.len()],
         slots: HashMap::new(),
         arena: vec![0xFF; program.arena_bytes as usize],
+        prepared: vec![0xFF; program.prepared_bytes as usize],
         weights: BTreeMap::new(),
     };
     for w in &lowered.weights {
@@ -36,6 +37,9 @@ pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
         }
         host.slots.insert(port.value, value.clone());
     }
+    host.block(&program.prepare)?;
+    // Nothing but what is meant to outlives it.
+    host.arena.fill(0xFF);
     host.block(&program.body)?;
     program.outputs.iter().map(|p| host.get(p.value)).collect()
 }
@@ -45,6 +49,7 @@ struct Host<'l> {
     symbols: Vec<i64>,
     slots: HashMap<ValueIndex, Value>,
     arena: Vec<u8>,
+    prepared: Vec<u8>,
     weights: BTreeMap<u64, Bytes>,
 }
 
@@ -82,6 +87,7 @@ impl Host<'_> {
         };
         match &decl.place {
             Place::Arena { offset } => tensor(&self.arena[*offset as usize..]),
+            Place::Prepared { offset } => tensor(&self.prepared[*offset as usize..]),
             Place::Weights { offset, .. } => {
                 // Several weights may be made together, as one piece.
                 let piece = self.weights.range(..=offset).next_back();
@@ -109,12 +115,16 @@ impl Host<'_> {
 
     fn set(&mut self, v: ValueIndex, value: Value) -> Result<(), String> {
         match self.lowered.program.values[v as usize].place {
-            Place::Arena { offset } => {
+            ref place @ (Place::Arena { offset } | Place::Prepared { offset }) => {
                 let Value::Tensor(t) = value else {
-                    return Err("the arena holds tensors".into());
+                    return Err("a fixed place holds tensors".into());
                 };
-                let bytes = t.to_bytes().ok_or("the arena holds no strings")?;
-                self.arena[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+                let bytes = t.to_bytes().ok_or("a fixed place holds no strings")?;
+                let memory = match place {
+                    Place::Arena { .. } => &mut self.arena,
+                    _ => &mut self.prepared,
+                };
+                memory[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
                 Ok(())
             }
             Place::Alias(of) => self.set_alias(of, value),

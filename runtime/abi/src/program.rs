@@ -9,7 +9,7 @@ use crate::{ElemType, Size};
 use serde::{Deserialize, Serialize};
 
 /// Version of this encoding; an executable and its runtime stub must agree.
-pub const PROGRAM_VERSION: u32 = 1;
+pub const PROGRAM_VERSION: u32 = 2;
 
 /// Index into [`Program::values`].
 pub type ValueIndex = u32;
@@ -29,10 +29,14 @@ pub struct Program {
     pub values: Vec<ValueDecl>,
     /// Every kernel that steps launch.
     pub kernels: Vec<KernelDecl>,
-    /// The steps.
+    /// Steps that depend on weights alone: run once, when the model is loaded.
+    pub prepare: Block,
+    /// The steps of each run.
     pub body: Block,
     /// Bytes of the statically planned arena (64-byte aligned).
     pub arena_bytes: u64,
+    /// Bytes of what `prepare` leaves for the runs (64-byte aligned).
+    pub prepared_bytes: u64,
     /// Bytes of the weights blob.
     pub weights_bytes: u64,
 }
@@ -87,6 +91,11 @@ pub enum Place {
         offset: u64,
         /// Length.
         bytes: u64,
+    },
+    /// Written by [`Program::prepare`]: this many bytes into memory that lives as long as the model.
+    Prepared {
+        /// Offset, 64-byte aligned.
+        offset: u64,
     },
     /// Allocated when defined (size known only then, or no tensor), freed by [`Step::Free`].
     Heap,

@@ -377,6 +377,14 @@ impl<'a> Run<'a, '_> {
                 // SAFETY: the plan has checked that the offset is inside the arena.
                 Ok(unsafe { self.frame.arena.address().add(*offset as usize) })
             }
+            Place::Prepared { offset } => {
+                if decl.dims.is_none() {
+                    self.check_room(decl, self.model.plan.prepared_bytes - *offset as usize)?;
+                }
+                // SAFETY: the plan has checked that the offset is inside this memory. Only the preparation, which runs
+                // before anyone else has the model, writes to it.
+                Ok(unsafe { self.model.prepared.address().add(*offset as usize) })
+            }
             Place::Weights { offset, .. } => {
                 let weights = self.model.weights.as_slice();
                 // SAFETY: the plan has checked that the offset is inside the weights. Kernels only read it.
@@ -438,6 +446,7 @@ impl<'a> Run<'a, '_> {
         let (whole, room) = match &decl.place {
             Place::Input(n) => (Some(&self.inputs[*n as usize].operand), None),
             Place::Arena { offset } => (None, Some(self.model.plan.arena_bytes - *offset as usize)),
+            Place::Prepared { offset } => (None, Some(self.model.plan.prepared_bytes - *offset as usize)),
             Place::Weights { bytes, .. } => (None, Some(*bytes as usize)),
             place => match self.output_buffer(place) {
                 Some(buffer) => (None, Some(buffer.bytes)),
@@ -478,7 +487,7 @@ impl<'a> Run<'a, '_> {
     pub(super) fn store(&mut self, to: ValueIndex, value: Value) -> Result<(), RunError> {
         let decl = self.decl(to);
         let fixed = match &decl.place {
-            Place::Arena { .. } => true,
+            Place::Arena { .. } | Place::Prepared { .. } => true,
             Place::Output(_) => self.output_buffer(&decl.place).is_some(),
             Place::Heap => false,
             _ => return Err(RunError::program(format!("value {to} cannot be written"))),

@@ -1,0 +1,122 @@
+//! What depends on weights alone is computed once, when a model is loaded.
+//!
+//! `before => after`: a step whose operands are all weights, or written by such steps, moves from the program's body to
+//! its preparation; what the body reads of it gets a place of its own that lives as long as the model. Decoding a
+//! compressed weight and packing it are such steps: the file stays small, the program fast, at the price of memory.
+
+use super::memory::{blocks, bytes, mentions, root};
+use lapidary_abi::program::{Arg, Block, Place, Program, Step, ValueIndex, ValueType};
+use lapidary_abi::{ElemType, Size};
+use lapidary_ir::kernel::{Kernel, Param};
+use std::collections::HashSet;
+
+/// Moves such steps of the top block.
+pub fn hoist(program: &mut Program, kernels: &[Kernel]) {
+    let roots: Vec<ValueIndex> = (0..program.values.len() as u32)
+        .map(|v| root(program, v))
+        .collect();
+    let mut varying: HashSet<ValueIndex> = (0..program.values.len() as u32)
+        .filter(|&v| roots[v as usize] == v && !may_be_prepared(program, v))
+        .collect();
+    // What the caller gets is written anew in every run.
+    let outputs = program.outputs.iter().map(|p| roots[p.value as usize]);
+    varying.extend(outputs);
+    let is_varying = |step: &Step, varying: &HashSet<ValueIndex>| {
+        let fixed = match step {
+            Step::Launch { grid, args, .. } => {
+                let number = |a: &Arg| !matches!(a, Arg::Size(s) if s.as_const().is_none());
+                grid.as_const().is_some() && args.iter().all(number)
+            }
+            Step::Call { .. } => true,
+            _ => false,
+        };
+        !fixed || mentions(step).iter().any(|v| varying.contains(&roots[*v as usize]))
+    };
+    // A value is prepared only if each step that writes it is: until nothing more varies.
+    loop {
+        let before = varying.len();
+        for step in &program.body.steps {
+            if is_varying(step, &varying) {
+                writes(step, kernels, &mut |v| {
+                    varying.insert(roots[v as usize]);
+                });
+            }
+        }
+        if varying.len() == before {
+            break;
+        }
+    }
+    let steps = std::mem::take(&mut program.body.steps);
+    let (body, prepare): (Vec<Step>, Vec<Step>) =
+        steps.into_iter().partition(|s| is_varying(s, &varying));
+    let mut made = HashSet::new();
+    for step in &prepare {
+        writes(step, kernels, &mut |v| {
+            made.insert(roots[v as usize]);
+        });
+    }
+    let mut used = HashSet::new();
+    body.iter().for_each(|s| read(s, &mut used));
+    let kept: HashSet<ValueIndex> = used.iter().map(|&v| roots[v as usize]).collect();
+    let mut kept: Vec<ValueIndex> = kept.intersection(&made).copied().collect();
+    kept.sort_unstable();
+    for v in kept {
+        let decl = &mut program.values[v as usize];
+        decl.place = Place::Prepared {
+            offset: program.prepared_bytes,
+        };
+        program.prepared_bytes += bytes(&decl.ty);
+    }
+    program.body.steps = body;
+    program.prepare.steps = prepare;
+}
+
+/// Weights, and tensors of a size that is known.
+fn may_be_prepared(program: &Program, v: ValueIndex) -> bool {
+    let decl = &program.values[v as usize];
+    let sized = match &decl.ty {
+        ValueType::Tensor {
+            elem,
+            dims: Some(dims),
+        } => *elem != ElemType::String && dims.iter().all(|d| matches!(d, Size::Const(_))),
+        _ => false,
+    };
+    match decl.place {
+        Place::Weights { .. } => true,
+        Place::Arena { .. } | Place::Heap => sized,
+        _ => false,
+    }
+}
+
+/// Every value that a step writes, inner blocks included.
+fn writes(step: &Step, kernels: &[Kernel], f: &mut dyn FnMut(ValueIndex)) {
+    match step {
+        Step::Launch { kernel, args, .. } => {
+            let params = kernels.get(*kernel as usize).map(|k| &k.params[..]);
+            for (param, arg) in params.unwrap_or_default().iter().zip(args) {
+                if let (Param::Buffer { written: true, .. }, Arg::Buffer(v)) = (param, arg) {
+                    f(*v);
+                }
+            }
+        }
+        Step::Call { results, .. } | Step::If { results, .. } | Step::Loop { results, .. } => {
+            results.iter().copied().for_each(&mut *f);
+        }
+        Step::Move { to, .. } => f(*to),
+        _ => {}
+    }
+    for block in blocks(step) {
+        block.params.iter().copied().for_each(&mut *f);
+        block.steps.iter().for_each(|s| writes(s, kernels, f));
+    }
+}
+
+/// Every value that a step mentions, inner blocks included.
+fn read(step: &Step, into: &mut HashSet<ValueIndex>) {
+    fn block(b: &Block, into: &mut HashSet<ValueIndex>) {
+        into.extend(&b.results);
+        b.steps.iter().for_each(|s| read(s, into));
+    }
+    into.extend(mentions(step));
+    blocks(step).into_iter().for_each(|b| block(b, into));
+}
