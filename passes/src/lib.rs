@@ -6,6 +6,7 @@ pub mod lower;
 pub mod methods;
 pub mod rules;
 pub mod schedules;
+pub mod search;
 
 pub mod tables;
 pub mod tails;

@@ -10,13 +10,28 @@
 //! grids), [`levels`] (tables of levels), [`sweep`] (error feedback from column to column), [`pattern`] (which weights
 //! are kept).
 
+pub mod awq;
+pub mod bitstack;
 pub mod factor;
 pub mod gptq;
 pub mod grid;
+pub mod hqq;
+pub mod levels;
+pub mod lowrank;
 pub mod matrix;
+pub mod obs;
+pub mod palette;
+pub mod pattern;
+pub mod pruning;
+pub mod quest;
+pub mod refit;
 pub mod rtn;
+pub mod smoothquant;
+pub mod sparsegpt;
+pub mod spqr;
 pub mod statistics;
 pub mod sweep;
+pub mod ternary;
 pub mod threads;
 
 #[cfg(test)]
@@ -29,7 +44,14 @@ use statistics::Statistics;
 use std::sync::OnceLock;
 
 /// Every method whose candidates can be written as terms.
-pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ];
+pub static METHODS: &[&Method] = &[
+    &rtn::RTN,
+    &gptq::GPTQ,
+    &refit::GPTQ_REFIT,
+    &hqq::HQQ,
+    &ternary::TERNARY,
+    &ternary::BINARY,
+];
 
 /// Definition of a method.
 #[derive(Debug)]
@@ -202,4 +224,132 @@ pub(crate) fn candidate(
         encoding,
         assumptions,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use testing::{correlated, random};
+
+    /// Every method at every width, over ragged shapes, groups and grids, with and without calibration.
+    fn each(check: impl Fn(&Method, &Layer, &Settings, Candidate)) {
+        let shapes = [(5, 1, 0), (3, 24, 7), (9, 40, 16), (70, 48, 0)];
+        for (seed, (outputs, inputs, group_len)) in (0..).zip(shapes) {
+            let weight = random(outputs, inputs, seed).map(|v| f64::from(v as f32));
+            let statistics = Statistics::from_inputs(&correlated(inputs, 200, seed + 50));
+            for method in METHODS {
+                for bits in method.bits.clone() {
+                    for symmetric in [false, true] {
+                        for calibrated in [false, true] {
+                            let statistics = calibrated.then_some(&statistics);
+                            let layer = Layer::new(&weight, statistics).expect("sound");
+                            let settings = Settings {
+                                bits,
+                                group_len,
+                                symmetric,
+                                clip: calibrated,
+                                ..Settings::default()
+                            };
+                            match (method.propose)(&layer, &settings) {
+                                Ok(c) => check(method, &layer, &settings, c),
+                                Err(MethodError::NeedsStatistics) => {
+                                    assert!(method.needs_statistics && !calibrated)
+                                }
+                                Err(e) => panic!("{}: {e}", method.name),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn error_and_bytes_are_those_of_the_term() {
+        each(|method, layer, _, c| {
+            let decoded = c.encoding.decode().expect("a valid term");
+            let weight = layer.weight();
+            assert_eq!(decoded.shape(), [weight.rows(), weight.cols()]);
+            assert_eq!(decoded.elem(), ElemType::F32);
+            let values = decoded.floats().expect("floats").to_vec();
+            let decoded = Matrix::new(weight.rows(), weight.cols(), values).expect("as many");
+            let error = layer.error(&decoded);
+            assert!((error - c.error).abs() <= 1e-9 * error, "{}", method.name);
+            assert_eq!(c.bytes, c.encoding.stored_bytes(), "{}", method.name);
+        });
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_candidate() {
+        each(|method, layer, settings, c| {
+            let again = (method.propose)(layer, settings).expect("as before");
+            assert_eq!(again.encoding, c.encoding, "{}", method.name);
+            assert_eq!(again.error.to_bits(), c.error.to_bits(), "{}", method.name);
+        });
+    }
+
+    #[test]
+    fn methods_have_names_of_their_own_and_sources() {
+        let names: BTreeSet<_> = METHODS.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), METHODS.len());
+        assert!(
+            METHODS
+                .iter()
+                .all(|m| !m.source.is_empty() && !m.summary.is_empty())
+        );
+    }
+
+    #[test]
+    fn degenerate_weights_are_encoded() {
+        let x = correlated(12, 50, 3);
+        let silent = Statistics::from_inputs(&x.map(|v| v * 0.0));
+        let heard = Statistics::from_inputs(&x);
+        for weight in [
+            Matrix::zeros(2, 12),
+            Matrix::from_fn(2, 12, |_, _| -3e38),
+            Matrix::from_fn(2, 12, |r, c| if r == c { 1e-40 } else { 0.0 }),
+        ] {
+            for statistics in [&silent, &heard] {
+                let layer = Layer::new(&weight, Some(statistics)).expect("sound");
+                for method in METHODS {
+                    let settings = Settings {
+                        bits: *method.bits.start(),
+                        ..Settings::default()
+                    };
+                    let c = (method.propose)(&layer, &settings).expect("a candidate");
+                    assert!(
+                        c.error.is_finite() && c.encoding.decode().is_ok(),
+                        "{}",
+                        method.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_an_error() {
+        let w = random(3, 8, 1);
+        let s = Statistics::from_inputs(&random(20, 9, 2));
+        assert!(matches!(
+            Layer::new(&w, Some(&s)),
+            Err(MethodError::Shape(_))
+        ));
+        assert!(Layer::new(&Matrix::zeros(0, 4), None).is_err());
+        let nan = w.map(|_| f64::NAN);
+        assert!(matches!(
+            Layer::new(&nan, None),
+            Err(MethodError::NotFinite(_))
+        ));
+        let layer = Layer::new(&w, None).expect("sound");
+        for (bits, scale_elem) in [(0, ElemType::F16), (9, ElemType::F16), (4, ElemType::I8)] {
+            let settings = Settings {
+                bits,
+                scale_elem,
+                ..Settings::default()
+            };
+            assert!((rtn::RTN.propose)(&layer, &settings).is_err());
+        }
+    }
 }

@@ -26,10 +26,16 @@ pub trait Rounding: Sync {
     /// Columns that belong together; a group is never cut by the end of a block unless it is longer than one.
     fn group_len(&self) -> usize;
 
+    /// How far ahead a group looks: itself, or a larger group that it is a part of.
+    fn span_len(&self) -> usize {
+        self.group_len()
+    }
+
     /// Sees all rows before a block, with everything so far spread over its columns.
     fn begin_block(&mut self, _weights: &Matrix, _columns: Range<usize>) {}
 
-    /// Sees the weights of a row's group before its first column.
+    /// Sees the weights of a row from the first column of a group on, as far as a span reaches. Errors before the group
+    /// are spread over its own columns, and over all of a span that begins with it.
     fn begin_group(&self, state: &mut Self::Row, row: usize, columns: Range<usize>, part: &[f64]);
 
     /// The value that column `column` takes instead of `weight`.
@@ -46,8 +52,9 @@ pub fn sweep<R: Rounding>(
     let columns = weights.cols();
     let mut states: Vec<R::Row> = (0..weights.rows()).map(|r| rounding.start(r)).collect();
     let group = rounding.group_len().clamp(1, columns.max(1));
+    let span = rounding.span_len().clamp(group, columns.max(1));
     let mut total = 0.0;
-    for range in blocks(columns, group, block) {
+    for range in blocks(columns, group, span, block) {
         rounding.begin_block(weights, range.clone());
         let mut sums = vec![0.0; weights.rows().div_ceil(threads::ROWS)];
         let tasks = weights
@@ -65,6 +72,7 @@ pub fn sweep<R: Rounding>(
                     first_row: at * threads::ROWS,
                     columns,
                     group,
+                    span,
                     range: range.clone(),
                 };
                 *sum = piece.run(rows, states, upper, shared);
@@ -75,13 +83,17 @@ pub fn sweep<R: Rounding>(
     (states, total)
 }
 
-/// The blocks of a sweep: as long as whole groups allow; a longer group is cut into blocks of its own.
-fn blocks(columns: usize, group: usize, block: usize) -> Vec<Range<usize>> {
-    let block = block.max(1);
-    let span = if group <= block {
+/// The blocks of a sweep: as long as whole spans allow; a longer span is cut into blocks of whole groups, if it can.
+fn blocks(columns: usize, group: usize, span: usize, block: usize) -> Vec<Range<usize>> {
+    let block = if group <= block {
         block / group * group
     } else {
-        group
+        block.max(1)
+    };
+    let span = if span <= block {
+        block / span * span
+    } else {
+        span
     };
     let mut out = vec![];
     for start in (0..columns).step_by(span) {
@@ -96,6 +108,7 @@ struct Piece {
     first_row: usize,
     columns: usize,
     group: usize,
+    span: usize,
     range: Range<usize>,
 }
 
@@ -115,8 +128,8 @@ impl Piece {
             let at = self.first_row + r;
             for j in a..b {
                 if j % self.group == 0 {
-                    let group = j..(j + self.group).min(columns);
-                    rounding.begin_group(state, at, group.clone(), &row[group]);
+                    let ahead = j..(j + self.span).min(columns);
+                    rounding.begin_group(state, at, ahead.clone(), &row[ahead]);
                 }
                 let value = rounding.round(state, at, j, row[j]);
                 let factors = &upper.row(j)[j..b];
@@ -252,18 +265,25 @@ mod tests {
 
     #[test]
     fn blocks_never_cut_short_groups() {
-        for (columns, group, block) in [(256, 64, 128), (300, 100, 128), (300, 200, 128), (7, 7, 3)]
-        {
-            let all = blocks(columns, group, block);
+        for (columns, group, span, block) in [
+            (256, 64, 64, 128),
+            (300, 100, 100, 128),
+            (300, 200, 200, 128),
+            (300, 4, 200, 126),
+            (64, 4, 16, 24),
+            (7, 7, 7, 3),
+        ] {
+            let all = blocks(columns, group, span, block);
             let covered: Vec<usize> = all.iter().cloned().flatten().collect();
             assert_eq!(covered, (0..columns).collect::<Vec<_>>());
             assert!(all.iter().all(|r| r.len() <= block));
-            for g in (0..columns).step_by(group).filter(|_| group <= block) {
-                let end = (g + group).min(columns);
-                assert!(all.iter().any(|r| r.start <= g && end <= r.end));
-            }
-            for g in (0..columns).step_by(group).filter(|_| group > block) {
-                assert!(all.iter().any(|r| r.start == g));
+            for len in [group, span] {
+                for g in (0..columns).step_by(len) {
+                    let end = (g + len).min(columns);
+                    let whole = all.iter().any(|r| r.start <= g && end <= r.end);
+                    let begins = all.iter().any(|r| r.start == g);
+                    assert!(if len <= block { whole } else { begins }, "{len} at {g}");
+                }
             }
         }
     }
