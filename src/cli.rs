@@ -1,6 +1,7 @@
 //! The command line, as clap reads it. What each command does is in `commands/`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lapidary_passes::compress::Budget;
 use std::path::PathBuf;
 
 /// An ahead-of-time compiler for compressed neural networks.
@@ -47,6 +48,16 @@ pub struct Model {
     /// Processor: `native`, `generic` or `x86-64-v2` … `x86-64-v4`, then features after commas (default: this machine's).
     #[arg(long)]
     pub cpu: Option<String>,
+    /// Compress the weights to this size: a share of what they are, `0.25x`, or bytes, `12MB`. No data is used: the
+    /// error is that of the weights.
+    #[arg(long, value_name = "SIZE", value_parser = Budget::size, group = "compression")]
+    pub size: Option<Budget>,
+    /// Compress the weights to so many bits each, on average.
+    #[arg(long, value_name = "BITS", value_parser = parse_bits, group = "compression")]
+    pub bits: Option<Budget>,
+    /// Compress the weights as this file says; `build` with `--size` or `--bits` writes one.
+    #[arg(long, value_name = "FILE", group = "compression")]
+    pub recipe: Option<PathBuf>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,
@@ -135,6 +146,8 @@ pub struct Inspect {
 pub enum Stage {
     /// As read from the file.
     Imported,
+    /// After `--size`, `--bits` or `--recipe`.
+    Compressed,
     /// After rewriting.
     Optimized,
     /// The kernels and the host program.
@@ -164,6 +177,12 @@ pub struct Bench {
     /// Print one JSON line with every latency, for benchmark harnesses.
     #[arg(long)]
     pub latencies_json: bool,
+}
+
+fn parse_bits(text: &str) -> Result<Budget, String> {
+    let bits = text.parse::<f64>().ok().filter(|b| b.is_finite() && *b > 0.0);
+    bits.map(Budget::Bits)
+        .ok_or_else(|| format!("`{text}` is no number of bits"))
 }
 
 fn parse_dim(text: &str) -> Result<(String, i64), String> {

@@ -11,6 +11,7 @@ use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
+use lapidary_passes::compress::{self, Budget, Recipe};
 use lapidary_passes::egraph;
 use lapidary_passes::fold::{Limits, fold_constants};
 use lapidary_passes::lower::{self, Report, WeightPiece, lower};
@@ -27,6 +28,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What becomes of the weights.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Compression {
+    /// The least error within a budget.
+    Budget(Budget),
+    /// What a recipe says.
+    Recipe(Recipe),
+}
+
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
@@ -36,6 +46,8 @@ pub struct CompileOptions {
     pub target: Target,
     /// What generates code.
     pub backend: &'static Backend,
+    /// Compress the weights first.
+    pub compression: Option<Compression>,
     /// Rewrite the graph; without it, it is compiled as imported.
     pub optimize: bool,
     /// Leave out weights that are zero where that is predicted to be faster.
@@ -80,6 +92,7 @@ impl CompileOptions {
                 threads: threads as u32,
                 ..Target::host()
             }),
+            compression: None,
             optimize: true,
             sparse: true,
             prepare: true,
@@ -138,6 +151,8 @@ pub struct Compiled {
     pub weights: Vec<WeightPiece>,
     /// What lowering did.
     pub report: Report,
+    /// What became of the weights, if they were to be compressed.
+    pub compression: Option<compress::Report>,
     /// What each stage took.
     pub times: Times,
 }
@@ -150,6 +165,27 @@ pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
         ..ImportOptions::default()
     };
     import_file(path, &options).map_err(Error::Import)
+}
+
+/// Compresses a module's weights, if that is asked for.
+///
+/// # Errors
+/// The budget cannot be met, or the recipe does not fit.
+pub fn compress(
+    module: &mut Module,
+    file: &str,
+    options: &CompileOptions,
+) -> Result<Option<compress::Report>, Error> {
+    let progress = |weight: &str| options.progress.stage(&format!("compress {weight}"));
+    let report = match &options.compression {
+        None => return Ok(None),
+        Some(Compression::Budget(budget)) => compress::compress(module, *budget, &progress),
+        Some(Compression::Recipe(recipe)) => compress::follow(module, recipe, &progress),
+    };
+    report.map(Some).map_err(|error| Error::Compress {
+        file: file.to_owned(),
+        error,
+    })
 }
 
 /// Rewrites a module.
@@ -183,6 +219,7 @@ pub fn compile(
         progress: &options.progress,
         times: Times::default(),
     };
+    let compression = stages.stage("compress", || compress(&mut module, file, options))?;
     if let Some(given) = given {
         let problems = stages.stage("specialize", || specialize(&mut module, given));
         if !problems.is_empty() {
@@ -222,6 +259,7 @@ pub fn compile(
         kernels: lowered.kernels,
         weights: lowered.weights,
         report: lowered.report,
+        compression,
         times: stages.times,
     })
 }

@@ -2,6 +2,7 @@
 
 use lapidary_frontend::onnx::ImportError;
 use lapidary_ir::infer::InferError;
+use lapidary_passes::compress::CompressError;
 use lapidary_passes::lower::LowerErrors;
 use lapidary_runtime::RunError;
 use miette::Diagnostic;
@@ -25,6 +26,18 @@ pub enum Error {
         file: String,
         /// Every problem found.
         problems: Vec<InferError>,
+    },
+    /// Weights cannot be compressed as asked.
+    #[error("{file}: {error}")]
+    #[diagnostic(
+        code(lapidary::compress),
+        help("a larger `--size` or `--bits` leaves more room; `lapidary inspect` names the weights that a recipe may speak of")
+    )]
+    Compress {
+        /// The model.
+        file: String,
+        /// Why not.
+        error: CompressError,
     },
     /// Some nodes cannot be compiled.
     #[error("{file}: cannot be compiled:\n{errors}")]

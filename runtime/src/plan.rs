@@ -241,7 +241,9 @@ fn check_place(
     };
     let is_plain_tensor = matches!(ty, ValueType::Tensor { elem, .. } if *elem != ElemType::String);
     match place {
-        Place::Arena { .. } | Place::Prepared { .. } | Place::Weights { .. } if !is_plain_tensor => {
+        Place::Arena { .. } | Place::Prepared { .. } | Place::Weights { .. }
+            if !is_plain_tensor =>
+        {
             Err("is no tensor of numbers but has a fixed place")
         }
         Place::Arena { offset } => inside(*offset, limits.arena),

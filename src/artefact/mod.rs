@@ -116,6 +116,16 @@ pub(crate) fn write_file(
     Staged::new(path, executable, write)?.commit()
 }
 
+/// Writes a text, whole or not at all.
+pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    write_file(path, false, |out| {
+        out.write_all(text.as_bytes()).map_err(|error| Error::File {
+            path: path.to_owned(),
+            error,
+        })
+    })
+}
+
 /// A complete file beside its place; gone unless it is committed. What makes several files stages all of them
 /// first, so that a disk that fills up leaves none.
 struct Staged<'p> {

@@ -22,12 +22,13 @@
 mod key;
 mod module;
 
-use crate::artefact::{Parts, write_file, write_image};
+use crate::artefact::{Parts, write_image, write_text};
 use crate::backend::BACKENDS;
-use crate::driver::{self, CompileOptions};
+use crate::driver::{self, CompileOptions, Compression};
 use crate::error::Error;
 use lapidary_frontend::onnx::external_files;
 use lapidary_ir::target::{Feature, Target};
+use lapidary_passes::compress::Budget;
 use miette::Diagnostic;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +42,7 @@ pub struct Build {
     model: PathBuf,
     dims: BTreeMap<String, i64>,
     optimize: bool,
+    size: Option<String>,
 }
 
 impl Build {
@@ -50,7 +52,14 @@ impl Build {
             model: model.into(),
             dims: BTreeMap::new(),
             optimize: true,
+            size: None,
         }
+    }
+
+    /// Compresses the weights to a share of their size, `0.25x`, or to bytes, `12MB`.
+    pub fn size(mut self, size: &str) -> Build {
+        self.size = Some(size.to_owned());
+        self
     }
 
     /// Fixes a symbolic dimension.
@@ -98,8 +107,8 @@ impl Build {
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
         let (image, source, key_file) = (place("image"), place("rs"), place("key"));
         let said = format!(
-            "{name} {:?} {:?} {}",
-            options.dims, options.target, options.optimize
+            "{name} {:?} {:?} {} {:?}",
+            options.dims, options.target, options.optimize, options.compression
         );
         let files = std::iter::once(&self.model).chain(&external);
         // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
@@ -147,6 +156,13 @@ impl Build {
         options.generate_for(target, &BACKENDS[0]);
         options.dims = self.dims.clone();
         options.optimize = self.optimize;
+        if let Some(size) = &self.size {
+            let budget = Budget::size(size).map_err(|message| Error::Usage {
+                message,
+                help: "as in `.size(\"0.25x\")`".to_owned(),
+            })?;
+            options.compression = Some(Compression::Budget(budget));
+        }
         Ok(options)
     }
 }
@@ -181,15 +197,6 @@ impl Cargo {
 
 fn depends_on(file: &Path) -> String {
     format!("cargo::rerun-if-changed={}", file.display())
-}
-
-fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    write_file(path, false, |out| {
-        out.write_all(text.as_bytes()).map_err(|error| Error::File {
-            path: path.to_owned(),
-            error,
-        })
-    })
 }
 
 /// Why a build script could not compile a model. Cargo shows what `main` returns by `Debug`, so that is the

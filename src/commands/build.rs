@@ -3,9 +3,10 @@
 use super::print;
 use crate::cli::{Build, Emit};
 use lapidary::artefact::{
-    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
+    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib, write_text,
 };
 use lapidary::{Compiled, Error, driver};
+use lapidary_passes::compress;
 use lapidary_passes::lower::Noticed;
 
 /// Runs the command.
@@ -34,7 +35,22 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Obj => write_object(&args.output, &parts, &options.target)?,
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
     }
+    write_recipe(args, &compiled)?;
     report(args, &compiled)
+}
+
+/// Beside the artefact: the choices that a budget led to, so that the next build repeats them without searching.
+fn write_recipe(args: &Build, compiled: &Compiled) -> Result<(), Error> {
+    let Some(compression) = compiled.compression.as_ref().filter(|c| c.bound.is_some()) else {
+        return Ok(());
+    };
+    let mut path = args.output.clone().into_os_string();
+    path.push(".recipe.toml");
+    let text = toml::to_string(&compression.recipe()).map_err(|e| Error::Usage {
+        message: format!("the recipe cannot be written: {e}"),
+        help: "names of weights must be text".to_owned(),
+    })?;
+    write_text(path.as_ref(), &text)
 }
 
 fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
@@ -50,6 +66,7 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             "output": output, "bytes": bytes.len(), "code_bytes": compiled.code.len(),
             "weights_bytes": program.weights_bytes, "arena_bytes": program.arena_bytes,
             "unshared_bytes": compiled.report.unshared_bytes, "prepared_bytes": program.prepared_bytes,
+            "compression": compiled.compression.as_ref().map(compression),
             "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
             "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
@@ -64,6 +81,9 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             program.arena_bytes,
             compiled.report.unshared_bytes
         ));
+        if let Some(c) = &compiled.compression {
+            print(&compressed(c));
+        }
         if program.prepared_bytes > 0 {
             print(&format!(
                 "prepared when loaded: {} bytes computed from weights (`--no-prepare` computes them in every run)\n",
@@ -75,6 +95,51 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What became of the weights, a line for each.
+fn compressed(report: &compress::Report) -> String {
+    let mut text = String::new();
+    for w in &report.weights {
+        let ([rows, columns], (before, after)) = (w.shape, w.bytes);
+        let bits = 8.0 * after as f64 / (rows * columns).max(1) as f64;
+        text += &format!(
+            "`{}` [{rows},{columns}]: {} -> {bits:.2} bits, error {:.2e}, {before} -> {after} bytes\n",
+            w.name,
+            w.level.method,
+            w.error
+        );
+        for assumption in &w.assumptions {
+            text += &format!("  {assumption}\n");
+        }
+    }
+    let (before, after) = report.bytes;
+    text += &format!(
+        "weights: {before} -> {after} bytes ({:.3}x)\n",
+        after as f64 / before.max(1) as f64
+    );
+    if let Some((error, bound)) = report.bound {
+        text += &format!(
+            "sum of the weights' relative errors: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
+             no data was given, so these are errors of weights, not of the model's results\n"
+        );
+    }
+    text
+}
+
+/// The same for programs.
+fn compression(report: &compress::Report) -> serde_json::Value {
+    let weight = |w: &compress::Chosen| {
+        serde_json::json!({
+            "name": w.name, "shape": w.shape, "choice": w.level, "encoding": w.encoding,
+            "bytes_before": w.bytes.0, "bytes": w.bytes.1, "error": w.error, "assumptions": w.assumptions,
+        })
+    };
+    serde_json::json!({
+        "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
+        "bytes_before": report.bytes.0, "bytes": report.bytes.1,
+        "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),
+    })
 }
 
 /// A weight with zeros, for programs.

@@ -17,7 +17,11 @@ pub fn inspect(args: &Inspect) -> Result<(), Error> {
         args.format
     };
     let mut module = driver::import(&args.model.model, &options)?;
-    if args.at != Stage::Imported && options.optimize || args.rules {
+    if args.at != Stage::Imported || args.rules {
+        driver::compress(&mut module, &file, &options)?;
+    }
+    let optimized = matches!(args.at, Stage::Optimized | Stage::Kernels) && options.optimize;
+    if optimized || args.rules {
         let report = driver::optimize(&mut module, &options);
         if args.rules {
             print(&rules(&report, format == Format::Json));

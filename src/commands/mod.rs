@@ -9,10 +9,12 @@ pub mod run;
 use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
-use lapidary::driver::Progress;
+use lapidary::driver::{Compression, Progress};
 use lapidary::{CompileOptions, Error, backend};
 use lapidary_ir::target::Target;
+use lapidary_passes::compress::Recipe;
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 impl cli::Model {
@@ -31,6 +33,10 @@ impl cli::Model {
         let threads = threads as u32;
         options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
         options.dims = self.dims.iter().cloned().collect();
+        options.compression = match (&self.recipe, self.size.or(self.bits)) {
+            (Some(path), _) => Some(Compression::Recipe(read_recipe(path)?)),
+            (None, budget) => budget.map(Compression::Budget),
+        };
         options.optimize = !self.no_optimize;
         options.sparse = !self.no_sparse;
         options.prepare = !self.no_prepare;
@@ -41,6 +47,18 @@ impl cli::Model {
     fn file(&self) -> String {
         self.model.display().to_string()
     }
+}
+
+fn read_recipe(path: &Path) -> Result<Recipe, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::File {
+        path: path.to_owned(),
+        error,
+    })?;
+    toml::from_str(&text).map_err(|e| Error::Usage {
+        message: format!("{}: {}", path.display(), e.message()),
+        help: "a recipe is a list of `[[weight]]` with `name`, `method`, `bits` and `group`; `build --size` writes one"
+            .to_owned(),
+    })
 }
 
 /// A spinner with the stage and the time, on a terminal; nothing elsewhere. It is gone when the command ends.

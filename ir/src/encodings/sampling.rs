@@ -2,12 +2,13 @@
 
 use super::{ENCODINGS, Encoding, dense};
 use crate::ElemType;
+use crate::random::SplitMix64;
 use crate::tensor::count;
 
 /// Draws terms; the same seed gives the same terms.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    state: u64,
+    random: SplitMix64,
     /// Levels that may still nest.
     depth: u32,
     /// Integers are below this.
@@ -18,24 +19,15 @@ impl Sampler {
     /// The sampler of a seed, for terms of at most this many levels.
     pub fn new(seed: u64, depth: u32) -> Sampler {
         Sampler {
-            state: seed,
+            random: SplitMix64::new(seed),
             depth,
             limit: 256,
         }
     }
 
-    /// The next random number (SplitMix64).
-    pub fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 32) as usize % n
+        self.random.below(n)
     }
 
     /// One of these.

@@ -30,7 +30,10 @@ pub fn hoist(program: &mut Program, kernels: &[Kernel]) {
             Step::Call { .. } => true,
             _ => false,
         };
-        !fixed || mentions(step).iter().any(|v| varying.contains(&roots[*v as usize]))
+        !fixed
+            || mentions(step)
+                .iter()
+                .any(|v| varying.contains(&roots[*v as usize]))
     };
     // A value is prepared only if each step that writes it is: until nothing more varies.
     loop {

@@ -446,7 +446,10 @@ impl<'a> Run<'a, '_> {
         let (whole, room) = match &decl.place {
             Place::Input(n) => (Some(&self.inputs[*n as usize].operand), None),
             Place::Arena { offset } => (None, Some(self.model.plan.arena_bytes - *offset as usize)),
-            Place::Prepared { offset } => (None, Some(self.model.plan.prepared_bytes - *offset as usize)),
+            Place::Prepared { offset } => (
+                None,
+                Some(self.model.plan.prepared_bytes - *offset as usize),
+            ),
             Place::Weights { bytes, .. } => (None, Some(*bytes as usize)),
             place => match self.output_buffer(place) {
                 Some(buffer) => (None, Some(buffer.bytes)),
