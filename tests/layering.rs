@@ -72,6 +72,7 @@ const LAYERS: &[Layer] = &[
 /// Dependencies that exactly one crate may use, so that what they define stays inside it.
 const CONFINED: &[(&str, &str)] = &[
     ("egg", "passes"),
+    ("faer", "passes"),
     ("prost", "frontend"),
     ("memmap2", "frontend"),
     ("cranelift-codegen", "backends/cranelift"),

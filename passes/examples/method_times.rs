@@ -1,7 +1,7 @@
 //! Times every compression method on a random layer whose inputs are correlated.
 //!
-//! `cargo run --release -p lapidary-passes --example method_times -- [outputs] [inputs] [bits]`; 4096, 4096 and 4 if
-//! left out. The Hessian is given, as it is after calibration: its time is not counted.
+//! `cargo run --release -p lapidary-passes --example method_times -- [outputs] [inputs] [bits] [method]`; 4096, 4096, 4
+//! and all methods if left out. The Hessian is given, as it is after calibration: its time is not counted.
 
 use lapidary_ir::random::SplitMix64;
 use lapidary_passes::methods::matrix::Matrix;
@@ -10,6 +10,7 @@ use lapidary_passes::methods::{Layer, METHODS, Settings};
 use std::time::Instant;
 
 fn main() {
+    let only = std::env::args().nth(4);
     let mut args = std::env::args().skip(1).map(|a| a.parse::<usize>().ok());
     let mut next = |default| args.next().flatten().unwrap_or(default);
     let (outputs, inputs, bits) = (next(4096), next(4096), next(4));
@@ -24,10 +25,11 @@ fn main() {
     }
     let statistics = Statistics::from_inputs(&x);
     let layer = Layer::new(&weight, Some(&statistics)).expect("a sound layer");
-    // The energy of the layer is computed once, before the first method.
-    layer.error(&weight);
+    // Computed once, before the first method.
+    layer.energy();
     println!("{outputs} x {inputs}, {} threads", threads());
-    for method in METHODS {
+    let asked = |name: &str| only.as_ref().is_none_or(|only| only == name);
+    for method in METHODS.iter().filter(|m| asked(m.name)) {
         let settings = Settings {
             bits: (bits as u32).clamp(*method.bits.start(), *method.bits.end()),
             ..Settings::default()

@@ -180,12 +180,27 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
         &found.decode(),
         found.assumptions,
     )?;
-    // Feedback assumes weights that can move; grids that clip them late in the sweep can lose to plain rounding.
+    // Grids that clip weights late in the sweep can lose to plain rounding. What that would lose is seen by the
+    // Hessian's diagonal; the whole of it is only computed where the two are near.
     let plain = rtn::round_to_nearest(layer.weight(), &spec, groups);
-    let plain_error = layer.error(&plain.decode());
-    if plain_error < feedback.error {
-        let note = "error feedback did not help; weights were rounded to nearest".into();
-        return candidate(layer, plain.encoding(), &plain.decode(), vec![note]);
+    let decoded = plain.decode();
+    let diagonal = statistics.hessian.diagonal();
+    let roots: Vec<f64> = diagonal.iter().map(|h| h.max(0.0).sqrt()).collect();
+    let by_diagonal = layer
+        .weight()
+        .sub(&decoded)
+        .scale_columns(&roots)
+        .square_sum();
+    if by_diagonal < 2.0 * feedback.error * layer.energy() {
+        let found = candidate(
+            layer,
+            plain.encoding(),
+            &decoded,
+            vec!["error feedback did not help; weights were rounded to nearest".into()],
+        )?;
+        if found.error < feedback.error {
+            return Ok(found);
+        }
     }
     Ok(feedback)
 }

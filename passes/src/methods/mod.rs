@@ -33,6 +33,7 @@ pub mod statistics;
 pub mod sweep;
 pub mod ternary;
 pub mod threads;
+pub mod vector;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -157,13 +158,18 @@ impl<'a> Layer<'a> {
     /// Relative output error of an approximation of the weight: by the Hessian if there is one, else of the weights
     /// themselves. 0 for an exact one, and for a layer whose outputs are zero.
     pub fn error(&self, approximation: &Matrix) -> f64 {
-        let energy = *self.energy.get_or_init(|| self.size(self.weight));
+        let energy = self.energy();
         let error = self.size(&self.weight.sub(approximation));
         if error > 0.0 && energy > 0.0 {
             error / energy
         } else {
             0.0
         }
+    }
+
+    /// `tr(W H W^T)`, or the sum of squares of a weight without statistics: what errors are relative to.
+    pub fn energy(&self) -> f64 {
+        *self.energy.get_or_init(|| self.size(self.weight))
     }
 
     fn size(&self, m: &Matrix) -> f64 {
@@ -248,7 +254,7 @@ mod tests {
                                 bits,
                                 group_len,
                                 symmetric,
-                                clip: calibrated,
+                                clip: calibrated && inputs < 30,
                                 ..Settings::default()
                             };
                             match (method.propose)(&layer, &settings) {

@@ -11,6 +11,8 @@ use super::gptq::{GptqSettings, Order, gptq};
 use super::grid::{AffineParts, GridSpec, Groups, stored_scale};
 use super::matrix::Matrix;
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, sweep, threads};
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use std::ops::Range;
 
 /// GPTQ's codes with refitted scales.
 pub static GPTQ_REFIT: Method = Method {
@@ -22,43 +24,14 @@ pub static GPTQ_REFIT: Method = Method {
     propose,
 };
 
-/// Rows whose codes meet one row of the Hessian while it is in the cache.
-const ROWS: usize = 16;
-
 /// The parts with scales fitted to `weight` `[O, I]` under `hessian` `[I, I]`. A row keeps its scales if the new ones,
 /// as they are stored, are not better or not all positive.
 pub fn refit(parts: &AffineParts, weight: &Matrix, hessian: &Matrix) -> AffineParts {
     let groups = parts.groups;
-    let pieces = threads::map(parts.rows.div_ceil(ROWS), |piece| {
-        let rows = piece * ROWS..((piece + 1) * ROWS).min(parts.rows);
-        let steps: Vec<Vec<f64>> = rows.clone().map(|r| parts.steps(r)).collect();
-        let mut systems: Vec<(Matrix, Matrix)> = steps
-            .iter()
-            .map(|_| {
-                (
-                    Matrix::zeros(groups.count, groups.count),
-                    Matrix::zeros(groups.count, 1),
-                )
-            })
-            .collect();
-        for i in 0..groups.columns {
-            let h = hessian.row(i);
-            let k = groups.of(i);
-            for ((r, c), (a, b)) in rows.clone().zip(&steps).zip(&mut systems) {
-                if c[i] == 0.0 {
-                    continue;
-                }
-                let dot = |other: &[f64], at: std::ops::Range<usize>| -> f64 {
-                    let pairs = h[at.clone()].iter().zip(&other[at]);
-                    pairs.map(|(h, o)| h * o).sum()
-                };
-                for l in 0..groups.count {
-                    a[(k, l)] += c[i] * dot(c, groups.range(l));
-                }
-                b[(k, 0)] += c[i] * dot(weight.row(r), 0..groups.columns);
-            }
-        }
-        let solved = rows.clone().zip(systems).flat_map(|(r, (a, b))| {
+    let pieces = threads::map(parts.rows.div_ceil(threads::ROWS), |piece| {
+        let rows = piece * threads::ROWS..((piece + 1) * threads::ROWS).min(parts.rows);
+        let systems = systems(parts, weight, hessian, rows.clone());
+        let solved = rows.zip(systems).flat_map(|(r, (a, b))| {
             let old = &parts.scales[r * groups.count..][..groups.count];
             best_scales(&a, &b, old, parts.scale_elem)
         });
@@ -68,6 +41,46 @@ pub fn refit(parts: &AffineParts, weight: &Matrix, hessian: &Matrix) -> AffinePa
         scales: pieces.concat(),
         ..parts.clone()
     }
+}
+
+/// `A` and `b` of some rows, by one product with the Hessian's rows of each group: `c_l^T H_l` of all these rows.
+fn systems(
+    parts: &AffineParts,
+    weight: &Matrix,
+    hessian: &Matrix,
+    rows: Range<usize>,
+) -> Vec<(Matrix, Matrix)> {
+    let (groups, columns) = (parts.groups, parts.groups.columns);
+    let steps: Vec<f64> = rows.clone().flat_map(|r| parts.steps(r)).collect();
+    let weights = &weight.data()[rows.start * columns..rows.end * columns];
+    let count = groups.count;
+    let empty = || (Matrix::zeros(count, count), Matrix::zeros(count, 1));
+    let mut out: Vec<(Matrix, Matrix)> = rows.map(|_| empty()).collect();
+    let mut product = vec![0.0; steps.len()];
+    for l in 0..count {
+        let range = groups.range(l);
+        let codes = MatRef::from_row_major_slice(&steps, out.len(), columns);
+        matmul(
+            MatMut::from_row_major_slice_mut(&mut product, out.len(), columns),
+            Accum::Replace,
+            codes.subcols(range.start, range.len()),
+            hessian.view().subrows(range.start, range.len()),
+            1.0,
+            Par::Seq,
+        );
+        for (r, (a, b)) in out.iter_mut().enumerate() {
+            let at = r * columns..(r + 1) * columns;
+            let (product, steps) = (&product[at.clone()], &steps[at.clone()]);
+            let weights = &weights[at];
+            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+            for k in 0..count {
+                let at = groups.range(k);
+                a[(l, k)] = dot(&product[at.clone()], &steps[at]);
+            }
+            b[(l, 0)] = dot(product, weights);
+        }
+    }
+    out
 }
 
 fn best_scales(a: &Matrix, b: &Matrix, old: &[f64], elem: lapidary_ir::ElemType) -> Vec<f64> {

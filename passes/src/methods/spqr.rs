@@ -436,7 +436,7 @@ mod tests {
         }
         for &at in &planted {
             let v = w.data()[at];
-            w.data_mut()[at] = 12.0 * v.signum() * v.abs().max(0.03);
+            w.data_mut()[at] = 12.0 * v.signum() * v.abs().max(1.0 / 16.0);
         }
         let prepared = prepare(&t.stats.hessian, 0.01, false);
         let found = spqr(&w, prepared, &settings(0.2)).expect("sound");

@@ -253,7 +253,7 @@ impl Problem<'_> {
         let rounds = if self.budgets.len() > 1 { 8 } else { 1 };
         for _ in 0..rounds {
             for b in 0..multipliers.len() {
-                let mut over = |m: f64, all: &mut Vec<f64>| {
+                let over = |m: f64, all: &mut Vec<f64>| {
                     all[b] = m;
                     self.dual(all).costs[b] > self.budgets[b]
                 };
