@@ -272,7 +272,7 @@ pub mod avx512 {
     /// # Safety
     /// The block is valid, and `src_stride` is 1.
     #[target_feature(enable = "avx512f,avx2")]
-    unsafe fn transposed(m: &MoveF32) {
+    pub unsafe fn transposed(m: &MoveF32) {
         for j0 in (0..m.cols).step_by(16) {
             let n = (m.cols - j0).min(16);
             let stored = ((1u32 << n) - 1) as __mmask16;

@@ -189,31 +189,6 @@ macro_rules! kernel {
     };
 }
 
-/// The operations of a module, each with the instructions that it needs; of the unsafe ones, the lanes that are meant must
-/// be readable, or writable.
-#[cfg(target_arch = "x86_64")]
-macro_rules! operations {
-    ($features:literal: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {
-        $(
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn $name($($arg: $ty),*) -> $out {
-                $body
-            }
-        )*
-    };
-    (unsafe $features:literal: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {
-        $(
-            #[inline]
-            #[target_feature(enable = $features)]
-            unsafe fn $name($($arg: $ty),*) -> $out {
-                // SAFETY: as promised to this function.
-                unsafe { $body }
-            }
-        )*
-    };
-}
-
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
     //! Sixteen lanes.
