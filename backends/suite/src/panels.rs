@@ -222,7 +222,7 @@ fn product_of_codes(lanes: u32, parts: u32, n: i64) -> Kernel {
 pub fn sparse_products_of_codes(backend: &Backend) {
     const R: usize = lapidary_abi::kernel::SPARSE_ROWS_I8;
     let mut rng = Rng(23);
-    for (lanes, first, step) in [(16usize, 0, 3), (48, 31, 20), (64, 8, 17)] {
+    for (lanes, first, step) in [(16usize, 0, 5), (48, 63, 64), (64, 11, 64)] {
         for parts in (first..64).step_by(step) {
             let groups = 10;
             let n = groups * R;

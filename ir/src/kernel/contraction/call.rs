@@ -202,3 +202,85 @@ pub fn recognise_sums<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -
             init: (*buf, *base, stride),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Epilogue, RowsAt, Scaled, Stage, epilogue};
+    use super::*;
+
+    /// Sums of a scratch buffer, and what follows.
+    fn kernel(scaled: bool) -> Kernel {
+        let mut b = build::KernelBuilder::new("k");
+        let [scale, row] = ["scale", "row"].map(|n| b.buffer(n, ElemType::F32, false));
+        let residual = b.buffer("residual", ElemType::U8, false);
+        let table = b.buffer("table", ElemType::U8, false);
+        let elem = if scaled { ElemType::U8 } else { ElemType::I32 };
+        let c = b.buffer("c", elem, true);
+        let sums = b.scratch(ElemType::I32, 64 * 48);
+        let [zero, base, left] = [0, 5, 9].map(|v| b.index(v));
+        let acc = load_sums(&mut b, sums, base, 48, [16, 64]);
+        let at = RowsAt {
+            base: zero,
+            rows: Axis::stride(100).valid(left),
+        };
+        let stage = Stage {
+            factor: 0.5,
+            row: (row, zero),
+            residual: Some((residual, at.clone(), 0.25)),
+            lo: 0.0,
+            hi: 255.0,
+        };
+        let e = Epilogue {
+            scaled: scaled.then_some(Scaled {
+                zero: None,
+                scale: (scale, zero),
+            }),
+            bias: None,
+            residual: None,
+            lo: scaled.then_some(0.0),
+            hi: scaled.then_some(255.0),
+            code: scaled.then_some((ElemType::U8, 0)),
+            stages: if scaled { vec![stage] } else { vec![] },
+            table: scaled.then_some(table),
+            c,
+            c_at: at,
+            cols: None,
+        };
+        epilogue(&mut b, acc, e);
+        b.finish()
+    }
+
+    fn found(kernel: &Kernel) -> Option<(usize, usize, Call)> {
+        verify::verify(kernel).expect("valid");
+        let facts = Facts::new(kernel);
+        let load = kernel
+            .body
+            .iter()
+            .position(|s| matches!(s.op, Op::Load { .. }))?;
+        let (stmt, rest) = (&kernel.body[load], &kernel.body[load + 1..]);
+        let sums = recognise_sums(&facts, stmt, rest)?;
+        Some((rest.len(), sums.tail.last + 1, sums.call()))
+    }
+
+    #[test]
+    fn sums_and_what_follows_are_recognised() {
+        let (all, taken, call) = found(&kernel(true)).expect("the form");
+        assert_eq!((all, call.import), (taken, Import::GemmI8));
+        let field = |at| call.fields.iter().find(|f| f.1 == at).map(|f| f.0);
+        let stages = field(std::mem::offset_of!(GemmI8, stage_count));
+        let stride = field(std::mem::offset_of!(GemmI8, init_stride));
+        assert_eq!(
+            (stages, stride),
+            (Some(Operand::Int(1)), Some(Operand::Index(48)))
+        );
+        // Each field is said once.
+        let mut offsets: Vec<usize> = call.fields.iter().map(|f| f.1).collect();
+        offsets.sort_unstable();
+        assert!(offsets.windows(2).all(|w| w[0] != w[1]));
+    }
+
+    #[test]
+    fn sums_that_stay_sums_are_not() {
+        assert!(found(&kernel(false)).is_none());
+    }
+}
