@@ -91,18 +91,19 @@ class Case:
 
 
 class Lapidary:
-    """An executable that the command builds once for each case and number of threads."""
+    """An executable that the command builds once for each case and number of threads, with these options."""
 
     BENCH = re.compile(r"(\d+) runs, \d+ threads: best ([\d.]+) ms, median ([\d.]+) ms, worst ([\d.]+) ms")
 
-    def __init__(self, command):
-        self.command = command
+    def __init__(self, command, options=()):
+        self.command, self.options = command, options
 
     def measure(self, case, threads, seconds, is_first):
-        exe, outputs = case.folder / f"lapidary-{threads}", case.folder / "outputs"
+        exe = case.folder / f"lapidary-{threads}{''.join(self.options)}"
+        outputs = case.folder / "outputs"
         result = {}
         if is_first:
-            build = [self.command, "build", case.model, "-o", exe, "--threads", threads, *case.dim_options]
+            build = [self.command, "build", case.model, "-o", exe, "--threads", threads, *self.options, *case.dim_options]
             _, result["build_s"], result["build_peak_mb"] = run(build)
         program = [exe, "--inputs", case.inputs, "--threads", threads]
         if is_first:

@@ -1,28 +1,35 @@
 #!/usr/bin/env python3
-"""Networks with nine of ten weights pruned, beside the same network compiled as if they were not, onnxruntime, and
-DeepSparse; prints a Markdown table for each number of threads.
+"""Pruned networks, beside the same compiled as if they were not pruned, onnxruntime, OpenVINO, and DeepSparse; prints a
+Markdown table for each pattern and number of threads.
 
-  benches/sparse.py [--networks resnet50,bert_base:batch=1:seq=128] [--threads 1,2] [--rounds 3] [--seconds 1]
-                    [--deepsparse PYTHON] [--out FOLDER] [--lapidary PATH]
+  benches/sparse.py [--patterns 90,1x4,2:4] [--networks resnet50:batch=1,FILE.onnx:batch=1:seq=128,...] [--threads 1,2]
+                    [--rounds 3] [--seconds 1] [--deepsparse PYTHON] [--out FOLDER] [--lapidary PATH]
 
-Each weight matrix loses the smallest 90 % of its numbers (unstructured), and is stored densely: who gains by it has
-noticed the zeros. `mlp` is three layers of 4096. DeepSparse (1.8.0, its last release) needs an old numpy, hence a Python of
-its own: `--deepsparse` names one that imports it. Rounds alternate, and each measurement is a process of its own.
+Weight matrices lose their smallest numbers and are stored densely: who gains by it has noticed the zeros. Patterns:
+
+  90    90 % of the numbers, unstructured; f32
+  1x4   80 % of the blocks of four consecutive inputs of an output; quantized to int8 (QDQ) after that
+  2:4   two of every four consecutive inputs; quantized as well
+
+A network is one of `models.py`, `mlp` (three layers of 4096, of as many rows as `batch`), or a file. DeepSparse (1.8.0, its last
+release) needs an old numpy, hence a Python of its own: `--deepsparse` names one that imports it; it runs f32. Rounds
+alternate, each measurement is a process of its own, and ours are executables (see `measure.py`). OpenVINO computes what is not
+quantized in the precision that it chooses.
 """
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
+import tempfile
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import models
+from measure import OURS, Case, Failed, Lapidary, Peer, last_json, run, summary
+from networks.quantized import quantize
 
-SPARSITY = 0.9
+SPARSITY = {"90": 0.9, "1x4": 0.8}
 DEEPSPARSE = """
 import json, sys, time, numpy as np, onnx, deepsparse
 model, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -46,7 +53,16 @@ print(json.dumps({"load_s": load, "lat_ms": times}))
 """
 
 
-def mlp():
+class DeepSparse:
+    def __init__(self, python):
+        self.python = python
+
+    def measure(self, case, threads, seconds, is_first):
+        out, _, _ = run([self.python, "-c", DEEPSPARSE, case.model, threads, seconds])
+        return summary(last_json(out)["lat_ms"])
+
+
+def mlp(rows):
     random, n = np.random.default_rng(7), 4096
     nodes, weights, x = [], [], "x"
     for layer in range(3):
@@ -57,45 +73,94 @@ def mlp():
         if layer < 2:
             nodes.append(helper.make_node("Relu", [x], [f"r{layer}"]))
             x = f"r{layer}"
-    ports = [[helper.make_tensor_value_info(p, TensorProto.FLOAT, [1, n])] for p in ("x", x)]
+    ports = [[helper.make_tensor_value_info(p, TensorProto.FLOAT, [rows, n])] for p in ("x", x)]
     return helper.make_model(helper.make_graph(nodes, "mlp", *ports, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def pruned(name, dims, folder):
+def inputs_axis(model):
+    """For each weight of a product or convolution, the axis along which its inputs lie."""
+    axes = {}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv") and len(node.input) > 1:
+            turned = any(a.name == "transB" and a.i for a in node.attribute)
+            axes[node.input[1]] = 1 if node.op_type == "Conv" or turned else 0
+    return axes
+
+
+def prune(values, axis, pattern):
+    """The weights without the smallest; `None` where the pattern does not fit."""
+    if pattern == "90":
+        bound = np.quantile(np.abs(values), SPARSITY[pattern])
+        return np.where(np.abs(values) < bound, np.float32(0), values)
+    if values.shape[axis] % 4:
+        return None
+    fours = np.moveaxis(values, axis, -1)
+    shape = fours.shape
+    fours = fours.reshape(-1, 4).copy()
+    if pattern == "1x4":
+        sizes = np.abs(fours).sum(axis=1)
+        fours[sizes < np.quantile(sizes, SPARSITY[pattern])] = 0
+    else:
+        np.put_along_axis(fours, np.argsort(np.abs(fours), axis=1)[:, :2], 0, axis=1)
+    return np.ascontiguousarray(np.moveaxis(fours.reshape(shape), -1, axis))
+
+
+def pruned(name, dims, pattern, folder):
     """The pruned network's file, its symbolic dimensions fixed: not every peer takes them."""
-    path = folder / ("_".join([name, *(f"{k}{v}" for k, v in dims.items())]) + "_sp90.onnx")
+    stem = "_".join([pathlib.Path(name).stem, *(f"{k}{v}" for k, v in dims.items()), pattern.replace(":", "of")])
+    path = folder / f"{stem}.onnx"
     if path.exists():
         return path
-    model = mlp() if name == "mlp" else onnx.load(models.make(name, folder))
+    if name == "mlp":
+        model = mlp(dims.get("batch", 1))
+    else:
+        model = onnx.load(name if name.endswith(".onnx") else models.make(name, folder))
     for port in [*model.graph.input, *model.graph.output]:
         for d in port.type.tensor_type.shape.dim:
             if d.dim_param in dims:
                 d.dim_value = dims[d.dim_param]
-    looked_up = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+    axes = inputs_axis(model)
     for weight in model.graph.initializer:
         values = numpy_helper.to_array(weight)
-        if values.dtype == np.float32 and values.ndim >= 2 and values.size >= 4096 and weight.name not in looked_up:
-            bound = np.quantile(np.abs(values), SPARSITY)
-            weight.CopyFrom(numpy_helper.from_array(np.where(np.abs(values) < bound, np.float32(0), values), weight.name))
+        if weight.name in axes and values.dtype == np.float32 and values.ndim >= 2 and values.size >= 4096:
+            kept = prune(values, axes[weight.name], pattern)
+            if kept is not None:
+                weight.CopyFrom(numpy_helper.from_array(kept, weight.name))
     part = path.with_suffix(".part")
     onnx.save(model, part)
+    if pattern != "90":
+        quantize(part, part)
     part.rename(path)
     return path
 
 
-def measure(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        tail = (done.stderr or done.stdout).strip().splitlines()[-2:]
-        raise RuntimeError(f"{command[0]}: " + " | ".join(tail))
-    return statistics.median(json.loads(lines[-1])["lat_ms"])
+def table(pattern, threads, files, engines, args):
+    names, peers = list(engines), [e for e in engines if e not in (OURS, "as dense")]
+    print(f"\n{pattern}, {threads} thread{'s' * (threads != 1)}:\n\n| network | " + " | ".join(f"{e} ms" for e in names)
+          + " | " + " | ".join(f"/ {e}" for e in names[1:]) + " | / best peer |")
+    print("| --- |" + " ---: |" * (2 * len(names)), flush=True)
+    for spec, file in files.items():
+        with tempfile.TemporaryDirectory(prefix="lapidary-bench-") as folder:
+            case = Case(file, {}, folder)
+            case.prepare()
+            times = {e: [] for e in names}
+            for round in range(args.rounds):
+                for name, engine in engines.items():
+                    try:
+                        times[name].append(engine.measure(case, threads, args.seconds, round == 0)["ms"])
+                    except Failed as error:
+                        print(f"{spec} {name}: {error}", flush=True)
+        median = {e: statistics.median(t) if t else float("nan") for e, t in times.items()}
+        ours = median[OURS]
+        cells = [f"{median[e]:.2f}" for e in names] + [f"{ours / median[e]:.2f}" for e in names[1:]]
+        print(f"| {spec} | " + " | ".join(cells) + f" | {ours / min(median[e] for e in peers):.2f} |", flush=True)
 
 
 def main():
     here = pathlib.Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="resnet50:batch=1,bert_base:batch=1:seq=128,mlp")
+    parser.add_argument("--patterns", default="90,1x4,2:4")
+    parser.add_argument("--networks", default="resnet50:batch=1,bert_base:batch=1:seq=128,mlp:batch=1,mlp:batch=16")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -104,52 +169,19 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=models.default_folder())
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for spec in args.networks.split(","):
-        name, *dims = spec.split(":")
-        files[spec] = pruned(name, {k: int(v) for k, v in (d.split("=") for d in dims)}, args.out)
-    for threads in args.threads.split(","):
-        ours = [args.lapidary, "bench", "--threads", threads, "--seconds", str(args.seconds), "--latencies-json"]
-        ort = [sys.executable, str(here / "sparse.py"), "--child", threads, str(args.seconds)]
-        engines = {
-            "lapidary": lambda f: [*ours, f],
-            "as dense": lambda f: [*ours, "--no-sparse", f],
-            "onnxruntime": lambda f: [*ort, f],
-        }
-        if args.deepsparse:
-            engines["deepsparse"] = lambda f: [args.deepsparse, "-c", DEEPSPARSE, f, threads, str(args.seconds)]
-        print(f"\n{threads} thread{'s' * (threads != '1')}:\n\n| network, 90 % pruned | "
-              + " | ".join(f"{e} ms" for e in engines) + " | " + " | ".join(f"/ {e}" for e in list(engines)[1:]) + " |")
-        print("| --- |" + " ---: |" * (2 * len(engines) - 1))
-        for spec, file in files.items():
-            times = {e: [] for e in engines}
-            for _ in range(args.rounds):
-                for e, command in engines.items():
-                    times[e].append(measure(command(str(file))))
-            median = {e: statistics.median(t) for e, t in times.items()}
-            cells = [f"{median[e]:.2f}" for e in engines] + [f"{median['lapidary'] / median[e]:.2f}" for e in list(engines)[1:]]
-            print(f"| {spec} | " + " | ".join(cells) + " |", flush=True)
-
-
-def child(threads, seconds, file):
-    """onnxruntime in a process of its own."""
-    import time
-
-    from engines import onnxruntime_session
-
-    session = onnxruntime_session(file, {}, int(threads))
-    random, feeds = np.random.default_rng(0), {}
-    for i in session.get_inputs():
-        floats = i.type == "tensor(float)"
-        feeds[i.name] = random.standard_normal(i.shape).astype(np.float32) if floats else np.ones(i.shape, np.int64)
-    session.run(None, feeds)
-    times, begin = [], time.perf_counter()
-    while time.perf_counter() - begin < float(seconds) or len(times) < 5:
-        one = time.perf_counter()
-        session.run(None, feeds)
-        times.append((time.perf_counter() - one) * 1e3)
-    print(json.dumps({"lat_ms": times}))
+    for pattern in args.patterns.split(","):
+        files = {}
+        for spec in args.networks.split(","):
+            name, *dims = spec.split(":")
+            files[spec] = pruned(name, {k: int(v) for k, v in (d.split("=") for d in dims)}, pattern, args.out)
+        engines = {OURS: Lapidary(args.lapidary), "as dense": Lapidary(args.lapidary, ["--no-sparse"]), "onnxruntime": Peer("onnxruntime")}
+        if pattern != "90":
+            engines["openvino-default"] = Peer("openvino-default")
+        elif args.deepsparse:
+            engines["deepsparse"] = DeepSparse(args.deepsparse)
+        for threads in map(int, args.threads.split(",")):
+            table(pattern, threads, files, engines, args)
 
 
 if __name__ == "__main__":
-    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main()
+    main()

@@ -136,6 +136,8 @@ fn gemm_i8(
                     // SAFETY: the block describes parts of the buffers above.
                     unsafe {
                         kernel(&GemmI8 {
+                            init: std::ptr::null(),
+                            init_stride: 0,
                             a: addresses.as_ptr(),
                             b: b.add(panel * k * PANEL_I8),
                             c: c.add(r0 * n + panel * PANEL_I8).cast(),

@@ -7,12 +7,10 @@ use crate::function::{Fun, flags};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{InstBuilder, StackSlot, Value};
-use lapidary_abi::kernel::{GemmF32, GemmI8, Import, RESULT_I32, StageI8, WindowF32};
-use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
-use lapidary_ir::kernel::contraction::{Contraction, EpilogueMatch, Kind, plan};
-use lapidary_ir::kernel::{At, Axis, Buf, Stmt, Var};
-use std::mem::offset_of;
+use lapidary_ir::kernel::call::{Call, Given, Operand};
+use lapidary_ir::kernel::contraction::{self, Contraction, EpilogueMatch, plan};
+use lapidary_ir::kernel::{At, Stmt, Var};
 
 impl<'k> Fun<'k, '_> {
     /// Translates a contraction and its epilogue; the number of statements done, 0 if there is none.
@@ -20,18 +18,31 @@ impl<'k> Fun<'k, '_> {
         if !self.micro_kernels {
             return Ok(0);
         }
+        if let Some(sums) = contraction::recognise_sums(&self.facts, stmt, rest) {
+            self.before(&sums.tail, rest)?;
+            self.with_result(&sums.tail, [sums.rows, sums.width], |s, given| {
+                s.micro_call(&sums.call(), &given)
+            })?;
+            return Ok(sums.tail.last + 2);
+        }
         let Some(plan) = plan(&self.facts, stmt, rest) else {
             return Ok(0);
         };
         if let Some(tail) = &plan.tail {
-            for (i, s) in rest[..=tail.last].iter().enumerate() {
-                if !tail.replaced.contains(&i) {
-                    self.statements(std::slice::from_ref(s))?;
-                }
-            }
+            self.before(tail, rest)?;
         }
         self.call(&plan.found, plan.tail.as_ref(), plan.to_zeros)?;
         Ok(plan.statements())
+    }
+
+    /// The statements up to the end of an epilogue that a micro-kernel does not take over.
+    fn before(&mut self, tail: &EpilogueMatch<'k>, rest: &'k [Stmt]) -> Result<(), Error> {
+        for (i, s) in rest[..=tail.last].iter().enumerate() {
+            if !tail.replaced.contains(&i) {
+                self.statements(std::slice::from_ref(s))?;
+            }
+        }
+        Ok(())
     }
 
     fn call(
@@ -40,53 +51,55 @@ impl<'k> Fun<'k, '_> {
         tail: Option<&EpilogueMatch<'k>>,
         to_zeros: bool,
     ) -> Result<(), Error> {
-        let rows = self.clamped(tail.and_then(|t| t.c_rows.valid), g.rows)?;
-        let cols = self.clamped(tail.and_then(|t| t.cols), g.width())?;
-        let k = self.scalar(g.k)?;
-        let Some(tail) = tail else {
-            let slot = self.slot((g.rows * g.width() * 4) as usize);
-            let c = self.slot_addr(slot);
-            let stride = self.index(i64::from(g.width()));
-            let pointers = self.row_pointers(g, rows, to_zeros)?;
-            self.fill_and_call(
-                g,
-                Call {
-                    pointers,
-                    rows,
-                    cols,
-                    k,
-                    c,
-                    c_stride: stride,
-                    tail: None,
-                },
-            )?;
-            let ty = self.kernel.ty(g.acc).clone();
-            let tile = self.reload(&ty, c);
-            self.set(g.acc, tile);
-            return Ok(());
+        let call = contraction::call(&self.facts, g, tail);
+        if let Some(tail) = tail {
+            return self.with_result(tail, [g.rows, g.width()], |s, mut given| {
+                let pointers = s.row_pointers(g, given.rows, to_zeros)?;
+                given.pointers = Some(pointers);
+                s.micro_call(&call, &given)
+            });
+        }
+        let rows = self.index(i64::from(g.rows));
+        let slot = self.slot((g.rows * g.width() * 4) as usize);
+        let result = self.slot_addr(slot);
+        let given = AtHand {
+            pointers: Some(self.row_pointers(g, rows, to_zeros)?),
+            rows,
+            cols: self.index(i64::from(g.width())),
+            result,
+            stride: self.index(i64::from(g.width())),
         };
+        self.micro_call(&call, &given)?;
+        let ty = self.kernel.ty(g.acc).clone();
+        let tile = self.reload(&ty, result);
+        self.set(g.acc, tile);
+        Ok(())
+    }
+
+    /// Does something with where results go, if there are any.
+    fn with_result(
+        &mut self,
+        tail: &EpilogueMatch<'k>,
+        [rows, width]: [u32; 2],
+        call: impl FnOnce(&mut Self, AtHand) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let rows = self.clamped(tail.c_rows.valid, rows)?;
+        let cols = self.clamped(tail.cols, width)?;
         let zero = self.index(0);
         let some_rows = self.b.ins().icmp(IntCC::SignedGreaterThan, rows, zero);
         let some_cols = self.b.ins().icmp(IntCC::SignedGreaterThan, cols, zero);
         let any = self.b.ins().band(some_rows, some_cols);
         self.when(any, |s| {
-            let pointers = s.row_pointers(g, rows, to_zeros)?;
             let (c, elem) = s.buffer(tail.c)?;
             let base = s.scalar(tail.c_base)?;
-            let c = s.element(c, base, elem.size_bytes() as i64);
-            let c_stride = s.stride(&tail.c_rows)?;
-            s.fill_and_call(
-                g,
-                Call {
-                    pointers,
-                    rows,
-                    cols,
-                    k,
-                    c,
-                    c_stride,
-                    tail: Some(tail),
-                },
-            )
+            let given = AtHand {
+                pointers: None,
+                rows,
+                cols,
+                result: s.element(c, base, elem.size_bytes() as i64),
+                stride: s.stride(tail.c_rows.at)?,
+            };
+            call(s, given)
         })
     }
 
@@ -101,8 +114,8 @@ impl<'k> Fun<'k, '_> {
         Ok(self.b.ins().select(fewer, valid, all))
     }
 
-    fn stride(&mut self, axis: &Axis) -> Result<Value, Error> {
-        match axis.at {
+    fn stride(&mut self, at: At) -> Result<Value, Error> {
+        match at {
             At::Stride(s) => Ok(self.index(s)),
             At::DynStride(v) => self.scalar(v),
             At::Offsets(_) => Err(self.unsupported("a micro-kernel's result with gathered rows")),
@@ -157,204 +170,71 @@ impl<'k> Fun<'k, '_> {
         Ok(())
     }
 
-    fn fill_and_call(&mut self, g: &Contraction<'k>, call: Call<'_, 'k>) -> Result<(), Error> {
-        let (b, elem) = self.buffer(g.b)?;
-        let b_base = self.scalar(g.b_base)?;
-        let b = self.element(b, b_base, elem.size_bytes() as i64);
-        let a = self.slot_addr(call.pointers);
-        let taps = self.index(i64::from(g.taps));
-        let (bytes, import) = match g.kind {
-            Kind::F32 if g.window.is_some() => (size_of::<WindowF32>(), Import::WindowF32),
-            Kind::F32 => (size_of::<GemmF32>(), Import::GemmF32),
-            Kind::I8 => (size_of::<GemmI8>(), Import::GemmI8),
-        };
-        let rows = self.b.ins().ireduce(I32, call.rows);
-        let cols = self.b.ins().ireduce(I32, call.cols);
-        let no = self.b.ins().iconst(I32, 0);
-        macro_rules! fields {
-            ($args:ident { $($field:ident: $value:expr,)* }) => {
-                [$(($value, offset_of!($args, $field))),*].to_vec()
-            };
-        }
-        let fields: Vec<(Value, usize)> = match g.kind {
-            Kind::I8 => {
-                let (bias, _, _, lo, hi) = self.epilogue_fields(call.tail)?;
-                let (sums, scale, a_zero) = self.scaling(call.tail)?;
-                let (result, zero) = self.result(call.tail, ElemType::I32);
-                let table = match call.tail.and_then(|t| t.table) {
-                    Some(table) => self.buffer(table)?.0,
-                    None => self.index(0),
-                };
-                let stages = self.stages(call.tail)?;
-                let count = call.tail.map_or(0, |t| t.stages.len());
-                let stage_count = self.b.ins().iconst(I32, count as i64);
-                let width = self.b.ins().iconst(I32, i64::from(g.width()));
-                fields!(GemmI8 {
-                    a: a,
-                    b: b,
-                    c: call.c,
-                    sums: sums,
-                    scale: scale,
-                    bias: bias,
-                    c_stride: call.c_stride,
-                    k: call.k,
-                    taps: taps,
-                    rows: rows,
-                    cols: cols,
-                    a_zero: a_zero,
-                    zero: zero,
-                    lo: lo,
-                    hi: hi,
-                    result: result,
-                    table: table,
-                    width: width,
-                    stage_count: stage_count,
-                })
-                .into_iter()
-                .chain(stages)
-                .collect()
-            }
-            Kind::F32 if let Some(w) = g.window => {
-                let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
-                let (result, zero) = self.result(call.tail, ElemType::F32);
-                let codes = self.buffer(g.a)?.1 == ElemType::U8;
-                let codes = self.b.ins().iconst(I32, i64::from(codes));
-                let (_, scale, _) = self.scaling(call.tail)?;
-                let null = self.index(0);
-                fields!(WindowF32 {
-                    a: a,
-                    b: if w.maximum { null } else { b },
-                    c: call.c,
-                    scale: scale,
-                    bias: bias,
-                    residual: residual,
-                    b_stride: call.k,
-                    c_stride: call.c_stride,
-                    residual_stride: residual_stride,
-                    taps: taps,
-                    cols: call.cols,
-                    rows: rows,
-                    lo: lo,
-                    hi: hi,
-                    codes: codes,
-                    result: result,
-                    zero: zero,
-                })
-            }
-            Kind::F32 => {
-                let (bias, residual, residual_stride, lo, hi) = self.epilogue_fields(call.tail)?;
-                fields!(GemmF32 {
-                    a: a,
-                    b: b,
-                    c: call.c,
-                    bias: bias,
-                    residual: residual,
-                    c_stride: call.c_stride,
-                    residual_stride: residual_stride,
-                    k: call.k,
-                    taps: taps,
-                    rows: rows,
-                    cols: cols,
-                    lo: lo,
-                    hi: hi,
-                    accumulate: no,
-                })
-            }
-        };
-        self.call_micro_kernel(import, bytes, &fields);
+    /// Calls a micro-kernel.
+    pub fn micro_call(&mut self, call: &Call, given: &AtHand) -> Result<(), Error> {
+        let fields = call.fields.iter().map(|&(operand, offset)| {
+            let value = self.operand(operand, given)?;
+            Ok((value, offset))
+        });
+        let fields = fields.collect::<Result<Vec<_>, Error>>()?;
+        self.call_micro_kernel(call.import, call.bytes, &fields);
         Ok(())
     }
 
-    /// What the result is, and the code of zero there.
-    fn result(&mut self, tail: Option<&EpilogueMatch<'k>>, sums: ElemType) -> (Value, Value) {
-        let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(sums));
-        let result = self.b.ins().iconst(I32, i64::from(result));
-        (result, self.b.ins().iconst(I32, zero))
-    }
-
-    /// The fields of the stages.
-    fn stages(&mut self, tail: Option<&EpilogueMatch<'k>>) -> Result<Vec<(Value, usize)>, Error> {
-        let mut fields = vec![];
-        for (i, stage) in tail.map_or(&[][..], |t| &t.stages[..]).iter().enumerate() {
-            let number = |s: &mut Self, x: f32| s.b.ins().f32const(x);
-            let row = self.address(stage.row)?;
-            let (mut residual, mut stride, mut of_residual) = (self.index(0), self.index(0), 0.0);
-            if let Some((buf, base, rows, factor)) = stage.residual {
-                let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-                residual = self.element(address, base, 1);
-                (stride, of_residual) = (self.stride(rows)?, factor);
+    fn operand(&mut self, operand: Operand, given: &AtHand) -> Result<Value, Error> {
+        Ok(match operand {
+            Operand::Null => self.index(0),
+            Operand::Index(x) => self.index(x),
+            Operand::Int(x) => self.b.ins().iconst(I32, x),
+            Operand::Float(x) => self.b.ins().f32const(x),
+            Operand::Element(buf, base, times) => {
+                let ((address, elem), base) = (self.buffer(buf)?, self.scalar(base)?);
+                self.element(address, base, elem.size_bytes() as i64 * times)
             }
-            let at = offset_of!(GemmI8, stages) + i * size_of::<StageI8>();
-            fields.extend([
-                (row, at + offset_of!(StageI8, row)),
-                (residual, at + offset_of!(StageI8, residual)),
-                (stride, at + offset_of!(StageI8, residual_stride)),
-                (number(self, stage.factor), at + offset_of!(StageI8, factor)),
-                (
-                    number(self, of_residual),
-                    at + offset_of!(StageI8, residual_factor),
-                ),
-                (number(self, stage.lo), at + offset_of!(StageI8, lo)),
-                (number(self, stage.hi), at + offset_of!(StageI8, hi)),
-            ]);
-        }
-        Ok(fields)
-    }
-
-    /// Column sums, scale, and the code of zero in A.
-    fn scaling(
-        &mut self,
-        tail: Option<&EpilogueMatch<'k>>,
-    ) -> Result<(Value, Value, Value), Error> {
-        let null = self.index(0);
-        let none = self.b.ins().iconst(I32, 0);
-        let Some(scaled) = tail.and_then(|t| t.scaled) else {
-            return Ok((null, null, none));
-        };
-        let scale = self.address(scaled.scale)?;
-        match scaled.zero {
-            None => Ok((null, scale, none)),
-            Some((zero, sums, base)) => {
-                let sums = self.address((sums, base))?;
-                Ok((sums, scale, self.scalar(zero)?))
+            Operand::Start(buf) => self.buffer(buf)?.0,
+            Operand::Stride(at) => self.stride(at)?,
+            Operand::Scalar(var) => self.scalar(var)?,
+            Operand::Count(begin, end) => {
+                let (begin, end) = (self.scalar(begin)?, self.scalar(end)?);
+                self.count_of(begin, end)
             }
-        }
-    }
-
-    /// Where an element of a buffer of 4-byte elements is.
-    fn address(&mut self, (buf, base): (Buf, Var)) -> Result<Value, Error> {
-        let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
-        Ok(self.element(address, base, 4))
-    }
-
-    /// Bias, residual, its stride, lower and upper bound.
-    fn epilogue_fields(
-        &mut self,
-        tail: Option<&EpilogueMatch<'k>>,
-    ) -> Result<(Value, Value, Value, Value, Value), Error> {
-        let null = self.index(0);
-        let (mut bias, mut residual, mut stride) = (null, null, null);
-        if let Some(from) = tail.and_then(|t| t.bias) {
-            bias = self.address(from)?;
-        }
-        if let Some((buf, base, rows)) = tail.and_then(|t| t.residual) {
-            residual = self.address((buf, base))?;
-            stride = self.stride(rows)?;
-        }
-        let lo = tail.and_then(|t| t.lo).unwrap_or(f32::NEG_INFINITY);
-        let hi = tail.and_then(|t| t.hi).unwrap_or(f32::INFINITY);
-        let (lo, hi) = (self.b.ins().f32const(lo), self.b.ins().f32const(hi));
-        Ok((bias, residual, stride, lo, hi))
+            Operand::Present(valid, all) => {
+                let some = self.present(valid, all)?;
+                self.b.ins().ireduce(I32, some)
+            }
+            Operand::Given(Given::Rows) => match given.pointers {
+                Some(slot) => self.slot_addr(slot),
+                None => return Err(self.unsupported("a call without rows")),
+            },
+            Operand::Given(Given::Result) => given.result,
+            Operand::Given(Given::ResultStride) => given.stride,
+            Operand::Given(Given::RowCount) => self.b.ins().ireduce(I32, given.rows),
+            Operand::Given(Given::Columns) => self.b.ins().ireduce(I32, given.cols),
+            Operand::Given(Given::LongColumns) => given.cols,
+        })
     }
 }
 
-/// What a call needs besides its operands.
-struct Call<'t, 'k> {
-    pointers: StackSlot,
+/// What a call needs besides its operands: [`Given`].
+#[derive(Clone, Copy)]
+pub struct AtHand {
+    pointers: Option<StackSlot>,
     rows: Value,
     cols: Value,
-    k: Value,
-    c: Value,
-    c_stride: Value,
-    tail: Option<&'t EpilogueMatch<'k>>,
+    result: Value,
+    stride: Value,
+}
+
+impl AtHand {
+    /// Of a call that needs nothing.
+    pub fn nothing(fun: &mut Fun) -> AtHand {
+        let none = fun.index(0);
+        AtHand {
+            pointers: None,
+            rows: none,
+            cols: none,
+            result: none,
+            stride: none,
+        }
+    }
 }

@@ -2,11 +2,12 @@
 //! [`lapidary_ir::kernel::sparse`] and [`lapidary_ir::kernel::moves`] recognise becomes a call of a micro-kernel.
 
 use crate::function::{Fun, flags};
+use crate::gemm::AtHand;
 use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    Import, KernelContext, MoveF32, SparseF32, UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH,
+    Import, KernelContext, MoveF32, UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH,
     UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
 };
 use lapidary_ir::ElemType;
@@ -14,7 +15,7 @@ use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::activation::Activation;
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
-use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
+use lapidary_ir::kernel::sparse;
 use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileElem, TileType, Unary, Var};
 use std::mem::offset_of;
 
@@ -73,7 +74,8 @@ impl<'k> Fun<'k, '_> {
             return Ok(false);
         }
         if let Some(tile) = sparse::recognise(&self.facts, stmt) {
-            self.sparse(&tile)?;
+            let nothing = AtHand::nothing(self);
+            self.micro_call(&tile.call(), &nothing)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
         } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
@@ -82,57 +84,6 @@ impl<'k> Fun<'k, '_> {
             return Ok(false);
         }
         Ok(true)
-    }
-
-    fn sparse(&mut self, tile: &SparseTile) -> Result<(), Error> {
-        let (in_group, lanes) = SPARSE_SHAPES[tile.shape];
-        let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
-        let groups = self.count_of(first, end);
-        let of_first = self.b.ins().imul_imm_s(first, in_group as i64);
-        let null = self.index(0);
-        let (init, init_stride) = match tile.init {
-            Some(rows) => self.rows(rows)?,
-            None => (null, null),
-        };
-        let bias = match tile.bias {
-            Some(at) => self.at(at, 4)?,
-            None => null,
-        };
-        let (c, c_stride) = self.rows(tile.c)?;
-        let cols = self.present(tile.cols, lanes as i64)?;
-        let cols = self.b.ins().ireduce(I32, cols);
-        let [starts, rows, values, offsets] = [
-            tile.matrix.starts,
-            tile.matrix.rows,
-            tile.matrix.values,
-            tile.matrix.offsets,
-        ]
-        .map(|buf| self.buffer(buf).map(|b| b.0));
-        let starts = self.element(starts?, first, 4);
-        let rows = self.element(rows?, of_first, 4);
-        let shape = self.b.ins().iconst(I32, tile.shape as i64);
-        let lo = self.b.ins().f32const(tile.lo.unwrap_or(f32::NEG_INFINITY));
-        let hi = self.b.ins().f32const(tile.hi.unwrap_or(f32::INFINITY));
-        let x = self.at(tile.x, 4)?;
-        let fields = fields!(SparseF32 {
-            x: x,
-            values: values?,
-            offsets: offsets?,
-            starts: starts,
-            rows: rows,
-            bias: bias,
-            init: init,
-            c: c,
-            init_stride: init_stride,
-            c_stride: c_stride,
-            groups: groups,
-            cols: cols,
-            shape: shape,
-            lo: lo,
-            hi: hi,
-        });
-        self.call_micro_kernel(Import::SparseF32, size_of::<SparseF32>(), &fields);
-        Ok(())
     }
 
     fn map(&mut self, m: &Map) -> Result<(), Error> {
@@ -199,13 +150,6 @@ impl<'k> Fun<'k, '_> {
         }
     }
 
-    fn rows(&mut self, rows: Rows) -> Result<(Value, Value), Error> {
-        Ok((
-            self.at((rows.buf, rows.base), 4)?,
-            self.scalar(rows.stride)?,
-        ))
-    }
-
     /// Where an element of a buffer of elements of so many bytes is.
     fn at(&mut self, (buf, base): (Buf, Var), size: i64) -> Result<Value, Error> {
         let (address, base) = (self.buffer(buf)?.0, self.scalar(base)?);
@@ -213,13 +157,13 @@ impl<'k> Fun<'k, '_> {
     }
 
     /// Iterations of a loop by ones.
-    fn count_of(&mut self, begin: Value, end: Value) -> Value {
+    pub fn count_of(&mut self, begin: Value, end: Value) -> Value {
         let (n, zero) = (self.b.ins().isub(end, begin), self.index(0));
         self.b.ins().smax(n, zero)
     }
 
     /// `valid` between 0 and `all`, or `all`.
-    fn present(&mut self, valid: Option<Var>, all: i64) -> Result<Value, Error> {
+    pub fn present(&mut self, valid: Option<Var>, all: i64) -> Result<Value, Error> {
         let all = self.index(all);
         let Some(valid) = valid else {
             return Ok(all);

@@ -1,6 +1,6 @@
 //! Handwritten kernels: addresses, control flow, contractions.
 
-pub use super::panels::sparse_products_and_their_panels;
+pub use super::panels::{sparse_products_and_their_panels, sparse_products_of_codes};
 use super::*;
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;

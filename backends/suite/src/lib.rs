@@ -32,6 +32,7 @@ macro_rules! suite {
             packed_codes_are_unpacked
             contractions_with_and_without_micro_kernels
             sparse_products_and_their_panels
+            sparse_products_of_codes
             windows_of_numbers_and_codes
             other_machines_get_code
         );

@@ -25,8 +25,10 @@
 //!
 //! What is not recognised still runs: it is ordinary kernel IR.
 
+mod call;
 mod epilogue;
 
+pub use call::{Sums, call, load_sums, recognise_sums};
 pub use epilogue::{
     Epilogue, EpilogueMatch, Scaled, Stage, StageMatch, epilogue, recognise_epilogue,
 };
@@ -565,6 +567,7 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
         let more = !t.stages.is_empty() || t.table.is_some();
         plain && (t.code.is_some() || t.scaled.is_some())
             || found.kind == Kind::F32 && more
+            || found.kind == Kind::I8 && t.residual.is_some()
             || t.stages.len() > MAX_STAGES_I8
     };
     if tail.as_ref().is_some_and(no_call) {

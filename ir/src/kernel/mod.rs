@@ -20,6 +20,7 @@
 
 pub mod activation;
 pub mod build;
+pub mod call;
 mod class;
 pub mod contraction;
 mod convert;

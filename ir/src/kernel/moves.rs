@@ -6,6 +6,8 @@
 //!   store DST[dst_base + i * dst_stride], stride 1, valid?
 //! }
 //! ```
+//! Elements are `f32`, or fours of codes, of which every index counts the fours: `[W, 4]` codes, whose second axis is of
+//! stride 1.
 
 use super::build::KernelBuilder;
 use super::contraction::Facts;
@@ -19,13 +21,15 @@ pub const MOST: u32 = MOVE_COLS as u32;
 /// What [`moves()`] copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Source (`f32`): buffer, first element, elements between rows.
+    /// Elements are fours of codes (`u8`), else `f32`.
+    pub fours: bool,
+    /// Source: buffer, first element, elements between rows.
     pub src: (Buf, Var, Var),
     /// Where columns are from there: an index tile `[W]`, `W <= MOST`.
     pub at: Var,
     /// Which columns exist (a `bool` tile `[W]`): the others are zero.
     pub mask: Option<Var>,
-    /// Result (`f32`): buffer, first element, elements between rows.
+    /// Result: buffer, first element, elements between rows.
     pub dst: (Buf, Var, Var),
     /// Rows.
     pub rows: Var,
@@ -35,23 +39,38 @@ pub struct Move {
 
 /// Writes the canonical loop.
 pub fn moves(b: &mut KernelBuilder, m: Move) {
-    let width = b.ty(m.at).shape;
+    let mut shape = b.ty(m.at).shape;
+    let four = if m.fours { 4 } else { 1 };
     let zero = b.index(0);
     b.for_loop(zero, m.rows, 1, &[], |b, i, _| {
+        let four_var = b.index(four);
+        let elements = |b: &mut KernelBuilder, v: Var| match m.fours {
+            true => b.binary(Binary::Mul, v, four_var),
+            false => v,
+        };
         let [from, to] = [m.src, m.dst].map(|(_, base, stride)| {
             let skip = b.binary(Binary::Mul, i, stride);
-            b.binary(Binary::Add, base, skip)
+            let at = b.binary(Binary::Add, base, skip);
+            elements(b, at)
         });
-        let axis = Axis {
-            mask: m.mask,
-            ..Axis::offsets(m.at)
-        };
-        let x = b.load(m.src.0, from, &width, vec![axis]);
-        let axis = Axis {
-            valid: m.cols,
-            ..Axis::stride(1)
-        };
-        b.store(m.dst.0, to, vec![axis], x);
+        let columns = elements(b, m.at);
+        let (mut of_load, mut of_store) = (
+            vec![Axis {
+                mask: m.mask,
+                ..Axis::offsets(columns)
+            }],
+            vec![Axis {
+                valid: m.cols,
+                ..Axis::stride(four)
+            }],
+        );
+        if m.fours {
+            shape.push(4);
+            of_load.push(Axis::stride(1));
+            of_store.push(Axis::stride(1));
+        }
+        let x = b.load(m.src.0, from, &shape, of_load);
+        b.store(m.dst.0, to, of_store, x);
         vec![]
     });
 }
@@ -67,25 +86,29 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Move> {
     let Op::Load { axes: of_load, .. } = facts.def(*x)? else {
         return None;
     };
-    let ([to], [from], [width]) = (&axes[..], &of_load[..], &facts.ty(*x).shape[..]) else {
+    let (fours, width) = match facts.ty(*x).shape[..] {
+        [width] => (false, width),
+        [width, 4] => (true, width),
+        _ => return None,
+    };
+    let ([to, ..], [from, ..]) = (&axes[..], &of_load[..]) else {
         return None;
     };
-    if *width > MOST || facts.int(*begin) != Some(0) {
+    if width > MOST || facts.int(*begin) != Some(0) {
         return None;
     }
+    let elem = if fours { ElemType::U8 } else { ElemType::F32 };
     let mut b = KernelBuilder::new("pattern");
-    let (src, dst) = (
-        b.buffer("", ElemType::F32, true),
-        b.buffer("", ElemType::F32, true),
-    );
+    let (src, dst) = (b.buffer("", elem, true), b.buffer("", elem, true));
     let mut var = || b.var(TileType::index());
     let [src_at, src_stride, dst_at, dst_stride, rows] = [(); 5].map(|()| var());
     let cols = to.valid.map(|_| var());
     let tile = |elem| TileType {
         elem,
-        shape: vec![*width],
+        shape: vec![width],
     };
     let pattern = Move {
+        fours,
         src: (src, src_at, src_stride),
         at: b.var(tile(TileElem::Index)),
         mask: from
@@ -105,6 +128,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Move> {
     };
     let maybe = |v: Option<Var>| v.map_or(Some(None), |v| found.var(v).map(Some));
     Some(Move {
+        fours,
         src: side(pattern.src)?,
         at: found.var(pattern.at)?,
         mask: maybe(pattern.mask)?,
@@ -120,16 +144,16 @@ mod tests {
 
     #[test]
     fn what_is_written_is_recognised() {
-        for (masked, few) in [(false, false), (true, false), (true, true)] {
+        let cases = [(false, false), (true, false), (true, true)];
+        for ((masked, few), fours) in cases.into_iter().flat_map(|c| [(c, false), (c, true)]) {
             let mut b = KernelBuilder::new("k");
-            let (src, dst) = (
-                b.buffer("src", ElemType::F32, false),
-                b.buffer("dst", ElemType::F32, true),
-            );
+            let elem = if fours { ElemType::U8 } else { ElemType::F32 };
+            let (src, dst) = (b.buffer("src", elem, false), b.buffer("dst", elem, true));
             let [base, stride, rows] = [1, 5, 9].map(|v| b.index(v));
             let at = b.iota(16);
             let mask = masked.then(|| b.binary(Binary::Lt, at, stride));
             let m = Move {
+                fours,
                 src: (src, base, stride),
                 at,
                 mask,

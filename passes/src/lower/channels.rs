@@ -181,8 +181,9 @@ impl Lowerer {
         };
         match node.op.name {
             "conv" | "fused_conv" | "quantized_conv" => {
-                // The panels of sparse products are of consecutive pixels; what is made of others wants channels last.
-                let sparse = sparse::is_chosen(self, n);
+                // The panels of sparse products are of consecutive pixels; what is made of others wants channels last, as do
+                // those of codes.
+                let sparse = node.op.name != "quantized_conv" && sparse::is_chosen(self, n);
                 let wanted = || {
                     let wants = |&c: &NodeId| match self.facts.module.node(c).op.name {
                         "max_pool" | "average_pool" | "concat" => true,

@@ -1,7 +1,7 @@
 //! What the tests of several families share: random inputs, and lowered programs against the evaluator.
 
 use super::testing::run;
-use super::{Options, lower};
+use super::{Lowered, Options, lower};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::target::Target;
 use lapidary_ir::types::Type;
@@ -21,13 +21,23 @@ pub fn numbers(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_f64(ElemType::F32, shape.to_vec(), data.collect())
 }
 
-/// Lowers what `build` makes of inputs `x` of these shapes, and compares with the evaluator.
+/// Lowers what `build` makes of inputs `x` of these shapes, and compares with the evaluator; the number of kernels.
 pub fn check(
     name: &str,
     shapes: &[&[usize]],
     symbolic: bool,
     build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
 ) -> usize {
+    check_lowered(name, shapes, symbolic, build).kernels.len()
+}
+
+/// [`check`]; what it was lowered to.
+pub fn check_lowered(
+    name: &str,
+    shapes: &[&[usize]],
+    symbolic: bool,
+    build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> Lowered {
     let mut module = Module::new(name);
     let inputs: Vec<ValueId> = shapes
         .iter()
@@ -69,5 +79,5 @@ pub fn check(
             "{name}: element {i} is {g}, not {w}"
         );
     }
-    lowered.kernels.len()
+    lowered
 }

@@ -189,7 +189,7 @@ pub fn clamp(node: &Node) -> Fused {
 pub struct Made {
     /// Packed weights.
     pub w: ValueId,
-    /// The zero, sums and scale, as [`Codes::params`](crate::schedules::codes::Codes::params) has them.
+    /// Those of [`params`].
     pub params: Vec<ValueId>,
 }
 
@@ -304,14 +304,7 @@ pub fn weights(
     pack: Pack,
     sums: Sums,
 ) -> Result<Made, OpError> {
-    let module = &low.facts.module;
-    let node = module.node(n).clone();
-    let (code, bias) = (zero(module, n).unwrap_or(1), whole_bias(module, n));
-    let constant = node
-        .operand(2)
-        .and_then(|w| module.as_constant(w).cloned())
-        .ok_or_else(|| OpError::new("the weights are not constant"))?;
-    let own = constant.clone();
+    let own = constant(low, n)?;
     let packed = move || {
         let mut out = Vec::with_capacity(bytes);
         pack(&dense(&own)?, &mut out);
@@ -319,6 +312,30 @@ pub fn weights(
     };
     let packed = WeightSource::Made(Arc::new(packed));
     let w = low.made_weight(ElemType::I8, vec![bytes], packed);
+    let params = params(low, n, codes, columns, sums)?;
+    Ok(Made { w, params })
+}
+
+/// The weights of a node.
+pub fn constant(low: &Lowerer, n: NodeId) -> Result<Constant, OpError> {
+    let module = &low.facts.module;
+    let w = module.node(n).operand(2);
+    w.and_then(|w| module.as_constant(w).cloned())
+        .ok_or_else(|| OpError::new("the weights are not constant"))
+}
+
+/// The zero, sums and scale of a node, as [`Codes::params`](crate::schedules::codes::Codes::params) has them.
+pub fn params(
+    low: &mut Lowerer,
+    n: NodeId,
+    codes: Codes,
+    columns: usize,
+    sums: Sums,
+) -> Result<Vec<ValueId>, OpError> {
+    let constant = constant(low, n)?;
+    let module = &low.facts.module;
+    let node = module.node(n).clone();
+    let (code, bias) = (zero(module, n).unwrap_or(1), whole_bias(module, n));
     let offsets = move || {
         let mut out = Vec::with_capacity(columns);
         sums(&dense(&constant)?, &mut out);
@@ -337,23 +354,38 @@ pub fn weights(
         let offsets = WeightSource::Made(Arc::new(offsets));
         low.made_weight(ElemType::I32, vec![columns], offsets)
     });
-    let params = [given, sums, node.operand(3)]
+    Ok([given, sums, node.operand(3)]
         .into_iter()
         .flatten()
-        .collect();
-    Ok(Made { w, params })
+        .collect())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use crate::lower::checks::{check, numbers};
     use lapidary_ir::builder::Builder;
     use lapidary_ir::ops::quant::tail::{TABLE, stage_operand};
     use lapidary_ir::{Attr, ElemType, Tensor, ValueId};
 
-    fn codes(b: &mut Builder, shape: &[usize]) -> ValueId {
+    /// Weights, of which one in `keep` blocks of four inputs of an output is not zero, unevenly over the outputs.
+    fn codes(b: &mut Builder, shape: &[usize], keep: usize) -> ValueId {
         let n: usize = shape.iter().product();
-        let code = |i: usize| (i * 97 % 255) as i128 - 127;
+        let code = |i: usize| {
+            let (input, other) = match shape {
+                [_, n] => (i / n, i % n),
+                _ => {
+                    let taps: usize = shape[2..].iter().product();
+                    (i / taps % shape[1], i % taps + taps * (i / taps / shape[1]))
+                }
+            };
+            let block = (other * 1013 + input / 4).wrapping_mul(2_654_435_761) >> 7;
+            let kept = block % keep == 0 || (other % 13 == 0 && block % 3 == 0);
+            if kept {
+                (i * 97 % 255) as i128 - 127
+            } else {
+                0
+            }
+        };
         b.constant(&Tensor::from_int(
             ElemType::I8,
             shape.to_vec(),
@@ -361,13 +393,17 @@ mod tests {
         ))
     }
 
-    /// The product of `x` in codes with weights; a negative `zero` is found when it runs.
-    fn product(
+    /// How weights are pruned (see [`codes`]), the code of zero (a negative one is found when it runs), a bias, codes of
+    /// results.
+    pub type Form = (usize, i128, bool, Option<ElemType>);
+
+    /// The product of `x` in codes with weights.
+    pub fn product(
         b: &mut Builder,
         x: ValueId,
         op: &str,
         w: &[usize],
-        (zero, bias, result): (i128, bool, Option<ElemType>),
+        (keep, zero, bias, result): Form,
         attrs: &[(&'static str, Attr)],
     ) -> ValueId {
         let zero_given = zero < 0;
@@ -401,19 +437,19 @@ mod tests {
             ),
         });
         let scale = b.constant(&Tensor::from_f64(ElemType::F32, [n], scale));
-        let (w, bias) = (codes(b, w), bias.map(|t| b.constant(&t)));
+        let (w, bias) = (codes(b, w, keep), bias.map(|t| b.constant(&t)));
         let code = result.map(|elem| b.constant(&Tensor::from_int(elem, [], vec![9])));
         let operands = [Some(a), Some(zero), Some(w), Some(scale), bias, code];
         b.multi(op, &operands, attrs, 1).expect("a product")[0]
     }
 
-    const FORMS: [(i128, bool, Option<ElemType>); 6] = [
-        (0, false, None),
-        (0, true, None),
-        (100, true, None),
-        (0, true, Some(ElemType::U8)),
-        (77, false, Some(ElemType::I8)),
-        (-1, true, None),
+    const FORMS: [Form; 6] = [
+        (1, 0, false, None),
+        (1, 0, true, None),
+        (1, 100, true, None),
+        (1, 0, true, Some(ElemType::U8)),
+        (1, 77, false, Some(ElemType::I8)),
+        (1, -1, true, None),
     ];
 
     #[test]
@@ -432,15 +468,16 @@ mod tests {
     }
 
     /// A product with two stages and a table; `residual` is what the second adds.
-    fn with_tail(
+    pub fn with_tail(
         b: &mut Builder,
         x: ValueId,
         residual: ValueId,
         op: &str,
         w: &[usize],
+        keep: usize,
         attrs: &[(&'static str, Attr)],
     ) -> ValueId {
-        let form = (40, true, Some(ElemType::U8));
+        let form = (keep, 40, true, Some(ElemType::U8));
         let y = product(b, x, op, w, form, attrs);
         let Some(n) = b.module.producer(y) else {
             unreachable!("a product has a node")
@@ -483,7 +520,7 @@ mod tests {
             for (rows, k, n) in [(15, 8, 70), (3, 45, 9)] {
                 let (a, r): (&[usize], &[usize]) = (&[rows, k], &[rows, n]);
                 check("tail", &[a, r], symbolic, |b, x| {
-                    with_tail(b, x[0], x[1], "quantized_linear", &[k, n], &[])
+                    with_tail(b, x[0], x[1], "quantized_linear", &[k, n], 1, &[])
                 });
             }
             let pads = [("pads", Attr::Ints(vec![1, 1, 1, 1]))];
@@ -491,7 +528,7 @@ mod tests {
                 "tail of a convolution",
                 &[&[1, 12, 6, 7], &[1, 70, 6, 7]],
                 symbolic,
-                |b, x| with_tail(b, x[0], x[1], "quantized_conv", &[70, 12, 3, 3], &pads),
+                |b, x| with_tail(b, x[0], x[1], "quantized_conv", &[70, 12, 3, 3], 1, &pads),
             );
         }
     }

@@ -205,7 +205,8 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         return low.elements(n, out, element);
     };
-    if super::sparse::is_chosen(low, n) {
+    let sparse = super::sparse::is_chosen(low, n);
+    if sparse && plan.conv.codes.is_none() {
         return super::sparse::conv(low, n, plan);
     }
     let mut conv = plan.conv;
@@ -250,6 +251,18 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     }
     let y = low.channels_last_result(out)?;
     conv.y = low.pixels(y, conv.out_channels);
+    if sparse {
+        let at = super::sparse::CodesAt {
+            x,
+            bias: plan.bias,
+            tail: &tail,
+            y,
+            images: &plan.batch,
+        };
+        if super::sparse::conv_of_codes(low, n, &conv, at)? {
+            return low.finish_result(y, out);
+        }
+    }
     if conv.codes.is_some() && low.target.micro_kernels {
         let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
         conv.width = width(conv.group_out(), row);

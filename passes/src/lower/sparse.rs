@@ -4,9 +4,11 @@
 //! of zero are left out with it.
 
 use super::linear::dense;
-use super::{KernelArg, Lowerer, Noticed, WeightSource, conv, linear};
+use super::{KernelArg, Lowerer, Noticed, WeightSource, codes, conv, linear};
 use crate::schedules::Num;
-use crate::schedules::sparse::{Lanes, PackedWeights, Place, Sparse};
+use crate::schedules::codes::column_sums;
+use crate::schedules::conv::{Conv, Pixels};
+use crate::schedules::sparse::{FOUR, Lanes, OfCodes, PackedWeights, Place, Sparse};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
 use std::sync::Arc;
@@ -37,28 +39,43 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
     if !low.target.micro_kernels || !low.options.sparse {
         return None;
     }
-    let (spec, w) = match low.facts.module.node(n).op.name {
+    let constant = |v| low.facts.module.as_constant(v).cloned();
+    let (spec, w, matrix) = match low.facts.module.node(n).op.name {
         "conv" | "fused_conv" => {
             let plan = conv::plan(&low.facts, n)?;
-            (of_conv(low, n, &plan)?, plan.w)
+            let spec = of_conv(low, n, &plan)?;
+            let matrix = Matrix::filters(&spec);
+            (spec, plan.w, matrix)
         }
-        "matmul" | "fused_linear" => {
+        "quantized_conv" => {
+            let plan = conv::plan(&low.facts, n)?;
+            let spec = of_codes(low, &plan.conv.flattened())?;
+            let matrix = Matrix::filters(&spec);
+            (spec, plan.w, matrix)
+        }
+        "matmul" | "fused_linear" | "quantized_linear" => {
             let plan = linear::plan(&low.facts, n)?;
-            let w = low.facts.module.as_constant(plan.w)?.clone();
-            (of_linear(low, &plan)?, w)
+            let spec = of_linear(low, &plan)?;
+            let matrix = Matrix::columns(&spec);
+            (spec, constant(plan.w)?, matrix)
         }
         _ => return None,
     };
     let weights: u64 = w.shape().iter().map(|&d| d as u64).product();
     let bytes = dense(&w).ok()?;
-    let numbers = |bytes: &[u8]| bytes.chunks_exact(4).filter(|b| !is_zero(b)).count();
-    let sample = &bytes[..bytes.len().min(4 * SAMPLE)];
-    if weights == 0 || numbers(sample) as f64 > DENSE * (sample.len() / 4) as f64 {
+    let size = if spec.codes.is_some() { 1 } else { 4 };
+    let numbers = |bytes: &[u8]| bytes.chunks_exact(size).filter(|b| !is_zero(b)).count();
+    let sample = &bytes[..bytes.len().min(size * SAMPLE)];
+    if weights == 0 || numbers(sample) as f64 > DENSE * (sample.len() / size) as f64 {
         return None;
     }
     let nonzeros = numbers(&bytes) as u64;
+    let entries = match spec.codes {
+        Some(_) => matrix.entries(&spec, &bytes),
+        None => nonzeros,
+    };
     low.facts.module.sources.release(bytes.len());
-    let (sparse, dense) = spec.cycles(nonzeros);
+    let (sparse, dense) = spec.cycles(entries);
     Some(Noticed {
         weight: name_of(low, n),
         weights,
@@ -68,11 +85,75 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
     })
 }
 
+/// Where the weight of a row, tap and channel is.
+#[derive(Clone, Copy)]
+struct Matrix {
+    row: i64,
+    tap: i64,
+    channel: i64,
+    /// Weights are codes, in units of four channels.
+    codes: bool,
+}
+
+impl Matrix {
+    /// `[channel][row]`
+    fn columns(spec: &Sparse) -> Matrix {
+        Matrix {
+            row: 1,
+            tap: 0,
+            channel: spec.n,
+            codes: spec.codes.is_some(),
+        }
+    }
+
+    /// `[row][channel][tap]`
+    fn filters(spec: &Sparse) -> Matrix {
+        let codes = spec.codes.is_some();
+        let channels = spec.channels * if codes { FOUR } else { 1 };
+        Matrix {
+            row: channels * spec.taps,
+            tap: 1,
+            channel: spec.taps,
+            codes,
+        }
+    }
+
+    /// The bits of a unit of weights that are not all zero.
+    fn unit(self, bytes: &[u8], row: i64, tap: i64, channel: i64) -> Option<u32> {
+        let at = |c: i64| (row * self.row + tap * self.tap + c * self.channel) as usize;
+        if self.codes {
+            let code = |i| bytes[at(FOUR * channel + i)];
+            let bits = u32::from_le_bytes([code(0), code(1), code(2), code(3)]);
+            return (bits != 0).then_some(bits);
+        }
+        let number = bytes[4 * at(channel)..].first_chunk()?;
+        (!is_zero(number)).then_some(u32::from_le_bytes(*number))
+    }
+
+    /// Units that are not zero, in the order in which they lie.
+    fn entries(self, spec: &Sparse, bytes: &[u8]) -> u64 {
+        let there = |row, tap, channel| self.unit(bytes, row, tap, channel).is_some();
+        let mut n = 0;
+        if self.row == 1 {
+            for channel in 0..spec.channels {
+                n += (0..spec.n).filter(|&row| there(row, 0, channel)).count();
+            }
+        } else {
+            for (row, channel) in (0..spec.n).flat_map(|r| (0..spec.channels).map(move |c| (r, c)))
+            {
+                n += (0..spec.taps).filter(|&t| there(row, t, channel)).count();
+            }
+        }
+        n as u64
+    }
+}
+
 /// The weight's name in the model, or else the node's: nodes that rewriting made are named for others.
 fn name_of(low: &Lowerer, n: NodeId) -> String {
     let node = low.facts.module.node(n);
+    let quantized = matches!(node.op.name, "quantized_linear" | "quantized_conv");
     let weight = node
-        .operand(1)
+        .operand(if quantized { 2 } else { 1 })
         .map(|w| low.facts.module.value(w).name.clone());
     weight
         .filter(|w| !w.is_empty())
@@ -82,11 +163,6 @@ fn name_of(low: &Lowerer, n: NodeId) -> String {
 fn is_zero(bytes: &[u8]) -> bool {
     let bits = bytes.iter().rev().fold(0u32, |n, &b| n << 8 | u32::from(b));
     bits << 1 == 0
-}
-
-fn number(bytes: &[u8], i: i64) -> f32 {
-    let at = 4 * i as usize;
-    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// True if a node is computed with sparse weights.
@@ -105,7 +181,7 @@ fn with_bands(low: &Lowerer, mut spec: Sparse) -> Sparse {
     let blocks = images.saturating_mul(spec.tiles().unwrap_or(1)).max(1) as u64;
     let threads = u64::from(low.target.threads.max(1));
     // A single lane has no panel that each part would fill again.
-    let wanted = if spec.shape() == 2 {
+    let wanted = if spec.is_column() {
         4 * threads
     } else {
         threads
@@ -134,6 +210,16 @@ fn of_linear(low: &Lowerer, plan: &linear::Plan) -> Option<Sparse> {
         row: 1,
         lane: columns,
     };
+    let codes = plan.gemm.codes.map(|codes| OfCodes {
+        codes,
+        tail: plan.gemm.tail.clone(),
+        residuals: vec![rows(n); plan.gemm.tail.stages.len()],
+    });
+    let unit = if codes.is_some() { FOUR } else { 1 };
+    if k % unit != 0 {
+        return None;
+    }
+    let k = k / unit;
     let spec = Sparse {
         n,
         taps: 1,
@@ -150,6 +236,62 @@ fn of_linear(low: &Lowerer, plan: &linear::Plan) -> Option<Sparse> {
         activation: plan.gemm.activation,
         bands: 1,
         panel_bytes: panel_bytes(low),
+        codes,
+    };
+    Some(with_bands(low, spec))
+}
+
+/// A convolution of codes whose padding is in the input or none.
+fn of_codes(low: &Lowerer, c: &Conv) -> Option<Sparse> {
+    let [of_x, of_y] = [c.input, c.output].map(|[h, w]| h.checked_mul(w));
+    let (of_x, of_y) = (of_x?, of_y?);
+    let pixels = |at: Pixels, pixels: i64, unit: i64| {
+        let whole = at.pitch % unit == 0 && at.first % unit == 0;
+        whole.then_some(Place {
+            image: pixels.checked_mul(at.pitch)? / unit,
+            first: at.first / unit,
+            row: 1,
+            lane: at.pitch / unit,
+        })
+    };
+    let x = pixels(c.x, of_x, FOUR)?;
+    let listed = of_y.checked_mul(c.kernel[0] * c.kernel[1])?;
+    let from = match c.is_product() {
+        true => Lanes::Stride(x.lane),
+        false if listed <= MOST_LISTED => Lanes::Table,
+        false => return None,
+    };
+    let fits = i32::try_from(of_x.checked_mul(x.lane)?).is_ok();
+    if c.groups != 1 || c.channels % FOUR != 0 || !fits || c.residual.is_some() {
+        return None;
+    }
+    let dense = Pixels::dense(c.out_channels);
+    let residual = |i| {
+        let at = c.tail_residuals.get(i).copied().unwrap_or(dense);
+        pixels(at, of_y, 1)
+    };
+    let residuals = (0..c.tail.stages.len()).map(residual);
+    let spec = Sparse {
+        n: c.out_channels,
+        taps: c.kernel[0] * c.kernel[1],
+        channels: c.channels / FOUR,
+        images: c.batch,
+        lanes: Num::Const(of_y),
+        from,
+        x,
+        y: pixels(c.y, of_y, 1)?,
+        bias: c.bias,
+        residual: None,
+        lo: c.lo,
+        hi: c.hi,
+        activation: None,
+        bands: 1,
+        panel_bytes: panel_bytes(low),
+        codes: Some(OfCodes {
+            codes: c.codes?,
+            tail: c.tail.clone(),
+            residuals: residuals.collect::<Option<_>>()?,
+        }),
     };
     Some(with_bands(low, spec))
 }
@@ -208,6 +350,7 @@ fn of_conv(low: &Lowerer, n: NodeId, plan: &conv::Plan) -> Option<Sparse> {
         activation: c.activation,
         bands: 1,
         panel_bytes: panel_bytes(low),
+        codes: None,
     };
     Some(with_bands(low, spec))
 }
@@ -216,48 +359,103 @@ fn of_conv(low: &Lowerer, n: NodeId, plan: &conv::Plan) -> Option<Sparse> {
 pub fn linear(low: &mut Lowerer, n: NodeId, plan: linear::Plan) -> Result<(), OpError> {
     let spec = of_linear(low, &plan).ok_or_else(no_schedule)?;
     let w = low.facts.module.as_constant(plan.w).cloned();
-    let w = w.ok_or_else(no_schedule)?;
-    let columns = spec.n;
+    let (w, columns) = (w.ok_or_else(no_schedule)?, spec.n as usize);
+    let k = w.shape().iter().product::<usize>() / columns;
+    let sums: codes::Sums = Arc::new(move |bytes, out| {
+        column_sums(bytes, [1, k, columns], |_, kk, j| kk * columns + j, out);
+    });
+    let made = match &spec.codes {
+        Some(of) => codes::params(low, n, of.codes, columns, sums)?,
+        None => vec![],
+    };
     let product = Product {
         x: plan.a,
+        made,
         bias: plan.bias,
-        residual: plan.residual,
+        added: match &spec.codes {
+            Some(_) => codes::tail_operands(low, n, &plan.tail),
+            None => plan.residual.into_iter().collect(),
+        },
         y: low.facts.module.node(n).results[0],
         table: None,
         lanes: plan.m.clone(),
         images: Dim::from(1i64),
     };
-    product.launch(low, spec, w, move |row, _, channel| channel * columns + row)
+    let matrix = Matrix::columns(&spec);
+    product.launch(low, spec, w, matrix)
+}
+
+/// The steps of a convolution of codes, whose input, result and tail are where `c` says; false if these have no schedule.
+pub fn conv_of_codes(low: &mut Lowerer, n: NodeId, c: &Conv, at: CodesAt) -> Result<bool, OpError> {
+    let c = c.flattened();
+    let (Some(spec), Some(codes)) = (of_codes(low, &c), c.codes) else {
+        if let Some(noticed) = low.sparse.get_mut(&n) {
+            noticed.sparse = false;
+        }
+        return Ok(false);
+    };
+    let w = codes::constant(low, n)?;
+    let own = c.clone();
+    let sums: codes::Sums = Arc::new(move |bytes, out| own.sums(bytes, out));
+    let table =
+        (spec.from == Lanes::Table).then(|| spec.table(|tap, lane| place(&c, &spec, tap, lane)));
+    let product = Product {
+        x: at.x,
+        made: codes::params(low, n, codes, c.out_channels as usize, sums)?,
+        bias: at.bias,
+        added: codes::tail_operands(low, n, at.tail),
+        y: at.y,
+        table,
+        lanes: Dim::from(c.output[0] * c.output[1]),
+        images: match c.batch {
+            Num::Const(n) => Dim::from(n),
+            Num::Sym => at.images.clone(),
+        },
+    };
+    let matrix = Matrix::filters(&spec);
+    product.launch(low, spec, w, matrix)?;
+    Ok(true)
+}
+
+/// Where a convolution of codes finds what it needs.
+pub struct CodesAt<'a> {
+    pub x: ValueId,
+    pub bias: Option<ValueId>,
+    pub tail: &'a [codes::TailValues],
+    pub y: ValueId,
+    pub images: &'a Dim,
+}
+
+/// The element that a tap of a lane's window is, unless it is in the padding.
+fn place(c: &Conv, spec: &Sparse, tap: i64, lane: i64) -> Option<i64> {
+    let (ky, kx) = (tap / c.kernel[1], tap % c.kernel[1]);
+    let (oy, ox) = (lane / c.output[1], lane % c.output[1]);
+    let at = |o: i64, k: i64, axis: usize| {
+        let i = o * c.strides[axis] + k * c.dilations[axis] - c.pads[axis];
+        (0..c.input[axis]).contains(&i).then_some(i)
+    };
+    let (y, x) = (at(oy, ky, 0)?, at(ox, kx, 1)?);
+    Some((y * c.input[1] + x) * spec.x.lane)
 }
 
 /// The steps of a convolution.
 pub fn conv(low: &mut Lowerer, n: NodeId, plan: conv::Plan) -> Result<(), OpError> {
     let spec = of_conv(low, n, &plan).ok_or_else(no_schedule)?;
     let c = &plan.conv;
-    let place = |tap: i64, lane: i64| {
-        let (ky, kx) = (tap / c.kernel[1], tap % c.kernel[1]);
-        let (oy, ox) = (lane / c.output[1], lane % c.output[1]);
-        let at = |o: i64, k: i64, axis: usize| {
-            let i = o * c.strides[axis] + k * c.dilations[axis] - c.pads[axis];
-            (0..c.input[axis]).contains(&i).then_some(i)
-        };
-        let (y, x) = (at(oy, ky, 0)?, at(ox, kx, 1)?);
-        Some((y * c.input[1] + x) * spec.x.lane)
-    };
-    let table = (spec.from == Lanes::Table).then(|| spec.table(place));
+    let table =
+        (spec.from == Lanes::Table).then(|| spec.table(|tap, lane| place(c, &spec, tap, lane)));
     let product = Product {
         x: plan.x,
+        made: vec![],
         bias: plan.bias,
-        residual: plan.residual,
+        added: plan.residual.into_iter().collect(),
         y: low.facts.module.node(n).results[0],
         table,
         lanes: Dim::from(c.output[0] * c.output[1]),
         images: plan.batch.clone(),
     };
-    let (channels, taps) = (spec.channels, spec.taps);
-    product.launch(low, spec, plan.w, move |row, tap, channel| {
-        (row * channels + channel) * taps + tap
-    })
+    let matrix = Matrix::filters(&spec);
+    product.launch(low, spec, plan.w, matrix)
 }
 
 fn no_schedule() -> OpError {
@@ -267,8 +465,11 @@ fn no_schedule() -> OpError {
 /// What a launch needs besides the schedule.
 struct Product {
     x: ValueId,
+    /// Parameters of codes.
+    made: Vec<ValueId>,
     bias: Option<ValueId>,
-    residual: Option<ValueId>,
+    /// A residual, or the operands of a tail.
+    added: Vec<ValueId>,
     y: ValueId,
     table: Option<Vec<u8>>,
     lanes: Dim,
@@ -276,29 +477,25 @@ struct Product {
 }
 
 impl Product {
-    /// Launches the kernel; `element` says where the weight of a row, tap and channel is.
+    /// Launches the kernel.
     fn launch(
         self,
         low: &mut Lowerer,
         spec: Sparse,
         w: Constant,
-        element: impl Fn(i64, i64, i64) -> i64 + Send + Sync + 'static,
+        matrix: Matrix,
     ) -> Result<(), OpError> {
-        let read = 4 * w.shape().iter().product::<usize>();
-        let pack = {
-            let spec = spec.clone();
-            move || -> Result<PackedWeights, String> {
-                let bytes = dense(&w)?;
-                Ok(spec.pack(|row, tap, channel| number(&bytes, element(row, tap, channel))))
-            }
+        let bytes = dense(&w).map_err(OpError::new)?;
+        let there = |row, tap, channel| matrix.unit(&bytes, row, tap, channel).is_some();
+        let (parts, entries) = spec.sizes(there);
+        low.facts.module.sources.release(bytes.len());
+        let own = spec.clone();
+        let made = move || -> Result<Vec<u8>, String> {
+            let bytes = dense(&w)?;
+            let packed: PackedWeights =
+                own.pack(|row, tap, channel| matrix.unit(&bytes, row, tap, channel));
+            Ok(packed.parts().into_iter().flatten().copied().collect())
         };
-        // Only its size for now: the bytes are made again when they are written.
-        let packed = pack().map_err(OpError::new)?;
-        let parts = packed.parts().map(|(elem, bytes)| (elem, bytes.len()));
-        let nonzeros = parts[0].1 / 4;
-        drop(packed);
-        low.facts.module.sources.release(read);
-        let made = move || Ok(pack()?.parts().iter().flat_map(|p| p.1.clone()).collect());
         let weights = low.made_together(&parts, WeightSource::Made(Arc::new(made)));
         let mut values: Vec<ValueId> = [self.x].into_iter().chain(weights).collect();
         if let Some(table) = self.table {
@@ -306,11 +503,10 @@ impl Product {
             let source = WeightSource::Bytes(table.into());
             values.push(low.made_weight(ElemType::I32, vec![n], source));
         }
-        values.extend(
-            [self.bias, self.residual, Some(self.y)]
-                .into_iter()
-                .flatten(),
-        );
+        values.extend(self.made);
+        values.extend(self.bias);
+        values.extend(self.added);
+        values.push(self.y);
         let mut args: Vec<KernelArg> = values.into_iter().map(KernelArg::Value).collect();
         for (num, size) in [(spec.images, &self.images), (spec.lanes, &self.lanes)] {
             if num == Num::Sym {
@@ -319,8 +515,10 @@ impl Product {
         }
         let width = Dim::from(spec.width());
         let grid = Dim::from(spec.bands) * &self.images * self.lanes.ceil_div(&width);
-        let flops = Dim::from(2 * nonzeros as i64) * &self.images * &self.lanes;
-        let per_block = 2 * nonzeros as i64 / spec.bands * spec.width();
+        let unit = if spec.codes.is_some() { FOUR } else { 1 };
+        let work = 2 * unit * entries as i64;
+        let flops = Dim::from(work) * &self.images * &self.lanes;
+        let per_block = work / spec.bands * spec.width();
         let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
         low.launch(spec.kernel("sparse"), &args, &grid, grain, &flops)
     }
@@ -328,8 +526,9 @@ impl Product {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::checks::{check, numbers};
-    use lapidary_ir::{Attr, Attrs, Tensor};
+    use crate::lower::checks::{check, check_lowered, numbers};
+    use crate::lower::codes::tests::{product, with_tail};
+    use lapidary_ir::{Attr, Attrs, ElemType, Tensor};
 
     /// Random weights of which one in `keep` is not zero, unevenly over the rows.
     fn weights(shape: &[usize], keep: usize) -> Tensor {
@@ -435,5 +634,112 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn products_of_sparse_codes() {
+        // Few lanes, many, with and without rests, more than a panel holds.
+        for (m, k, n) in [
+            (1, 512, 200),
+            (16, 300, 130),
+            (50, 256, 160),
+            (130, 520, 100),
+        ] {
+            for form in [
+                (9, 0, false, None),
+                (9, 100, true, None),
+                (9, 77, false, Some(ElemType::I8)),
+                (9, 0, true, Some(ElemType::U8)),
+                (9, -1, true, None),
+            ] {
+                let symbolic = m == 130;
+                let name = format!("{m} {k} {n} {form:?}");
+                let lowered = check_lowered(&name, &[&[m, k]], symbolic, |b, x| {
+                    product(b, x[0], "quantized_linear", &[k, n], form, &[])
+                });
+                let noticed = &lowered.report.noticed;
+                assert!(noticed.len() == 1 && noticed[0].sparse, "{noticed:?}");
+            }
+            let lowered = check_lowered("tail", &[&[m, k], &[m, n]], false, |b, x| {
+                with_tail(b, x[0], x[1], "quantized_linear", &[k, n], 9, &[])
+            });
+            assert!(lowered.report.noticed[0].sparse, "{m} {k} {n}");
+        }
+    }
+
+    #[test]
+    fn convolutions_of_sparse_codes() {
+        let ints = |v: &[i64]| Attr::Ints(v.to_vec());
+        type Case = (
+            &'static [usize],
+            &'static [usize],
+            &'static [i64],
+            &'static [i64],
+        );
+        // Products of pixels, of several images, windows, every second pixel, a single pixel, channels that are cut.
+        let cases: &[Case] = &[
+            (&[2, 64, 6, 7], &[133, 64, 1, 1], &[1, 1], &[0, 0, 0, 0]),
+            (&[2, 32, 9, 10], &[80, 32, 3, 3], &[1, 1], &[1, 1, 1, 1]),
+            (&[1, 240, 9, 8], &[100, 240, 3, 2], &[2, 1], &[1, 0, 0, 1]),
+            (&[1, 400, 1, 1], &[150, 400, 1, 1], &[1, 1], &[0, 0, 0, 0]),
+            (&[1, 192, 13, 13], &[130, 192, 1, 1], &[2, 2], &[0, 0, 0, 0]),
+            (&[1, 64, 60], &[196, 64, 5], &[2], &[2, 1]),
+        ];
+        for &(shape, filters, strides, pads) in cases {
+            let out = |i: usize| {
+                let reach = shape[2 + i] as i64 + pads[i] + pads[strides.len() + i];
+                ((reach - filters[2 + i] as i64) / strides[i] + 1) as usize
+            };
+            let mut result = vec![shape[0], filters[0]];
+            result.extend((0..strides.len()).map(out));
+            let attrs = [("strides", ints(strides)), ("pads", ints(pads))];
+            for (form, symbolic) in [
+                ((9, 0, false, None), false),
+                ((9, 77, true, Some(ElemType::I8)), false),
+                ((9, 100, true, Some(ElemType::U8)), true),
+            ] {
+                let name = format!("{shape:?} {filters:?} {form:?}");
+                let lowered = check_lowered(&name, &[shape], symbolic, |b, x| {
+                    product(b, x[0], "quantized_conv", filters, form, &attrs)
+                });
+                let noticed = &lowered.report.noticed;
+                assert!(
+                    noticed.len() == 1 && noticed[0].sparse,
+                    "{name} {noticed:?}"
+                );
+            }
+            check("tail", &[shape, &result], false, |b, x| {
+                with_tail(b, x[0], x[1], "quantized_conv", filters, 9, &attrs)
+            });
+        }
+    }
+
+    #[test]
+    fn half_of_each_four_is_no_gain_for_codes() {
+        let lowered = check_lowered("2:4", &[&[64, 64]], false, |b, x| {
+            let half = (0..64 * 96).map(|i| {
+                if i / 96 % 4 < 2 {
+                    1 + i as i128 % 90
+                } else {
+                    0
+                }
+            });
+            let w = Tensor::from_int(ElemType::I8, [64, 96], half.collect());
+            let (s, z) = (
+                b.scalar(ElemType::F32, 0.01),
+                b.constant(&Tensor::from_int(ElemType::U8, [], vec![9])),
+            );
+            let a = b.op("quantize_linear", &[x[0], s, z]).expect("codes");
+            let w = b.constant(&w);
+            let scale = b.constant(&Tensor::from_f64(ElemType::F32, [96], vec![1e-4; 96]));
+            let operands = [Some(a), Some(z), Some(w), Some(scale)];
+            b.multi("quantized_linear", &operands, &[], 1)
+                .expect("a product")[0]
+        });
+        let noticed = &lowered.report.noticed;
+        assert_eq!(
+            (noticed[0].nonzeros, noticed[0].sparse),
+            (64 * 96 / 2, false)
+        );
     }
 }

@@ -32,10 +32,12 @@ pub enum Import {
     SparseF32 = 5,
     /// `fn(*const UnaryF32)`: a function of each number.
     UnaryF32 = 6,
+    /// `fn(*const SparseI8)`: rows of a sparse int8 matrix times a panel of codes.
+    SparseI8 = 7,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 7;
+pub const IMPORT_COUNT: usize = 8;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -107,7 +109,11 @@ pub const RESULT_F32: u32 = 1;
 /// Codes of 8 bits, signed or not.
 pub const RESULT_CODE: u32 = 2;
 
-/// One int8 product: `sum = sum over t, k of a[t][r][k] * b[t][k][j] - a_zero * sums[j]`, and of it
+/// Most rows of sums that [`GemmI8::init`] gives.
+pub const MAX_ROWS_INIT_I8: usize = 16;
+
+/// One int8 product: `sum = sum over t, k of a[t][r][k] * b[t][k][j] - a_zero * sums[j]`, or sums that are given for the
+/// products' (`sum = init[j][r] - a_zero * sums[j]`), and of it
 ///
 /// * [`RESULT_I32`]: the sum;
 /// * [`RESULT_F32`]: `x = clamp(f32(sum) * scale[j] + bias[j], lo, hi)`;
@@ -118,6 +124,9 @@ pub const RESULT_CODE: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct GemmI8 {
+    /// Sums by column, `init_stride` apart, each of `rows` of them; `cols` rounded up to [`PANEL_I8`] columns are readable.
+    /// Null: the sums are those of products. Else `a`, `b`, `k` and `taps` are not read.
+    pub init: *const i32,
     /// Row addresses as in [`GemmF32::a`].
     pub a: *const *const u8,
     /// Packed panel `[taps][k / 4][width][4]`, 64-byte aligned, zero-filled past `k` up to a multiple of 4.
@@ -132,13 +141,15 @@ pub struct GemmI8 {
     pub bias: *const f32,
     /// 256 codes, or null.
     pub table: *const u8,
+    /// Elements between columns of `init`.
+    pub init_stride: usize,
     /// Elements between rows of `c`.
     pub c_stride: usize,
     /// Row length; rows of `a` need not be readable past it.
     pub k: usize,
     /// Number of taps.
     pub taps: usize,
-    /// `1..=MAX_ROWS_I8`.
+    /// `1..=MAX_ROWS_I8`; with `init`, `1..=MAX_ROWS_INIT_I8`.
     pub rows: u32,
     /// `1..=width`.
     pub cols: u32,
@@ -258,7 +269,8 @@ pub const MAX_BLOCK: usize = 1 << 14;
 /// Most columns of one [`MoveF32`].
 pub const MOVE_COLS: usize = 64;
 
-/// Gathers columns: `dst[i][j] = src[i * src_stride + at[j]]`, or 0 where `at[j]` is negative.
+/// Gathers columns: `dst[i][j] = src[i * src_stride + at[j]]`, or 0 where `at[j]` is negative. Elements are copied bit by bit, so
+/// they may be any four bytes.
 ///
 /// What it is fast at: runs of columns that are consecutive, and a transposition (`src_stride` of 1).
 #[repr(C)]
@@ -321,6 +333,43 @@ pub struct SparseF32 {
     pub lo: f32,
     /// Upper bound of the result (`+inf` for none).
     pub hi: f32,
+}
+
+/// Rows of a group of [`SparseI8`].
+pub const SPARSE_ROWS_I8: usize = 4;
+
+/// Most lanes of one [`SparseI8`].
+pub const SPARSE_LANES_I8: usize = 64;
+
+/// Groups of rows of a sparse matrix of signed codes times a panel of unsigned ones, whose lanes are columns (tokens, pixels):
+/// `c[row][j] = init[row][j] + sum over t, q of values[t][r][q] * x[4 * (offsets[t][r] + j) + q]`, exact modulo 2^32, for the
+/// entries `t` of each group and the row `row = rows[group][r]` that is its `r`-th. An entry is four codes of consecutive
+/// inputs (`q`), which the panel has beside each other in each lane.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SparseI8 {
+    /// The panel: what `offsets` count from, in units of four codes; lanes up to `cols` rounded up to 16 are readable at each.
+    pub x: *const u8,
+    /// `[entry][SPARSE_ROWS_I8][4]` codes.
+    pub values: *const i8,
+    /// `[entry][SPARSE_ROWS_I8]` offsets in units of four codes.
+    pub offsets: *const u16,
+    /// As [`SparseF32::starts`].
+    pub starts: *const u32,
+    /// As [`SparseF32::rows`], [`SPARSE_ROWS_I8`] in a group.
+    pub rows: *const u32,
+    /// What to add, or null.
+    pub init: *const i32,
+    /// Results; may be `init`.
+    pub c: *mut i32,
+    /// Elements between rows of `init`.
+    pub init_stride: usize,
+    /// Elements between rows of `c`.
+    pub c_stride: usize,
+    /// Groups.
+    pub groups: usize,
+    /// Lanes of `init` and `c`, `1..=SPARSE_LANES_I8`.
+    pub cols: u32,
 }
 
 /// A window over each channel of some pixels (depthwise convolution, maximum pooling):

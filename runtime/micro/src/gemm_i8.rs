@@ -100,6 +100,14 @@ pub unsafe extern "C" fn portable(args: *const GemmI8) {
     // SAFETY: the caller passes a valid block: rows have `k` bytes, the panel whole lines.
     unsafe {
         let g = &*args;
+        if !g.init.is_null() {
+            for (r, j) in
+                (0..g.rows as usize).flat_map(|r| (0..g.cols as usize).map(move |j| (r, j)))
+            {
+                finish(g, r, j, *g.init.add(j * g.init_stride + r));
+            }
+            return;
+        }
         let lines = g.k.div_ceil(4);
         for r in 0..g.rows as usize {
             for c0 in (0..g.cols as usize).step_by(COLS) {

@@ -14,11 +14,37 @@ use std::sync::OnceLock;
 
 use lapidary_abi::kernel::IMPORT_COUNT;
 
+/// The operations of a module, each with the instructions that it needs; of the unsafe ones, the lanes that are meant must
+/// be readable, or writable.
+#[cfg(target_arch = "x86_64")]
+macro_rules! operations {
+    ($features:literal: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {
+        $(
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn $name($($arg: $ty),*) -> $out {
+                $body
+            }
+        )*
+    };
+    (unsafe $features:literal: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {
+        $(
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn $name($($arg: $ty),*) -> $out {
+                // SAFETY: as promised to this function.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
 mod gemm_blocks;
 mod gemm_f32;
 mod gemm_i8;
 mod move_f32;
 mod sparse_f32;
+mod sparse_i8;
 mod unary_f32;
 mod window_f32;
 #[cfg(target_arch = "x86_64")]
@@ -112,6 +138,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         window_f32::portable as *const c_void,
         sparse_f32::portable as *const c_void,
         unary_f32::portable::entry as *const c_void,
+        sparse_i8::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -123,6 +150,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_f32::avx2::entry as *const c_void,
             sparse_f32::avx2::entry as *const c_void,
             unary_f32::avx2::entry as *const c_void,
+            sparse_i8::avx2::entry as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -132,6 +160,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_f32::avx512::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
+            sparse_i8::avx2::entry as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -141,6 +170,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_i8::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
+            sparse_i8::avx512::entry as *const c_void,
         ]);
         match level {
             Level::Portable => {}

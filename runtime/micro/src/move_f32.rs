@@ -272,7 +272,7 @@ pub mod avx512 {
     /// # Safety
     /// The block is valid, and `src_stride` is 1.
     #[target_feature(enable = "avx512f,avx2")]
-    unsafe fn transposed(m: &MoveF32) {
+    pub unsafe fn transposed(m: &MoveF32) {
         for j0 in (0..m.cols).step_by(16) {
             let n = (m.cols - j0).min(16);
             let stored = ((1u32 << n) - 1) as __mmask16;
@@ -283,7 +283,15 @@ pub mod avx512 {
                     (at[j], there) = (from as usize, there | 1 << j);
                 }
             }
-            for i0 in (0..m.rows).step_by(16) {
+            let whole = if there == 0xFFFF { m.rows / 16 * 16 } else { 0 };
+            for i0 in (0..whole).step_by(16) {
+                // SAFETY: sixteen rows of sixteen columns are there, in the source and in the result.
+                unsafe {
+                    let dst = m.dst.add(i0 * m.dst_stride + j0);
+                    square(m.src.add(i0), &at, dst, m.dst_stride);
+                }
+            }
+            for i0 in (whole..m.rows).step_by(16) {
                 let rows = (m.rows - i0).min(16);
                 let present = ((1u32 << rows) - 1) as __mmask16;
                 let mut x = [_mm512_setzero_ps(); 16];
@@ -302,6 +310,46 @@ pub mod avx512 {
                             _mm512_mask_storeu_ps(dst, stored, x[i]);
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Sixteen rows and columns that are all there. Lanes of 128 bits are put together as they are loaded, which leaves half
+    /// of the shuffles, of which there is one in a cycle.
+    ///
+    /// # Safety
+    /// Sixteen elements are readable at each of the offsets, and sixteen rows of the result are writable.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn square(src: *const f32, at: &[usize; 16], dst: *mut f32, dst_stride: usize) {
+        for q in 0..4 {
+            // SAFETY: as promised to this function.
+            unsafe {
+                let mut x = [_mm512_setzero_ps(); 4];
+                for r in 0..4 {
+                    let part = |a: usize| _mm_loadu_ps(src.add(at[4 * a + r] + 4 * q));
+                    let mut all = _mm512_castps128_ps512(part(0));
+                    all = _mm512_insertf32x4::<1>(all, part(1));
+                    all = _mm512_insertf32x4::<2>(all, part(2));
+                    x[r] = _mm512_insertf32x4::<3>(all, part(3));
+                }
+                let (a, b) = (
+                    _mm512_unpacklo_ps(x[0], x[1]),
+                    _mm512_unpacklo_ps(x[2], x[3]),
+                );
+                let (c, d) = (
+                    _mm512_unpackhi_ps(x[0], x[1]),
+                    _mm512_unpackhi_ps(x[2], x[3]),
+                );
+                let rows = [
+                    _mm512_shuffle_ps::<0x44>(a, b),
+                    _mm512_shuffle_ps::<0xEE>(a, b),
+                    _mm512_shuffle_ps::<0x44>(c, d),
+                    _mm512_shuffle_ps::<0xEE>(c, d),
+                ];
+                for (s, row) in rows.into_iter().enumerate() {
+                    _mm512_storeu_ps(dst.add((4 * q + s) * dst_stride), row);
                 }
             }
         }

@@ -70,6 +70,125 @@ unsafe fn entries(s: &SparseF32, g: usize) -> core::ops::Range<usize> {
     unsafe { *s.starts.add(g) as usize..*s.starts.add(g + 1) as usize }
 }
 
+/// The kernel over the operations `zero`, `set`, `add`, `fma`, `clamp`, `load`, `store`, `gather` (by 16-bit offsets),
+/// `first` (a mask of so many lanes), `load_first` and `store_first` that are in scope.
+#[cfg(target_arch = "x86_64")]
+macro_rules! kernel {
+    ($features:literal, $lanes:literal) => {
+        /// # Safety
+        /// `args` must satisfy the contract of [`SparseF32`]; the CPU must have this module's instructions.
+        #[target_feature(enable = $features)]
+        pub unsafe extern "C" fn entry(args: *const SparseF32) {
+            // SAFETY: the caller passes a valid block.
+            unsafe {
+                let s = &*args;
+                match s.shape {
+                    0 => groups::<2, 4>(s),
+                    1 => groups::<8, 1>(s),
+                    _ => column(s),
+                }
+            }
+        }
+
+        /// Groups of `R` rows, `V` vectors of lanes at a time.
+        ///
+        /// # Safety
+        /// The block is valid and of a shape with `R` rows.
+        #[target_feature(enable = $features)]
+        unsafe fn groups<const R: usize, const V: usize>(s: &SparseF32) {
+            let (lo, hi) = (set(s.lo), set(s.hi));
+            for lane in (0..s.cols as usize).step_by($lanes * V) {
+                let mut there = [first(0); V];
+                for (v, there) in there.iter_mut().enumerate() {
+                    *there = first((s.cols as usize).saturating_sub(lane + $lanes * v));
+                }
+                for g in 0..s.groups {
+                    // SAFETY: masked lanes are not touched; everything else is what the block says is there.
+                    unsafe {
+                        let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
+                        let mut acc = [[zero(); V]; R];
+                        for r in 0..R {
+                            let row = rows[r] as usize;
+                            if !s.init.is_null() {
+                                let from = s.init.add(row * s.init_stride).wrapping_add(lane);
+                                for v in 0..V {
+                                    let from = from.wrapping_add($lanes * v);
+                                    acc[r][v] = load_first(there[v], from);
+                                }
+                            }
+                            if !s.bias.is_null() {
+                                let bias = set(*s.bias.add(row));
+                                for v in 0..V {
+                                    acc[r][v] = add(acc[r][v], bias);
+                                }
+                            }
+                        }
+                        for t in entries(s, g) {
+                            let at = s.offsets.add(t * R).cast::<[u16; R]>().read_unaligned();
+                            let values = s.values.add(t * R);
+                            for r in 0..R {
+                                let value = set(*values.add(r));
+                                let x = s.x.add(at[r] as usize + lane);
+                                for v in 0..V {
+                                    acc[r][v] = fma(value, load(x.add($lanes * v)), acc[r][v]);
+                                }
+                            }
+                        }
+                        for r in 0..R {
+                            let row = s.c.add(rows[r] as usize * s.c_stride).wrapping_add(lane);
+                            for v in 0..V {
+                                let y = clamp(acc[r][v], lo, hi);
+                                store_first(there[v], row.wrapping_add($lanes * v), y);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        /// One lane: vectors hold the rows of a group.
+        ///
+        /// # Safety
+        /// The block is valid and of the last shape.
+        #[target_feature(enable = $features)]
+        unsafe fn column(s: &SparseF32) {
+            const R: usize = MOST_ROWS;
+            const PARTS: usize = R / $lanes;
+            for g in 0..s.groups {
+                // SAFETY: everything read is what the block says is there.
+                unsafe {
+                    let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
+                    let mut y = [0f32; R];
+                    for (y, &row) in y.iter_mut().zip(rows) {
+                        *y = start(s, row as usize, 0);
+                    }
+                    // Two sums, so that one multiply-add need not wait for the last.
+                    let mut acc = [[zero(); 2]; PARTS];
+                    for h in 0..PARTS {
+                        acc[h][0] = load(y.as_ptr().add($lanes * h));
+                    }
+                    for t in entries(s, g) {
+                        for h in 0..PARTS {
+                            let x = gather(s.x, s.offsets.add(t * R + $lanes * h));
+                            let value = load(s.values.add(t * R + $lanes * h));
+                            acc[h][0] = fma(value, x, acc[h][0]);
+                            acc[h].swap(0, 1);
+                        }
+                    }
+                    let (lo, hi) = (set(s.lo), set(s.hi));
+                    for h in 0..PARTS {
+                        let sum = clamp(add(acc[h][0], acc[h][1]), lo, hi);
+                        store(y.as_mut_ptr().add($lanes * h), sum);
+                    }
+                    for r in 0..R {
+                        *s.c.add(rows[r] as usize * s.c_stride) = y[r];
+                    }
+                }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub mod avx512 {
     //! Sixteen lanes.
@@ -78,106 +197,29 @@ pub mod avx512 {
 
     use super::*;
 
-    /// # Safety
-    /// `args` must satisfy the contract of [`SparseF32`]; the CPU must have AVX-512 F.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe extern "C" fn entry(args: *const SparseF32) {
-        // SAFETY: the caller passes a valid block.
-        unsafe {
-            let s = &*args;
-            match s.shape {
-                0 => groups::<2, 4>(s),
-                1 => groups::<8, 1>(s),
-                _ => column(s),
-            }
+    operations! { "avx512f":
+        zero() -> __m512 { _mm512_setzero_ps() }
+        set(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        clamp(x: __m512, lo: __m512, hi: __m512) -> __m512 {
+            _mm512_min_ps(_mm512_max_ps(x, lo), hi)
+        }
+        first(n: usize) -> __mmask16 { ((1u32 << n.min(16)) - 1) as __mmask16 }
+    }
+    operations! { unsafe "avx512f":
+        load(at: *const f32) -> __m512 { _mm512_loadu_ps(at) }
+        store(at: *mut f32, x: __m512) -> () { _mm512_storeu_ps(at, x) }
+        gather(x: *const f32, at: *const u16) -> __m512 {
+            _mm512_i32gather_ps::<4>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), x)
+        }
+        load_first(there: __mmask16, at: *const f32) -> __m512 { _mm512_maskz_loadu_ps(there, at) }
+        store_first(there: __mmask16, at: *mut f32, x: __m512) -> () {
+            _mm512_mask_storeu_ps(at, there, x)
         }
     }
 
-    /// Groups of `R` rows, `V` vectors of lanes.
-    ///
-    /// # Safety
-    /// The block is valid and of this shape.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn groups<const R: usize, const V: usize>(s: &SparseF32) {
-        let mut lanes = [0; V];
-        for (v, lanes) in lanes.iter_mut().enumerate() {
-            let n = (s.cols as usize).saturating_sub(16 * v).min(16);
-            *lanes = ((1u32 << n) - 1) as __mmask16;
-        }
-        let (lo, hi) = (_mm512_set1_ps(s.lo), _mm512_set1_ps(s.hi));
-        for g in 0..s.groups {
-            // SAFETY: masked lanes are not touched; everything else is what the block says is there.
-            unsafe {
-                let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
-                let mut acc = [[_mm512_setzero_ps(); V]; R];
-                for r in 0..R {
-                    let row = rows[r] as usize;
-                    if !s.init.is_null() {
-                        for v in 0..V {
-                            let from = s.init.add(row * s.init_stride).wrapping_add(16 * v);
-                            acc[r][v] = _mm512_maskz_loadu_ps(lanes[v], from);
-                        }
-                    }
-                    if !s.bias.is_null() {
-                        let bias = _mm512_set1_ps(*s.bias.add(row));
-                        for v in 0..V {
-                            acc[r][v] = _mm512_add_ps(acc[r][v], bias);
-                        }
-                    }
-                }
-                for t in entries(s, g) {
-                    let at = s.offsets.add(t * R).cast::<[u16; R]>().read_unaligned();
-                    let values = s.values.add(t * R);
-                    for r in 0..R {
-                        let value = _mm512_set1_ps(*values.add(r));
-                        let x = s.x.add(at[r] as usize);
-                        for v in 0..V {
-                            let x = _mm512_loadu_ps(x.add(16 * v));
-                            acc[r][v] = _mm512_fmadd_ps(value, x, acc[r][v]);
-                        }
-                    }
-                }
-                for r in 0..R {
-                    let row = s.c.add(rows[r] as usize * s.c_stride);
-                    for v in 0..V {
-                        let y = _mm512_min_ps(_mm512_max_ps(acc[r][v], lo), hi);
-                        _mm512_mask_storeu_ps(row.wrapping_add(16 * v), lanes[v], y);
-                    }
-                }
-            }
-        }
-    }
-
-    /// One lane: vectors hold the rows of a group.
-    ///
-    /// # Safety
-    /// The block is valid and of the last shape.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn column(s: &SparseF32) {
-        const R: usize = 16;
-        for g in 0..s.groups {
-            // SAFETY: everything read is what the block says is there.
-            unsafe {
-                let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
-                let first: [f32; R] = core::array::from_fn(|r| start(s, rows[r] as usize, 0));
-                let mut acc = [_mm512_loadu_ps(first.as_ptr()), _mm512_setzero_ps()];
-                for t in entries(s, g) {
-                    let at = _mm256_loadu_si256(s.offsets.add(t * R).cast());
-                    let x = _mm512_i32gather_ps::<4>(_mm512_cvtepu16_epi32(at), s.x);
-                    let value = _mm512_loadu_ps(s.values.add(t * R));
-                    acc[0] = _mm512_fmadd_ps(value, x, acc[0]);
-                    acc.swap(0, 1);
-                }
-                let mut y = [0f32; R];
-                let sum = _mm512_add_ps(acc[0], acc[1]);
-                let (lo, hi) = (_mm512_set1_ps(s.lo), _mm512_set1_ps(s.hi));
-                _mm512_storeu_ps(y.as_mut_ptr(), _mm512_min_ps(_mm512_max_ps(sum, lo), hi));
-                for r in 0..R {
-                    *s.c.add(rows[r] as usize * s.c_stride) = y[r];
-                }
-            }
-        }
-    }
+    kernel!("avx512f", 16);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -188,115 +230,34 @@ pub mod avx2 {
 
     use super::*;
 
-    /// # Safety
-    /// `args` must satisfy the contract of [`SparseF32`]; the CPU must have AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe extern "C" fn entry(args: *const SparseF32) {
-        // SAFETY: the caller passes a valid block.
-        unsafe {
-            let s = &*args;
-            match s.shape {
-                0 => groups::<2, 4>(s),
-                1 => groups::<8, 1>(s),
-                _ => column(s),
-            }
+    operations! { "avx2,fma":
+        zero() -> __m256 { _mm256_setzero_ps() }
+        set(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        clamp(x: __m256, lo: __m256, hi: __m256) -> __m256 {
+            _mm256_min_ps(_mm256_max_ps(x, lo), hi)
+        }
+        first(n: usize) -> __m256i {
+            _mm256_cmpgt_epi32(
+                _mm256_set1_epi32(n.min(8) as i32),
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+            )
+        }
+    }
+    operations! { unsafe "avx2,fma":
+        load(at: *const f32) -> __m256 { _mm256_loadu_ps(at) }
+        store(at: *mut f32, x: __m256) -> () { _mm256_storeu_ps(at, x) }
+        gather(x: *const f32, at: *const u16) -> __m256 {
+            _mm256_i32gather_ps::<4>(x, _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())))
+        }
+        load_first(there: __m256i, at: *const f32) -> __m256 { _mm256_maskload_ps(at, there) }
+        store_first(there: __m256i, at: *mut f32, x: __m256) -> () {
+            _mm256_maskstore_ps(at, there, x)
         }
     }
 
-    /// Groups of `R` rows, `V` vectors of lanes at a time.
-    ///
-    /// # Safety
-    /// The block is valid and of a shape with `R` rows and a multiple of `8 * V` lanes.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn groups<const R: usize, const V: usize>(s: &SparseF32) {
-        let (lo, hi) = (_mm256_set1_ps(s.lo), _mm256_set1_ps(s.hi));
-        for g in 0..s.groups {
-            for lane in (0..s.cols as usize).step_by(8 * V) {
-                // SAFETY: masked lanes are not touched; everything else is what the block says is there.
-                unsafe {
-                    let lanes: [__m256i; V] =
-                        core::array::from_fn(|v| mask(s.cols as i32 - (lane + 8 * v) as i32));
-                    let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
-                    let mut acc = [[_mm256_setzero_ps(); V]; R];
-                    for r in 0..R {
-                        let row = rows[r] as usize;
-                        if !s.init.is_null() {
-                            for v in 0..V {
-                                let from = s.init.add(row * s.init_stride);
-                                let from = from.wrapping_add(lane + 8 * v);
-                                acc[r][v] = _mm256_maskload_ps(from, lanes[v]);
-                            }
-                        }
-                        if !s.bias.is_null() {
-                            let bias = _mm256_set1_ps(*s.bias.add(row));
-                            for v in 0..V {
-                                acc[r][v] = _mm256_add_ps(acc[r][v], bias);
-                            }
-                        }
-                    }
-                    for t in entries(s, g) {
-                        let at = s.offsets.add(t * R).cast::<[u16; R]>().read_unaligned();
-                        let values = s.values.add(t * R);
-                        for r in 0..R {
-                            let value = _mm256_set1_ps(*values.add(r));
-                            let x = s.x.add(at[r] as usize + lane);
-                            for v in 0..V {
-                                let x = _mm256_loadu_ps(x.add(8 * v));
-                                acc[r][v] = _mm256_fmadd_ps(value, x, acc[r][v]);
-                            }
-                        }
-                    }
-                    for r in 0..R {
-                        let row = s.c.add(rows[r] as usize * s.c_stride);
-                        for v in 0..V {
-                            let y = _mm256_min_ps(_mm256_max_ps(acc[r][v], lo), hi);
-                            _mm256_maskstore_ps(row.wrapping_add(lane + 8 * v), lanes[v], y);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The first `n` lanes.
-    #[target_feature(enable = "avx2")]
-    fn mask(n: i32) -> __m256i {
-        let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane)
-    }
-
-    /// One lane: vectors hold the rows of a group.
-    ///
-    /// # Safety
-    /// The block is valid and of the last shape.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn column(s: &SparseF32) {
-        const R: usize = 16;
-        for g in 0..s.groups {
-            // SAFETY: everything read is what the block says is there.
-            unsafe {
-                let rows = &*s.rows.add(g * R).cast::<[u32; R]>();
-                let mut y: [f32; R] = core::array::from_fn(|r| start(s, rows[r] as usize, 0));
-                let mut acc = [0, 8].map(|h| _mm256_loadu_ps(y.as_ptr().add(h)));
-                for t in entries(s, g) {
-                    for h in 0..2 {
-                        let at = _mm_loadu_si128(s.offsets.add(t * R + 8 * h).cast());
-                        let x = _mm256_i32gather_ps::<4>(s.x, _mm256_cvtepu16_epi32(at));
-                        let value = _mm256_loadu_ps(s.values.add(t * R + 8 * h));
-                        acc[h] = _mm256_fmadd_ps(value, x, acc[h]);
-                    }
-                }
-                let (lo, hi) = (_mm256_set1_ps(s.lo), _mm256_set1_ps(s.hi));
-                for h in 0..2 {
-                    let bounded = _mm256_min_ps(_mm256_max_ps(acc[h], lo), hi);
-                    _mm256_storeu_ps(y.as_mut_ptr().add(8 * h), bounded);
-                }
-                for r in 0..R {
-                    *s.c.add(rows[r] as usize * s.c_stride) = y[r];
-                }
-            }
-        }
-    }
+    kernel!("avx2,fma", 8);
 }
 
 #[cfg(test)]

@@ -178,20 +178,6 @@ pub mod portable {
     functions!(f32, 1);
 }
 
-/// The vector operations of a module, each with the instructions that it needs.
-#[cfg(target_arch = "x86_64")]
-macro_rules! operations {
-    ($features:literal: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*) => {
-        $(
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn $name($($arg: $ty),*) -> $out {
-                $body
-            }
-        )*
-    };
-}
-
 #[cfg(target_arch = "x86_64")]
 pub mod avx2 {
     //! Eight numbers.

@@ -6,8 +6,8 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::*;
-use crate::rows_collide;
-use lapidary_abi::kernel::MAX_ROWS_I8;
+use crate::{move_f32, rows_collide};
+use lapidary_abi::kernel::{MAX_ROWS_I8, MAX_ROWS_INIT_I8, MoveF32};
 
 /// Bytes of `k` that colliding rows are copied at a time.
 const STAGE_LEN: usize = 512;
@@ -16,7 +16,7 @@ const STAGE_PITCH: usize = STAGE_LEN + 64;
 
 /// The sums of 32 columns.
 #[repr(C, align(64))]
-struct Sums([[i32; PANEL_I8]; MAX_ROWS_I8]);
+struct Sums([[i32; PANEL_I8]; MAX_ROWS_INIT_I8]);
 
 /// Copies of pieces of rows, and their addresses.
 #[repr(C, align(64))]
@@ -27,7 +27,7 @@ struct Stage {
 
 /// Codes of 32 columns.
 #[repr(C, align(64))]
-struct Bytes([[u8; PANEL_I8]; MAX_ROWS_I8]);
+struct Bytes([[u8; PANEL_I8]; MAX_ROWS_INIT_I8]);
 
 /// # Safety
 /// `args` must satisfy the contract of [`GemmI8`]; the CPU must have AVX-512 F, BW, DQ, VL and VNNI.
@@ -41,13 +41,52 @@ pub unsafe extern "C" fn entry(args: *const GemmI8) {
         let g = &*args;
         for c0 in (0..g.cols as usize).step_by(PANEL_I8) {
             let cols = (g.cols as usize - c0).min(PANEL_I8);
-            let tiles = if cols > 16 { &WIDE } else { &NARROW };
-            tiles[g.rows as usize - 1](g, c0, sums);
+            if g.init.is_null() {
+                let tiles = if cols > 16 { &WIDE } else { &NARROW };
+                tiles[g.rows as usize - 1](g, c0, sums);
+            } else {
+                given(g, c0, sums);
+            }
             match g.result {
                 RESULT_I32 => write_sums(g, c0, cols, sums),
                 RESULT_CODE if g.stage_count > 0 => write_codes::<true>(g, c0, cols, sums),
                 RESULT_CODE => write_codes::<false>(g, c0, cols, sums),
                 _ => write_numbers(g, c0, cols, sums),
+            }
+        }
+    }
+}
+
+/// The sums of 32 columns that are given.
+///
+/// # Safety
+/// The block is valid, `init` is not null, `out` is a [`Sums`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn given(g: &GemmI8, c0: usize, out: *mut i32) {
+    let at: [i64; PANEL_I8] = core::array::from_fn(|j| ((c0 + j) * g.init_stride) as i64);
+    let turned = MoveF32 {
+        src: g.init.cast(),
+        dst: out.cast(),
+        at: at.as_ptr(),
+        src_stride: 1,
+        dst_stride: PANEL_I8,
+        rows: g.rows as usize,
+        cols: PANEL_I8,
+    };
+    // SAFETY: whole panels of columns are readable, and `sums` has `cols` elements.
+    unsafe {
+        move_f32::avx512::transposed(&turned);
+        if g.a_zero == 0 {
+            return;
+        }
+        for v in 0..2 {
+            let mask = lanes(g.cols as usize, c0 + 16 * v);
+            let of = _mm512_maskz_loadu_epi32(mask, g.sums.wrapping_add(c0 + 16 * v));
+            let less = _mm512_mullo_epi32(of, _mm512_set1_epi32(g.a_zero));
+            for r in 0..g.rows as usize {
+                let at = out.add(r * PANEL_I8 + 16 * v);
+                let sum = _mm512_sub_epi32(_mm512_load_si512(at.cast()), less);
+                _mm512_store_si512(at.cast(), sum);
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::test_support::*;
-use lapidary_abi::kernel::{Import, MAX_ROWS_I8, RESULT_F32};
+use lapidary_abi::kernel::{Import, MAX_ROWS_I8, MAX_ROWS_INIT_I8, RESULT_F32};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -15,6 +15,8 @@ struct Case {
     result: u32,
     pitch: usize,
     extremes: bool,
+    /// Sums are given.
+    given: bool,
 }
 
 fn check(case: Case, address: *const core::ffi::c_void, random: &mut Random) -> Result<(), String> {
@@ -28,10 +30,15 @@ fn check(case: Case, address: *const core::ffi::c_void, random: &mut Random) -> 
         result,
         pitch,
         extremes,
+        given,
     } = case;
     // SAFETY: the table holds a function of this type at `Import::GemmI8`.
     let kernel: unsafe extern "C" fn(*const GemmI8) = unsafe { core::mem::transmute(address) };
     let (lines, line) = (k.div_ceil(4), width * 4);
+    let init_stride = rows + 3;
+    let init: Vec<i32> = (0..cols.next_multiple_of(PANEL_I8) * init_stride + rows)
+        .map(|_| random.int(-99_999, 99_999) as i32)
+        .collect();
     let a: Vec<u8> = (0..taps * rows * pitch + 1)
         .map(|_| {
             if extremes {
@@ -84,6 +91,12 @@ fn check(case: Case, address: *const core::ffi::c_void, random: &mut Random) -> 
         hi: [90.0, 120.0][i],
     };
     let block = GemmI8 {
+        init: if given {
+            init.as_ptr()
+        } else {
+            core::ptr::null()
+        },
+        init_stride,
         a: addresses.as_ptr(),
         b: panel.as_ptr(),
         c: c.as_mut_ptr().cast(),
@@ -120,8 +133,8 @@ fn check(case: Case, address: *const core::ffi::c_void, random: &mut Random) -> 
             let at = (r * c_stride + j) * size;
             let mut want = before[at..at + size].to_vec();
             if j < cols {
-                let mut sum = 0i32;
-                for t in 0..taps {
+                let mut sum = if given { init[j * init_stride + r] } else { 0 };
+                for t in 0..if given { 0 } else { taps } {
                     let row = &a[(taps * rows - 1 - (t * rows + r)) * pitch..];
                     for q in 0..k {
                         let w = panel[(t * lines + q / 4) * line + j * 4 + q % 4];
@@ -187,10 +200,45 @@ fn every_shape_equals_the_reference() {
                                 result,
                                 pitch: k + 1,
                                 extremes,
+                                given: false,
                             };
                             check(case, address, &mut random)
                                 .unwrap_or_else(|e| panic!("{level:?}: {e}"));
                         }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn sums_that_are_given_equal_the_reference() {
+    for_each_level(Import::GemmI8 as usize, |level, address| {
+        let mut random = Random(7);
+        for rows in 1..=MAX_ROWS_INIT_I8 {
+            for cols in [1usize, 8, 15, 32, 33, 70] {
+                for (result, stages) in [
+                    (RESULT_I32, 0),
+                    (RESULT_F32, 0),
+                    (RESULT_CODE, 0),
+                    (RESULT_CODE, 2),
+                ] {
+                    for taps in [1, 2] {
+                        let case = Case {
+                            width: cols.next_multiple_of(32),
+                            stages,
+                            rows,
+                            cols,
+                            k: 4,
+                            taps,
+                            result,
+                            pitch: 5,
+                            extremes: false,
+                            given: true,
+                        };
+                        check(case, address, &mut random)
+                            .unwrap_or_else(|e| panic!("{level:?}: {e}"));
                     }
                 }
             }
@@ -214,6 +262,7 @@ fn long_and_colliding_rows_equal_the_reference() {
                     result: RESULT_I32,
                     pitch,
                     extremes: false,
+                    given: false,
                 };
                 check(case, address, &mut random).unwrap_or_else(|e| panic!("{level:?}: {e}"));
             }
@@ -257,6 +306,8 @@ fn rows_are_not_read_past_k() {
                     let addresses = vec![row.cast_const(); rows];
                     let mut c = vec![0i32; 14 * 32];
                     kernel(&GemmI8 {
+                        init: core::ptr::null(),
+                        init_stride: 0,
                         a: addresses.as_ptr(),
                         b: panel.as_ptr(),
                         c: c.as_mut_ptr().cast(),

@@ -1,313 +1,50 @@
-//! Sparse weights times dense activations: `y[n][p] = act(clamp(sum over t, c of w[n][t][c] * x(t, p, c) + bias[n] + residual[n][p]))`.
-//!
-//! ```text
-//! grid (band of rows n, image, tile of lanes p)
-//!   for each block of the inner extent (tap t, channels c):  what fits the level-1 cache as a panel
-//!     panel[c][lane] = x                        gathered: pixels of a window, or tokens transposed
-//!     groups of rows with equally many entries, times the panel
-//! ```
-//! Lanes are pixels or tokens, so a weight that is zero costs nothing and one that is not costs one broadcast. Which
-//! entries there are is known when the weights are packed; the loops hold no pattern.
+//! The kernel of a sparse product.
 
-use super::activation::Activation;
-use super::{Num, add, mul_const};
+use super::{Blocks, FOUR, Lanes, OfCodes, Place, Sparse};
+use crate::schedules::activation::Activation;
+use crate::schedules::codes::{self, Params, TailParams};
+use crate::schedules::{add, add_const, mul_const};
+use lapidary_abi::kernel::MAX_ROWS_INIT_I8;
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, PANEL, RowsAt, load_sums};
 use lapidary_ir::kernel::map::{Map, map};
 use lapidary_ir::kernel::moves::{self, Move, moves};
-use lapidary_ir::kernel::sparse::{Packed, Rows, SPARSE_SHAPES, SparseTile, sparse};
+use lapidary_ir::kernel::sparse::{Packed, Rows, SparseTile, sparse};
 use lapidary_ir::kernel::{Axis, Binary, Buf, Extent, Kernel, TileElem, TileType, Var};
 
-/// Where the lanes of a tap are, in elements of the input.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Lanes {
-    /// Lane `p` is at `p * stride`; there is one tap.
-    Stride(i64),
-    /// A table `[tile][tap][lane]` of `i32` says it; negative: the lane reads zero.
-    Table,
-}
-
-/// Where a tensor's element of row (or channel) `c` and lane `p` of an image is:
-/// `image * image_stride + first + c * row + p * lane`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Place {
-    /// Elements between images.
-    pub image: i64,
-    /// The first element.
-    pub first: i64,
-    /// Elements between rows.
-    pub row: i64,
-    /// Elements between lanes.
-    pub lane: i64,
-}
-
-/// Extents and epilogue of a product with sparse weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sparse {
-    /// Rows of the weights (output channels).
-    pub n: i64,
-    /// Taps of the window.
-    pub taps: i64,
-    /// Channels, of each tap.
-    pub channels: i64,
-    /// Independent inputs.
-    pub images: Num,
-    /// Lanes of an image.
-    pub lanes: Num,
-    /// Where lanes are read.
-    pub from: Lanes,
-    /// Where the input's channels are; its `lane` is [`Sparse::from`]'s.
-    pub x: Place,
-    /// Where the result is.
-    pub y: Place,
-    /// Add a value per row.
-    pub bias: bool,
-    /// Add a tensor.
-    pub residual: Option<Place>,
-    /// Lower bound of the result.
-    pub lo: Option<f32>,
-    /// Upper bound.
-    pub hi: Option<f32>,
-    /// Applied last.
-    pub activation: Option<Activation>,
-    /// Parts that the rows are cut into, for threads.
-    pub bands: i64,
-    /// Bytes of a panel that stay in the level-1 cache.
-    pub panel_bytes: i64,
-}
-
-/// The weights, packed: byte strings of one blob, each a multiple of 64 bytes long.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PackedWeights {
-    /// `f32 [entry][R]`.
-    pub values: Vec<u8>,
-    /// `u16 [entry][R]`.
-    pub offsets: Vec<u8>,
-    /// `u32 [group + 1]`.
-    pub starts: Vec<u8>,
-    /// `u32 [group][R]`.
-    pub rows: Vec<u8>,
-    /// `u32 [band * blocks + 1]`: the groups of each block of a band.
-    pub ranges: Vec<u8>,
-}
-
-impl PackedWeights {
-    /// The parts in the order of the kernel's parameters, with their element types.
-    pub fn parts(&self) -> [(ElemType, &Vec<u8>); 5] {
-        [
-            (ElemType::F32, &self.values),
-            (ElemType::U16, &self.offsets),
-            (ElemType::U32, &self.starts),
-            (ElemType::U32, &self.rows),
-            (ElemType::U32, &self.ranges),
-        ]
-    }
-}
-
-/// How the inner extent is cut into blocks.
-#[derive(Clone, Copy, Debug)]
-struct Blocks {
-    /// Whole taps of a block; 1 where a tap is cut.
-    taps: i64,
-    /// Parts that a tap is cut into.
-    parts: i64,
-    /// Channels of a part.
-    channels: i64,
-    /// Blocks.
-    count: i64,
-}
-
 impl Sparse {
-    /// Which tile shape is best for so many lanes.
-    pub fn shape(&self) -> usize {
-        match self.lanes {
-            Num::Const(1) => 2,
-            Num::Const(n) if n <= 32 => 1,
-            _ => 0,
-        }
-    }
-
-    /// Lanes of a tile.
-    pub fn width(&self) -> i64 {
-        SPARSE_SHAPES[self.shape()].1 as i64
-    }
-
-    fn in_group(&self) -> i64 {
-        SPARSE_SHAPES[self.shape()].0 as i64
-    }
-
-    fn band_rows(&self) -> i64 {
-        (self.n as u64).div_ceil(self.bands as u64) as i64
-    }
-
-    fn blocks(&self) -> Blocks {
-        // Offsets in a panel are 16 bits.
-        let most = (self.panel_bytes / 4 / self.width()).clamp(1, (1 << 16) / self.width());
-        if self.channels <= most {
-            let taps = (most / self.channels).min(self.taps);
-            let count = (self.taps as u64).div_ceil(taps as u64) as i64;
-            return Blocks {
-                taps,
-                parts: 1,
-                channels: self.channels,
-                count,
-            };
-        }
-        let parts = (self.channels as u64).div_ceil(most as u64);
-        let channels = (self.channels as u64).div_ceil(parts);
-        let parts = (self.channels as u64).div_ceil(channels) as i64;
-        Blocks {
-            taps: 1,
-            parts,
-            channels: channels as i64,
-            count: self.taps * parts,
-        }
-    }
-
-    /// True if a single lane reads the input where it is.
-    fn in_place(&self) -> bool {
-        self.shape() == 2 && self.x.row == 1 && self.from == Lanes::Stride(self.x.lane)
-    }
-
-    /// Tiles of an image's lanes, where their number is known.
-    pub fn tiles(&self) -> Option<i64> {
-        let n = self.lanes.known()? as u64;
-        Some(n.div_ceil(self.width() as u64) as i64)
-    }
-
-    /// Cycles that a core with 512-bit vectors would take for one image with so many weights that are not zero, and for
-    /// all weights. A model to choose by: both count the same work on other machines, in other units.
-    pub fn cycles(&self, nonzeros: u64) -> (f64, f64) {
-        const LANES: i64 = 128;
-        // Bytes that come from memory in a cycle.
-        const MEMORY: f64 = 4.3;
-        let lanes = self.lanes.known().unwrap_or(LANES);
-        let (width, inner) = (self.width(), self.taps * self.channels);
-        let padded = (lanes as f64 / width as f64).ceil() * width as f64;
-        let (all, some) = ((self.n * inner) as f64, nonzeros as f64);
-        let dense = (all * lanes as f64 / 24.0).max(all * 4.0 / MEMORY);
-        let products = match self.shape() {
-            0 => some * padded / 15.0,
-            1 => some * padded / 9.0,
-            _ => some * 0.7,
-        };
-        let turned = |p: Place| if p.lane == 1 { 0.07 } else { 0.35 };
-        let mut moved = self.n as f64 * padded * (self.blocks().count as f64 * 0.1);
-        if !self.in_place() {
-            moved += (inner * self.bands) as f64 * padded * turned(self.x);
-            // A call for each tap of each tile, whose lanes are looked at first.
-            moved += (self.taps * self.bands) as f64 * padded / width as f64 * 400.0;
-            moved += self.n as f64 * padded * (turned(self.y) - 0.07);
-        }
-        (products.max(some * 6.0 / MEMORY) + moved, dense)
-    }
-
-    /// The lanes' table, if `at(tap, lane)` says where a lane is: `None` for one that reads zero.
-    pub fn table(&self, at: impl Fn(i64, i64) -> Option<i64>) -> Vec<u8> {
-        let (tiles, lanes) = (self.tiles().unwrap_or(0), self.lanes.known().unwrap_or(0));
-        let mut out = vec![];
-        for tile in 0..tiles {
-            for tap in 0..self.taps {
-                for lane in tile * self.width()..(tile + 1) * self.width() {
-                    let place = (lane < lanes).then(|| at(tap, lane)).flatten();
-                    out.extend((place.unwrap_or(-1) as i32).to_le_bytes());
-                }
-            }
-        }
-        out
-    }
-
-    /// Packs the weights; `weight(row, tap, channel)`.
-    pub fn pack(&self, weight: impl Fn(i64, i64, i64) -> f32) -> PackedWeights {
-        let (r, blocks, width) = (self.in_group() as usize, self.blocks(), self.width());
-        let mut out = PackedWeights::default();
-        let put = |to: &mut Vec<u8>, v: usize| to.extend((v as u32).to_le_bytes());
-        let (mut entry, mut group) = (0, 0);
-        put(&mut out.starts, entry);
-        put(&mut out.ranges, group);
-        for band in 0..self.bands {
-            let first = band * self.band_rows();
-            let rows = first..(first + self.band_rows()).min(self.n);
-            for block in 0..blocks.count {
-                let mut lists: Vec<(usize, Vec<(u16, f32)>)> = rows
-                    .clone()
-                    .map(|row| {
-                        let here = self.entries(blocks, block, width, |t, c| weight(row, t, c));
-                        ((row - first) as usize, here)
-                    })
-                    .collect();
-                lists.sort_by_key(|(row, list)| (std::cmp::Reverse(list.len()), *row));
-                for rows in lists.chunks(r) {
-                    let most = rows[0].1.len();
-                    // A row that is missing is the group's first again: the same sum is stored twice.
-                    let rows: Vec<_> = (0..r).map(|i| rows.get(i).unwrap_or(&rows[0])).collect();
-                    for t in 0..most {
-                        for (_, list) in &rows {
-                            let (offset, value) = list.get(t).copied().unwrap_or((0, 0.0));
-                            out.values.extend(value.to_le_bytes());
-                            out.offsets.extend(offset.to_le_bytes());
-                        }
-                    }
-                    rows.iter().for_each(|(row, _)| put(&mut out.rows, *row));
-                    (entry, group) = (entry + most, group + 1);
-                    put(&mut out.starts, entry);
-                }
-                put(&mut out.ranges, group);
-            }
-        }
-        for part in [
-            &mut out.values,
-            &mut out.offsets,
-            &mut out.starts,
-            &mut out.rows,
-            &mut out.ranges,
-        ] {
-            part.resize(part.len().max(1).next_multiple_of(64), 0);
-        }
-        out
-    }
-
-    /// A row's entries in a block: offsets into the panel, and values.
-    fn entries(
-        &self,
-        blocks: Blocks,
-        block: i64,
-        width: i64,
-        weight: impl Fn(i64, i64) -> f32,
-    ) -> Vec<(u16, f32)> {
-        let (tap, part) = (block / blocks.parts * blocks.taps, block % blocks.parts);
-        let channels = part * blocks.channels..((part + 1) * blocks.channels).min(self.channels);
-        let mut out = vec![];
-        for t in tap..(tap + blocks.taps).min(self.taps) {
-            for c in channels.clone() {
-                let value = weight(t, c);
-                if value != 0.0 {
-                    let at = (t - tap) * blocks.channels + c - channels.start;
-                    out.push(((at * width) as u16, value));
-                }
-            }
-        }
-        out
-    }
-
-    /// The kernel. Parameters: `x`, the parts of [`PackedWeights`], `lanes`? (the table), `bias`?, `residual`?, `y`, then
-    /// those of `images` and `lanes` that are [`Num::Sym`].
+    /// The kernel. Parameters: `x`, the parts of [`PackedWeights`](super::PackedWeights), `lanes`? (the table), those of
+    /// [`Params`], `bias`?, `residual`?, those of [`TailParams`], `y`, then those of `images` and `lanes` that are
+    /// [`Num::Sym`](crate::schedules::Num::Sym).
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let x = b.buffer("x", ElemType::F32, false);
+        let [of_values, of_x, _] = self.form().elems();
+        let x = b.buffer("x", of_x, false);
         let matrix = Packed {
-            values: b.buffer("values", ElemType::F32, false),
+            values: b.buffer("values", of_values, false),
             offsets: b.buffer("offsets", ElemType::U16, false),
             starts: b.buffer("starts", ElemType::U32, false),
             rows: b.buffer("rows", ElemType::U32, false),
         };
         let ranges = b.buffer("ranges", ElemType::U32, false);
         let table = (self.from == Lanes::Table).then(|| b.buffer("lanes", ElemType::I32, false));
+        let of_codes = self.codes.as_ref();
+        let params = of_codes.map(|of| of.codes.params(&mut b));
         let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
         let residual = self
             .residual
             .map(|at| (b.buffer("residual", ElemType::F32, false), at));
-        let y = b.buffer("y", ElemType::F32, true);
+        let results = params.zip(of_codes).map(|(params, of)| Results {
+            of,
+            params,
+            tail: of.tail.params(&mut b),
+            bias,
+        });
+        let of_y = of_codes.map_or(ElemType::F32, |of| {
+            codes::elems(Some(of.codes), &of.tail)[2]
+        });
+        let y = b.buffer("y", of_y, true);
         let images = self.images.bind(&mut b, "images");
         let lanes = self.lanes.bind(&mut b, "lanes");
         let band = b.grid(Extent::Const(self.bands as u64));
@@ -325,7 +62,8 @@ impl Sparse {
             matrix,
             ranges,
             table,
-            bias: bias.map(|buf| (buf, row0)),
+            bias: bias.filter(|_| of_codes.is_none()).map(|buf| (buf, row0)),
+            results,
             residual,
             y,
             band,
@@ -352,6 +90,8 @@ struct Writer<'s> {
     ranges: Buf,
     table: Option<Buf>,
     bias: Option<(Buf, Var)>,
+    /// Codes are multiplied.
+    results: Option<Results<'s>>,
     residual: Option<(Buf, Place)>,
     y: Buf,
     band: Var,
@@ -368,15 +108,34 @@ struct Writer<'s> {
     sums: Option<Buf>,
 }
 
+/// What makes results of sums of codes.
+struct Results<'s> {
+    of: &'s OfCodes,
+    params: Params,
+    tail: TailParams,
+    bias: Option<Buf>,
+}
+
+/// Lanes that results are made of at a time.
+const LANES: u32 = MAX_ROWS_INIT_I8 as u32;
+/// Most rows of the weights that results are made of at a time.
+const MOST_ROWS: u32 = 128;
+
 impl Writer<'_> {
     fn body(&mut self, b: &mut KernelBuilder) {
         let (spec, count) = (self.spec, self.blocks.count);
         let width = spec.width();
-        let direct = |p: Place| p.lane == 1 || spec.shape() == 2;
         if !spec.in_place() {
-            let rows = self.blocks.taps * self.blocks.channels;
-            self.panel = Some(b.scratch(ElemType::F32, (rows * width) as u32));
+            let len = (self.blocks.taps * self.blocks.channels * width) as u32;
+            self.panel = Some(match self.results {
+                Some(_) => b.scratch(ElemType::U8, len * FOUR as u32),
+                None => b.scratch(ElemType::F32, len),
+            });
         }
+        if self.results.is_some() {
+            return self.body_of_codes(b);
+        }
+        let direct = |p: Place| p.lane == 1 || spec.is_column();
         let turned = self.residual.filter(|(_, at)| !direct(*at));
         let at_once = direct(spec.y) && spec.activation.is_none();
         if count > 1 || !at_once || turned.is_some() {
@@ -418,6 +177,92 @@ impl Writer<'_> {
         }
     }
 
+    /// All sums in scratch memory, then results of them.
+    fn body_of_codes(&mut self, b: &mut KernelBuilder) {
+        let (width, chunk) = (self.spec.width(), self.chunk());
+        let rows = (self.spec.band_rows() as u64).next_multiple_of(u64::from(chunk));
+        let sums = b.scratch(ElemType::I32, rows as u32 * width as u32);
+        self.sums = Some(sums);
+        let (zero, one, count) = (b.index(0), b.index(1), b.index(self.blocks.count));
+        self.block(b, zero, None, None, true);
+        if self.blocks.count > 1 {
+            let partial = self.sums_rows(b);
+            b.for_loop(one, count, 1, &[], |b, block, _| {
+                self.block(b, block, partial, None, false);
+                vec![]
+            });
+        }
+        let Some(results) = &self.results else {
+            unreachable!("codes are multiplied")
+        };
+        let all = b.index(width);
+        let (here, rows) = (b.binary(Binary::Min, self.left, all), self.rows_here(b));
+        b.for_loop(zero, here, LANES, &[], |b, lane, _| {
+            b.for_loop(zero, rows, chunk, &[], |b, row, _| {
+                self.results_of(b, results, sums, [lane, here], [row, rows]);
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Rows of the weights that results are made of at a time.
+    fn chunk(&self) -> u32 {
+        let rows = self.spec.band_rows() as u64;
+        rows.next_multiple_of(u64::from(PANEL))
+            .min(u64::from(MOST_ROWS)) as u32
+    }
+
+    /// The results of some lanes and rows, from these up to these.
+    fn results_of(
+        &self,
+        b: &mut KernelBuilder,
+        results: &Results,
+        sums: Buf,
+        [lane, lanes_end]: [Var; 2],
+        [row, rows_end]: [Var; 2],
+    ) {
+        let (spec, of, chunk) = (self.spec, results.of, self.chunk());
+        let width = spec.width();
+        let [lanes, cols] = [(lanes_end, lane), (rows_end, row)]
+            .map(|(end, first)| b.binary(Binary::Sub, end, first));
+        let column = add(b, self.row0, row);
+        let pixel = add(b, self.lane0, lane);
+        let mut rows_at = |place: Place| {
+            let image = self.image_at(b, place);
+            let pixel = mul_const(b, pixel, place.lane);
+            let at = add(b, image, pixel);
+            RowsAt {
+                base: add(b, at, column),
+                rows: Axis::stride(place.lane).valid(lanes),
+            }
+        };
+        let c_at = rows_at(spec.y);
+        let stages = of
+            .tail
+            .stages(&results.tail, column, |i| rows_at(of.residuals[i]));
+        let scaled = of.codes.scaled(b, results.params, column);
+        let (lo, hi) = of.codes.bounds(spec.lo, spec.hi);
+        let skip = mul_const(b, row, width);
+        let base = add(b, skip, lane);
+        let acc = load_sums(b, sums, base, width, [LANES, chunk]);
+        let exact = |n: i64| n % i64::from(chunk) == 0;
+        let epilogue = Epilogue {
+            scaled: Some(scaled),
+            bias: results.bias.map(|buf| (buf, column)),
+            residual: None,
+            lo,
+            hi,
+            code: of.tail.code().or(of.codes.code()),
+            stages,
+            table: of.tail.table(&results.tail),
+            c: self.y,
+            c_at,
+            cols: (!exact(spec.n) || !exact(spec.band_rows())).then_some(cols),
+        };
+        contraction::epilogue(b, acc, epilogue);
+    }
+
     /// Rows of the band in scratch.
     fn sums_rows(&self, b: &mut KernelBuilder) -> Option<Rows> {
         let buf = self.sums?;
@@ -449,7 +294,7 @@ impl Writer<'_> {
 
     fn image_at(&self, b: &mut KernelBuilder, at: Place) -> Var {
         let image = mul_const(b, self.image, at.image);
-        super::add_const(b, image, at.first)
+        add_const(b, image, at.first)
     }
 
     /// One block of the inner extent: its panel, then its groups. `result`: where the last block's sums go.
@@ -464,7 +309,7 @@ impl Writer<'_> {
         let x = self.fill(b, block);
         let at = mul_const(b, self.band, self.blocks.count);
         let at = add(b, at, block);
-        let next = super::add_const(b, at, 1);
+        let next = add_const(b, at, 1);
         let [first, end] = [at, next].map(|at| {
             let group = b.load(self.ranges, at, &[], vec![]);
             b.cast(group, TileElem::Index)
@@ -478,7 +323,7 @@ impl Writer<'_> {
             unreachable!("results go to the tensor or to scratch")
         };
         let tile = SparseTile {
-            shape: self.spec.shape(),
+            form: self.spec.form(),
             matrix: self.matrix,
             first,
             end,
@@ -527,6 +372,7 @@ impl Writer<'_> {
             let src = add(b, base, skip);
             let skip = mul_const(b, t, blocks.channels * spec.width());
             let m = Move {
+                fours: self.results.is_some(),
                 src: (self.x, src, b.index(spec.x.row)),
                 at,
                 mask,
@@ -580,6 +426,7 @@ impl Writer<'_> {
         let mask = self.cols.map(|left| b.binary(Binary::Lt, iota, left));
         let (base, rows) = (self.element(b, at, at.row, at.lane), self.rows_here(b));
         let m = Move {
+            fours: false,
             src: (buf, base, b.index(at.row)),
             at: offsets,
             mask,
@@ -617,8 +464,9 @@ impl Writer<'_> {
         let (spec, width) = (self.spec, self.spec.width());
         let (zero, rows) = (b.index(0), self.rows_here(b));
         let base = self.element(b, spec.y, spec.y.row, spec.y.lane);
-        if spec.y.lane == 1 || spec.shape() == 2 {
+        if spec.y.lane == 1 || spec.is_column() {
             let m = Move {
+                fours: false,
                 src: (sums, zero, b.index(width)),
                 at: b.iota(width as u32),
                 mask: None,
@@ -639,6 +487,7 @@ impl Writer<'_> {
             let to = add(b, base, to);
             let exact = spec.n % most == 0 && spec.band_rows() % most == 0;
             let m = Move {
+                fours: false,
                 src: (sums, from, b.index(1)),
                 at,
                 mask: None,
