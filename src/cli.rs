@@ -180,7 +180,10 @@ pub struct Bench {
 }
 
 fn parse_bits(text: &str) -> Result<Budget, String> {
-    let bits = text.parse::<f64>().ok().filter(|b| b.is_finite() && *b > 0.0);
+    let bits = text
+        .parse::<f64>()
+        .ok()
+        .filter(|b| b.is_finite() && *b > 0.0);
     bits.map(Budget::Bits)
         .ok_or_else(|| format!("`{text}` is no number of bits"))
 }

@@ -31,7 +31,9 @@ pub enum Error {
     #[error("{file}: {error}")]
     #[diagnostic(
         code(lapidary::compress),
-        help("a larger `--size` or `--bits` leaves more room; `lapidary inspect` names the weights that a recipe may speak of")
+        help(
+            "a larger `--size` or `--bits` leaves more room; `lapidary inspect` names the weights that a recipe may speak of"
+        )
     )]
     Compress {
         /// The model.

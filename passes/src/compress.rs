@@ -36,8 +36,14 @@ pub enum Budget {
 impl Budget {
     /// A size as users write it: `0.25x` of what it was, or bytes, `300000`, `12MB`, `12MiB`.
     pub fn size(text: &str) -> Result<Budget, String> {
-        let bad = || format!("`{text}` is no size: write a share like `0.25x`, or bytes like `12MB`");
-        let number = |s: &str| s.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
+        let bad =
+            || format!("`{text}` is no size: write a share like `0.25x`, or bytes like `12MB`");
+        let number = |s: &str| {
+            s.trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|n| n.is_finite() && *n > 0.0)
+        };
         if let Some(share) = text.strip_suffix('x') {
             return number(share).map(Budget::Share).ok_or_else(bad);
         }
@@ -49,7 +55,9 @@ impl Budget {
             ("MB", 1e6),
             ("GB", 1e9),
         ];
-        let unit = UNITS.iter().find_map(|(u, n)| Some((text.strip_suffix(u)?, *n)));
+        let unit = UNITS
+            .iter()
+            .find_map(|(u, n)| Some((text.strip_suffix(u)?, *n)));
         let (digits, unit) = unit.unwrap_or((text, 1.0));
         let bytes = number(digits).ok_or_else(bad)? * unit;
         Ok(Budget::Bytes(bytes as u64))

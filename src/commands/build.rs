@@ -3,7 +3,8 @@
 use super::print;
 use crate::cli::{Build, Emit};
 use lapidary::artefact::{
-    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib, write_text,
+    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
+    write_text,
 };
 use lapidary::{Compiled, Error, driver};
 use lapidary_passes::compress;
@@ -105,9 +106,7 @@ fn compressed(report: &compress::Report) -> String {
         let bits = 8.0 * after as f64 / (rows * columns).max(1) as f64;
         text += &format!(
             "`{}` [{rows},{columns}]: {} -> {bits:.2} bits, error {:.2e}, {before} -> {after} bytes\n",
-            w.name,
-            w.level.method,
-            w.error
+            w.name, w.level.method, w.error
         );
         for assumption in &w.assumptions {
             text += &format!("  {assumption}\n");

@@ -32,14 +32,14 @@ pub static CODEBOOK: Constructor = Constructor {
     sample,
 };
 
-/// A term decoding to the table's element type; `table` is `[.., n, d]` with one axis for each of the codes' before.
-pub fn codebook(table: Encoding, codes: Encoding) -> Encoding {
+/// A term decoding to `elem`; `table` is `[.., n, d]` with one axis for each of the codes' before.
+pub fn codebook(elem: ElemType, table: Encoding, codes: Encoding) -> Encoding {
     let mut shape = codes.shape.clone();
     let dim = table.shape.last().copied().unwrap_or(1);
     if let Some(last) = shape.last_mut() {
         *last = last.saturating_mul(dim);
     }
-    Encoding::of(&CODEBOOK, table.elem, shape, [], [table, codes])
+    Encoding::of(&CODEBOOK, elem, shape, [], [table, codes])
 }
 
 /// The axes of the table before its vectors, and how many and how long these are.
@@ -53,8 +53,8 @@ fn parts(e: &Encoding) -> Result<(&[usize], usize, usize), DecodeError> {
 fn check(e: &Encoding) -> Result<(), DecodeError> {
     let (scope, _, d) = parts(e)?;
     let codes = &e.children[1];
-    if !codes.elem.is_int() || e.children[0].elem != e.elem || !e.elem.is_float() {
-        return Err(e.error("codes must be integers, table and result of one float type"));
+    if !codes.elem.is_int() || !e.children[0].elem.is_float() || !e.elem.is_float() {
+        return Err(e.error("codes must be integers, table and result floats"));
     }
     let fits = match (e.shape.split_last(), codes.shape.split_last()) {
         (Some((last, front)), Some((k, codes))) => {
@@ -120,7 +120,8 @@ fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
     }
     let vectors = b.op("gather", &[table, at])?;
     let lens: Vec<Len> = e.shape.iter().map(|&n| Len::N(n as i64)).collect();
-    b.reshape(vectors, &lens)
+    let y = b.reshape(vectors, &lens)?;
+    b.cast(y, e.elem)
 }
 
 fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
@@ -130,9 +131,10 @@ fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> 
     codes[shape.len() - 1] = last / d;
     let mut table = s.blocks(&codes);
     table.extend([n, d]);
-    let table = s.term(elem, &table);
+    let own = s.one_of(&[elem, ElemType::F16]);
+    let table = s.term(own, &table);
     let codes = s.codes(&codes, n as i64);
-    Some(codebook(table, codes))
+    Some(codebook(elem, table, codes))
 }
 
 #[cfg(test)]
@@ -144,7 +146,11 @@ mod tests {
     fn rows_have_tables_of_their_own() {
         let table = Tensor::from_f64(ElemType::F32, [2, 1, 2, 1], vec![1.0, 2.0, 10.0, 20.0]);
         let codes = Tensor::from_int(ElemType::U8, [2, 3], vec![0, 1, 1, 1, 0, 0]);
-        let e = codebook(dense::from_tensor(&table), dense::from_tensor(&codes));
+        let e = codebook(
+            ElemType::F32,
+            dense::from_tensor(&table),
+            dense::from_tensor(&codes),
+        );
         let want = [1.0, 2.0, 2.0, 20.0, 10.0, 10.0];
         assert_eq!(e.decode().expect("valid").floats(), Some(&want[..]));
     }
@@ -153,6 +159,6 @@ mod tests {
     fn a_code_outside_the_table_is_an_error() {
         let table = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [1, 2, 1], vec![1.0, 2.0]));
         let codes = dense::from_tensor(&Tensor::from_int(ElemType::U8, [1], vec![2]));
-        assert!(codebook(table, codes).decode().is_err());
+        assert!(codebook(ElemType::F32, table, codes).decode().is_err());
     }
 }

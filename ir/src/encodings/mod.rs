@@ -378,7 +378,7 @@ pub fn open_constants(module: &mut Module, which: fn(&Encoding) -> bool) -> Resu
         for node in nodes {
             for i in 0..b.module.node(node).operands.len() {
                 if let Some(v) = b.module.node(node).operands[i] {
-                    let v = open_constant(&mut b, v, which, &mut opened)?;
+                    let v = open_constant(&mut b, v, which, false, &mut opened)?;
                     b.module.node_mut(node).operands[i] = Some(v);
                 }
             }
@@ -386,7 +386,7 @@ pub fn open_constants(module: &mut Module, which: fn(&Encoding) -> bool) -> Resu
         }
         for i in 0..b.module.region(region).outputs.len() {
             let v = b.module.region(region).outputs[i];
-            let v = open_constant(&mut b, v, which, &mut opened)?;
+            let v = open_constant(&mut b, v, which, false, &mut opened)?;
             b.module.region_mut(region).outputs[i] = v;
         }
     }
@@ -398,13 +398,16 @@ fn open_constant(
     b: &mut Builder,
     v: ValueId,
     which: fn(&Encoding) -> bool,
+    inner: bool,
     opened: &mut HashMap<ValueId, ValueId>,
 ) -> Result<ValueId, OpError> {
     if let Some(&to) = opened.get(&v) {
         return Ok(to);
     }
+    // Inside a term, codes stay packed whatever their type: as a constant of their own they would not.
+    let opens = |e: &Encoding| which(e) && (e.is_compressed() || inner && e.ctor.name != "dense");
     let term = match b.module.as_constant(v) {
-        Some(c) if c.encoding().is_compressed() && which(c.encoding()) => Arc::clone(c.encoding()),
+        Some(c) if opens(c.encoding()) => Arc::clone(c.encoding()),
         _ => return Ok(v),
     };
     let (name, before) = (
@@ -417,13 +420,13 @@ fn open_constant(
     for node in made {
         for i in 0..b.module.node(node).operands.len() {
             if let Some(v) = b.module.node(node).operands[i] {
-                let v = open_constant(b, v, which, opened)?;
+                let v = open_constant(b, v, which, true, opened)?;
                 b.module.node_mut(node).operands[i] = Some(v);
             }
         }
         b.module.region_mut(b.region).nodes.push(node);
     }
-    to = open_constant(b, to, which, opened)?;
+    to = open_constant(b, to, which, true, opened)?;
     opened.insert(v, to);
     Ok(to)
 }

@@ -177,6 +177,16 @@ pub fn scale_type(elem: ElemType) -> Result<ElemType, MethodError> {
     }
 }
 
+/// `elem`, or a type of the same size with a larger range if the matrix needs it, which is then said.
+pub fn wide_enough(elem: ElemType, m: &Matrix) -> (ElemType, Vec<String>) {
+    let largest = m.data().iter().fold(0.0, |a: f64, v| a.max(v.abs()));
+    if elem == ElemType::F16 && largest > 65504.0 {
+        let said = format!("numbers up to {largest:.1e} are stored as bf16");
+        return (ElemType::BF16, vec![said]);
+    }
+    (elem, vec![])
+}
+
 /// A positive scale as `elem` stores it: never 0 and never infinite.
 pub fn stored_scale(scale: f64, elem: ElemType) -> f64 {
     let (least, most) = match elem {
@@ -312,6 +322,12 @@ impl AffineParts {
         let scale = floats(self.scale_elem, &by_group, &self.scales);
         affine(ElemType::F32, scale, codes, Some(zero))
     }
+}
+
+/// The term of codes `[O, I]` of so many bits.
+pub fn packed_codes(bits: u32, shape: [usize; 2], codes: &[u8]) -> Encoding {
+    let bytes = Bytes::from(pack(codes.iter().copied(), bits));
+    int(code_type(bits), bits, shape.to_vec(), bytes)
 }
 
 /// The smallest unsigned type of codes of so many bits.

@@ -15,10 +15,13 @@
 //! Microscaling Formats (MX) Specification v1.0", sections 5 and 6; NVIDIA's NVFP4 as ModelOpt writes it; "OCP 8-bit
 //! Floating Point Specification".
 
-use super::grid::{Groups, stored_scale};
+use super::grid::{Groups, packed_codes, scale_type, stored_scale};
 use super::matrix::Matrix;
-use super::threads;
-use lapidary_ir::{ElemType, minifloat};
+use super::{Method, measured, threads};
+use lapidary_ir::encodings::codebook::codebook;
+use lapidary_ir::encodings::scale;
+use lapidary_ir::encodings::{Encoding, dense};
+use lapidary_ir::{ElemType, Tensor, minifloat};
 
 /// The 16 levels of NF4, as `f32`.
 pub const NF4: [f32; 16] = [
@@ -52,7 +55,7 @@ pub struct Levels {
 impl Levels {
     /// Levels of a table; of two levels that are equally near, the lower wins. Code `i` is entry `i`.
     pub fn of_table(table: &[f64]) -> Levels {
-        let coded = table.iter().zip(0..).map(|(&v, code)| (v, code));
+        let coded = table.iter().zip(0..=u8::MAX).map(|(&v, code)| (v, code));
         Levels::new(coded.collect(), false)
     }
 
@@ -132,6 +135,67 @@ impl LevelParts {
                 *o = f64::from((scale * self.tensor_scale * level) as f32);
             }
         })
+    }
+}
+
+/// The method: 16 levels at the quantiles of a normal distribution.
+pub static NF4_BLOCKS: Method = Method {
+    name: "nf4",
+    summary: "4-bit codes of levels at a normal distribution's quantiles, a scale for each block",
+    source: "QLoRA, section 3",
+    needs_statistics: false,
+    bits: 4..=4,
+    propose: |layer, settings| {
+        let block = if settings.group_len == 0 {
+            64
+        } else {
+            settings.group_len
+        };
+        let elem = scale_type(settings.scale_elem)?;
+        let parts = nf4(layer.weight(), block, elem);
+        measured(layer, parts.encoding(4, elem), vec![])
+    },
+};
+
+/// The method: e2m1 by blocks of 32 that share an exponent.
+pub static MXFP4: Method = Method {
+    name: "mxfp4",
+    summary: "4-bit floats, blocks of 32 share an exponent",
+    source: "OCP Microscaling Formats (MX) Specification",
+    needs_statistics: false,
+    bits: 4..=4,
+    propose: |layer, _| {
+        let parts = mxfp4(layer.weight());
+        measured(layer, parts.encoding(4, ElemType::F8E8M0), vec![])
+    },
+};
+
+/// The method: e4m3 with a scale for each row.
+pub static FP8: Method = Method {
+    name: "fp8",
+    summary: "8-bit floats (e4m3), a scale for each row",
+    source: "FP8 Formats for Deep Learning, section 3",
+    needs_statistics: false,
+    bits: 8..=8,
+    propose: |layer, _| {
+        let parts = fp8(layer.weight());
+        measured(layer, parts.encoding(8, ElemType::F32), vec![])
+    },
+};
+
+impl LevelParts {
+    /// The term `scale{scales, codebook{table, int codes}}` of `f32[O, I]`, scales as `scale_elem`.
+    fn encoding(&self, bits: u32, scale_elem: ElemType) -> Encoding {
+        let table = self.table.iter().map(|v| if v.is_nan() { 0.0 } else { *v });
+        let table = Tensor::from_f64(ElemType::F32, [1, 1, self.table.len(), 1], table.collect());
+        let codes = packed_codes(bits, [self.rows, self.blocks.columns], &self.codes);
+        let levels = codebook(ElemType::F32, dense::from_tensor(&table), codes);
+        let scales = Tensor::from_f64(
+            scale_elem,
+            [self.rows, self.blocks.count],
+            self.scales.clone(),
+        );
+        scale::scale(ElemType::F32, dense::from_tensor(&scales), levels)
     }
 }
 

@@ -20,10 +20,55 @@
 //! (atomic feature mimicking); Liu et al., "EoRA: Training-free Compensation for Compressed LLM with Eigenspace Low-Rank
 //! Approximation", section 3.
 
-use super::MethodError;
 use super::factor::{self, Singular};
+use super::grid::{scale_type, wide_enough};
 use super::matrix::Matrix;
 use super::statistics::Statistics;
+use super::{Candidate, Layer, Method, MethodError, Settings, dense, measured};
+use lapidary_ir::ElemType;
+use lapidary_ir::encodings::matmul::matmul;
+
+/// The method: two factors of least error.
+pub static SVD: Method = Method {
+    name: "svd",
+    summary: "two factors, of as many 16-bit numbers as the bits allow, with the least error of the weights",
+    source: "SVD-LLM, section 3 (baseline)",
+    needs_statistics: false,
+    bits: 1..=8,
+    propose: |layer, settings| propose(layer, settings, &SETTINGS[0]),
+};
+
+/// The method: two factors of least output error.
+pub static SVD_LLM: Method = Method {
+    name: "svd-llm",
+    summary: "two factors, of as many 16-bit numbers as the bits allow, with the least error of the outputs",
+    source: "SVD-LLM, section 3",
+    needs_statistics: true,
+    bits: 1..=8,
+    propose: |layer, settings| propose(layer, settings, &SETTINGS[1]),
+};
+
+/// Factors that take `settings.bits` for each weight.
+fn propose(
+    layer: &Layer,
+    settings: &Settings,
+    setting: &LowRankSetting,
+) -> Result<Candidate, MethodError> {
+    let weight = layer.weight();
+    let (elem, assumptions) = wide_enough(scale_type(settings.scale_elem)?, weight);
+    let share = f64::from(settings.bits) / f64::from(elem.bits());
+    let rank = rank_of_share(weight.rows(), weight.cols(), share).max(1);
+    let found = approximate(
+        setting,
+        weight,
+        None,
+        layer.statistics(),
+        rank,
+        settings.seed,
+    )?;
+    let factors = vec![dense(elem, &found.left), dense(elem, &found.right)];
+    measured(layer, matmul(ElemType::F32, factors), assumptions)
+}
 
 /// What an approximation error is weighted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

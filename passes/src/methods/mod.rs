@@ -38,8 +38,8 @@ pub mod vector;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use lapidary_ir::ElemType;
 use lapidary_ir::encodings::{DecodeError, Encoding};
+use lapidary_ir::{ElemType, Tensor};
 use matrix::Matrix;
 use statistics::Statistics;
 use std::sync::OnceLock;
@@ -52,6 +52,13 @@ pub static METHODS: &[&Method] = &[
     &hqq::HQQ,
     &ternary::TERNARY,
     &ternary::BINARY,
+    &palette::PALETTE,
+    &levels::NF4_BLOCKS,
+    &levels::MXFP4,
+    &levels::FP8,
+    &quest::QUEST,
+    &lowrank::SVD,
+    &lowrank::SVD_LLM,
 ];
 
 /// Definition of a method.
@@ -214,6 +221,25 @@ pub enum MethodError {
     /// The parts do not make a valid term.
     #[error(transparent)]
     Encoding(#[from] DecodeError),
+}
+
+/// A candidate whose error is that of what its term decodes to.
+pub(crate) fn measured(
+    layer: &Layer,
+    encoding: Encoding,
+    assumptions: Vec<String>,
+) -> Result<Candidate, MethodError> {
+    let decoded = encoding.decode()?;
+    let (weight, values) = (layer.weight(), decoded.to_f64s().unwrap_or_default());
+    let decoded = Matrix::new(weight.rows(), weight.cols(), values)
+        .ok_or_else(|| MethodError::Shape("the term has another shape than the weight".into()))?;
+    candidate(layer, encoding, &decoded, assumptions)
+}
+
+/// A plainly stored matrix.
+pub(crate) fn dense(elem: ElemType, m: &Matrix) -> Encoding {
+    let rounded = Tensor::from_f64(elem, [m.rows(), m.cols()], m.data().to_vec());
+    lapidary_ir::encodings::dense::from_tensor(&rounded)
 }
 
 /// A candidate of an encoding whose decoded weight is `decoded`.

@@ -10,12 +10,25 @@
 //! Song, "Ckmeans.1d.dp: Optimal k-means Clustering in One Dimension by Dynamic Programming"; Zhang et al., "Sketch to
 //! Adapt: Fine-Tunable Sketches for Efficient LLM Adaptation" (palettes by row with feedback).
 
+use super::grid::{packed_codes, scale_type, wide_enough};
 use super::levels::Levels;
 use super::matrix::Matrix;
 use super::sweep::{self, Prepared, Rounding};
-use super::{MethodError, threads};
-use lapidary_ir::{ElemType, minifloat};
+use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
+use lapidary_ir::encodings::codebook::codebook;
+use lapidary_ir::encodings::dense;
+use lapidary_ir::{ElemType, Tensor, minifloat};
 use std::ops::Range;
+
+/// The method, with one table for the weight.
+pub static PALETTE: Method = Method {
+    name: "palette",
+    summary: "each weight becomes one of a few numbers that k-means chose",
+    source: "SqueezeLLM, section 4.1",
+    needs_statistics: false,
+    bits: 1..=8,
+    propose,
+};
 
 /// Distinct values that are kept apart; more are merged by their leading bits.
 const MOST_POINTS: usize = 1 << 16;
@@ -64,6 +77,22 @@ impl PaletteParts {
                 .for_each(|(o, &c)| *o = f64::from(table[usize::from(c)] as f32));
         })
     }
+}
+
+fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
+    let (elem, assumptions) = wide_enough(scale_type(settings.scale_elem)?, layer.weight());
+    let palette_settings = PaletteSettings {
+        bits: settings.bits,
+        rows_per_table: 0,
+        elem,
+    };
+    // Weighted by what an error of the column costs alone.
+    let weights = layer.statistics().map(|s| s.hessian.diagonal());
+    let parts = palette(layer.weight(), weights.as_deref(), &palette_settings)?;
+    let table = Tensor::from_f64(elem, [1, 1, parts.entries, 1], parts.tables.clone());
+    let codes = packed_codes(settings.bits, [parts.rows, parts.columns], &parts.codes);
+    let encoding = codebook(ElemType::F32, dense::from_tensor(&table), codes);
+    candidate(layer, encoding, &parts.decode(), assumptions)
 }
 
 /// A value and how much its error weighs.
@@ -120,7 +149,7 @@ pub fn kmeans(points: &[Point], k: usize) -> Vec<f64> {
     let mut last: Vec<f64> = (0..n).map(|j| runs.cost(0, j + 1)).collect();
     let mut cuts: Vec<Vec<u32>> = vec![];
     for m in 1..k {
-        let mut layer = Layer {
+        let mut layer = Row {
             runs: &runs,
             last: &last,
             now: vec![f64::INFINITY; n],
@@ -186,14 +215,14 @@ impl Runs {
 }
 
 /// One more cluster: `now[j]` is the least cost of points `0..=j`, whose last cluster begins at `cut[j]`.
-struct Layer<'a> {
+struct Row<'a> {
     runs: &'a Runs,
     last: &'a [f64],
     now: Vec<f64>,
     cut: Vec<u32>,
 }
 
-impl Layer<'_> {
+impl Row<'_> {
     /// Solves `from..=to`, whose cuts lie in `low..=high`.
     fn solve(&mut self, from: usize, to: usize, low: usize, high: usize) {
         if from > to {

@@ -5,12 +5,50 @@
 //! Source: Panferov et al., "QuEST: Stable Training of LLMs with 1-Bit Weights and Activations", section 3. The
 //! multiples of the published code are kept for checkpoints that were trained with them; [`best_clip`] computes ours.
 
+use super::grid::{packed_codes, scale_type, wide_enough};
 use super::matrix::Matrix;
-use super::{MethodError, threads};
+use super::{Method, MethodError, dense, measured, threads};
+use lapidary_ir::encodings::affine::affine;
+use lapidary_ir::encodings::rotate;
 use lapidary_ir::{ElemType, minifloat};
 
-/// Columns of a block.
+/// The method.
+pub static QUEST: Method = Method {
+    name: "quest",
+    summary: "rotated by blocks of a Hadamard matrix, on the grid that is best for normal values",
+    source: "QuEST, section 3",
+    needs_statistics: false,
+    bits: 1..=8,
+    propose: |layer, settings| {
+        let (elem, assumptions) = wide_enough(scale_type(settings.scale_elem)?, layer.weight());
+        let parts = quest(layer.weight(), settings.bits, elem)?;
+        let (rows, columns) = (parts.steps.len(), parts.columns);
+        let by_row = |values: Vec<f64>| Matrix::new(values.len(), 1, values);
+        let steps = by_row(parts.steps).ok_or_else(|| MethodError::Shape("no rows".into()))?;
+        // Half-integers are exact in 16 bits.
+        let middle = Matrix::from_fn(1, 1, |_, _| f64::from(parts.levels - 1) / 2.0);
+        let codes = packed_codes(settings.bits, [rows, columns], &parts.codes);
+        let turned = affine(
+            ElemType::F32,
+            dense(elem, &steps),
+            codes,
+            Some(dense(ElemType::F16, &middle)),
+        );
+        measured(
+            layer,
+            rotate::hadamard(ElemType::F32, 1, block_of(columns), turned),
+            assumptions,
+        )
+    },
+};
+
+/// Most columns of a block; the published length.
 pub const BLOCK: usize = 128;
+
+/// The longest block, up to [`BLOCK`], that divides so many columns.
+pub fn block_of(columns: usize) -> usize {
+    1 << columns.trailing_zeros().min(BLOCK.trailing_zeros())
+}
 
 /// Clipping, in root mean squares, of the published code for 1 to 8 bits.
 pub const PUBLISHED_CLIP: [f64; 8] = [
@@ -27,20 +65,13 @@ pub const PUBLISHED_CLIP: [f64; 8] = [
 /// The published clipping of the three levels -s, 0, s.
 pub const PUBLISHED_TERNARY_CLIP: f64 = 1.224_008_95;
 
-/// `m` with each row's blocks of [`BLOCK`] columns times the orthonormal Hadamard matrix; its own inverse.
-///
-/// Fails if the columns are no multiple of a block.
-pub fn rotate(m: &Matrix) -> Result<Matrix, MethodError> {
-    if !m.cols().is_multiple_of(BLOCK) {
-        return Err(MethodError::Shape(format!(
-            "{} columns are no multiple of the rotation's {BLOCK}",
-            m.cols()
-        )));
-    }
-    Ok(Matrix::from_rows(m.rows(), m.cols(), |r, out| {
+/// `m` with each row's blocks ([`block_of`] its columns) times the orthonormal Hadamard matrix; its own inverse.
+pub fn turn(m: &Matrix) -> Matrix {
+    let block = block_of(m.cols());
+    Matrix::from_rows(m.rows(), m.cols(), |r, out| {
         out.copy_from_slice(m.row(r));
-        out.chunks_mut(BLOCK).for_each(hadamard);
-    }))
+        out.chunks_mut(block).for_each(hadamard);
+    })
 }
 
 /// The fast transform of one block, whose length is a power of two.
@@ -85,8 +116,8 @@ impl QuestParts {
     }
 
     /// The decoded weight, rotated back.
-    pub fn decode(&self) -> Result<Matrix, MethodError> {
-        rotate(&self.decode_rotated())
+    pub fn decode(&self) -> Matrix {
+        turn(&self.decode_rotated())
     }
 }
 
@@ -125,7 +156,7 @@ pub fn quest(weight: &Matrix, bits: u32, elem: ElemType) -> Result<QuestParts, M
     }
     let levels = 1 << bits;
     Ok(gaussian_grid(
-        &rotate(weight)?,
+        &turn(weight),
         levels,
         best_clip(levels),
         elem,
@@ -212,11 +243,11 @@ mod tests {
     #[test]
     fn rotating_twice_is_nothing_and_products_stay() {
         let (w, x) = (random(5, 256, 1), random(7, 256, 2));
-        let (rw, rx) = (rotate(&w).expect("whole"), rotate(&x).expect("whole"));
-        assert!(rotate(&rw).expect("whole").sub(&w).square_sum() < 1e-24);
+        let (rw, rx) = (turn(&w), turn(&x));
+        assert!(turn(&rw).sub(&w).square_sum() < 1e-24);
         let y = x.mul_transposed(&w);
         assert!(rx.mul_transposed(&rw).sub(&y).square_sum() / y.square_sum() < 1e-24);
-        assert!(rotate(&random(2, 100, 3)).is_err());
+        assert_eq!((block_of(100), block_of(384), block_of(1)), (4, 128, 1));
     }
 
     #[test]
@@ -227,11 +258,10 @@ mod tests {
         let straight = gaussian_grid(&w, 16, clip, ElemType::F16).decode_rotated();
         let rotated = quest(&w, 4, ElemType::F16)
             .expect("whole")
-            .decode()
-            .expect("whole");
+            .decode();
         assert!(mse(&w, &rotated) < 0.5 * mse(&w, &straight));
         assert!(quest(&w, 9, ElemType::F16).is_err());
         let zeros = quest(&Matrix::zeros(1, 128), 2, ElemType::F16).expect("whole");
-        assert!(zeros.decode().expect("whole").is_finite());
+        assert!(zeros.decode().is_finite());
     }
 }
