@@ -11,6 +11,7 @@ use lapidary_ir::Module;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_passes::egraph;
+use lapidary_passes::encode::encode;
 use lapidary_passes::fold::{Limits, fold_constants};
 use lapidary_passes::lower::{self, Report, WeightPiece, lower};
 use lapidary_passes::rules::FAMILIES;
@@ -153,6 +154,7 @@ pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report
         decode: false,
         ..Limits::default()
     };
+    encode(module);
     fold_constants(module, codes_stay);
     let rules: Vec<_> = FAMILIES
         .iter()

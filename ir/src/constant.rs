@@ -60,7 +60,12 @@ impl Constant {
 
     /// Bytes that it is stored in.
     pub fn stored_bytes(&self) -> usize {
-        self.encoding.blob.as_ref().map_or(0, Bytes::len)
+        self.encoding.stored_bytes() as usize
+    }
+
+    /// True if it is a term over other terms, which is better multiplied with as it is than decoded.
+    pub fn is_compressed(&self) -> bool {
+        !self.encoding.children.is_empty()
     }
 
     /// The raw little-endian bytes, if it is stored densely.

@@ -157,6 +157,11 @@ fn by_contents(module: &Module, id: NodeId) -> Option<Vec<(ValueId, Tensor)>> {
 fn by_evaluation(module: &Module, id: NodeId, limits: Limits) -> Option<Vec<(ValueId, Tensor)>> {
     let node = module.node(id);
     let constants = constants(module, id)?;
+    // Products take compressed weights as they are, and their transpositions.
+    let compressed = constants.iter().flatten().any(|c| c.is_compressed());
+    if compressed && (!limits.decode || node.op.name == "transpose") {
+        return None;
+    }
     let operand_elements: usize = constants.iter().flatten().map(|c| count(c.shape())).sum();
     let result_elements: usize = node
         .results

@@ -236,7 +236,7 @@ pub struct GemmBlocks {
     pub block: usize,
     /// Blocks of a row.
     pub blocks: usize,
-    /// `1..=MAX_ROWS_BLOCKS`.
+    /// Rows; the kernel makes tiles of at most [`MAX_ROWS_BLOCKS`] of them.
     pub rows: u32,
     /// `1..=PANEL_BLOCKS`.
     pub cols: u32,

@@ -30,6 +30,7 @@ pub static OPS: &[&OpDef] = &[
     &contrib::QLINEAR_GLOBAL_AVERAGE_POOL,
     &contrib::QLINEAR_CONCAT,
     &contrib::QLINEAR_SOFTMAX,
+    &blocked::ROUND_BLOCKS,
     &blocked::MATMUL_NBITS,
     &blocked::GATHER_BLOCK_QUANTIZED,
 ];
