@@ -6,13 +6,13 @@ use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    GemmBlocks, Import, KernelContext, MoveF32, SparseF32, UNARY_ERF, UNARY_EXP, UNARY_GELU,
-    UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
+    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, SparseF32, UNARY_ERF,
+    UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
 };
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::activation::Activation;
-use lapidary_ir::kernel::blocks::{self, BlocksTile};
+use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
@@ -76,7 +76,9 @@ impl<'k> Fun<'k, '_> {
         if let Some(tile) = sparse::recognise(&self.facts, stmt) {
             self.sparse(&tile)?;
         } else if let Some(tile) = blocks::recognise(&self.facts, stmt) {
-            self.blocks(&tile)?;
+            self.product_of_blocks(&tile)?;
+        } else if let Some(tile) = blocks::recognise_round(&self.facts, stmt) {
+            self.round_blocks(&tile)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
         } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
@@ -138,7 +140,7 @@ impl<'k> Fun<'k, '_> {
         Ok(())
     }
 
-    fn blocks(&mut self, tile: &BlocksTile) -> Result<(), Error> {
+    fn product_of_blocks(&mut self, tile: &BlocksTile) -> Result<(), Error> {
         let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
         let rows = self.count_of(first, end);
         let rows = self.b.ins().ireduce(I32, rows);
@@ -182,6 +184,31 @@ impl<'k> Fun<'k, '_> {
             hi: hi,
         });
         self.call_micro_kernel(Import::GemmBlocks, size_of::<GemmBlocks>(), &fields);
+        Ok(())
+    }
+
+    fn round_blocks(&mut self, tile: &RoundTile) -> Result<(), Error> {
+        let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
+        let blocks = self.count_of(first, end);
+        let (x, y) = (self.at(tile.x, 4)?, self.at(tile.y, 1)?);
+        let length = i64::from(tile.block);
+        let skip = self.b.ins().imul_imm_s(first, 4 * length);
+        let x = self.b.ins().iadd(x, skip);
+        let skip = self
+            .b
+            .ins()
+            .imul_imm_s(first, length + ACT_BLOCK_EXTRA as i64);
+        let y = self.b.ins().iadd(y, skip);
+        let block = self.index(length);
+        let factor = self.b.ins().iconst(I32, i64::from(tile.factor));
+        let fields = fields!(RoundBlocks {
+            x: x,
+            y: y,
+            block: block,
+            blocks: blocks,
+            factor: factor,
+        });
+        self.call_micro_kernel(Import::RoundBlocks, size_of::<RoundBlocks>(), &fields);
         Ok(())
     }
 

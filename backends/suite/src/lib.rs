@@ -3,6 +3,7 @@
 //! A backend's tests are `lapidary_suite::suite!(BACKEND)` with its [`Backend`]; a new case is a function in [`kernels`] and
 //! its name in [`suite!`].
 
+mod blocks;
 pub mod kernels;
 mod panels;
 
@@ -32,6 +33,8 @@ macro_rules! suite {
             packed_codes_are_unpacked
             contractions_with_and_without_micro_kernels
             sparse_products_and_their_panels
+            products_of_blocks
+            blocks_are_rounded
             windows_of_numbers_and_codes
             other_machines_get_code
         );

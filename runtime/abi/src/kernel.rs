@@ -32,10 +32,12 @@ pub enum Import {
     SparseF32 = 5,
     /// `fn(*const UnaryF32)`: a function of each number.
     UnaryF32 = 6,
+    /// `fn(*const RoundBlocks)`: numbers to codes, in blocks that share a scale.
+    RoundBlocks = 7,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 7;
+pub const IMPORT_COUNT: usize = 8;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -254,6 +256,24 @@ pub struct GemmBlocks {
 
 /// Longest block of [`GemmBlocks`]: sums fit 32 bits.
 pub const MAX_BLOCK: usize = 1 << 14;
+
+/// Numbers to the blocks of activations of [`GemmBlocks`]. With the largest `|x|` of a block, `m`, a code is
+/// `clamp(round_to_even(x * (127 / m)), -127, 127)` (0 for what is no number), the scale is `m / 127`, and the offset is
+/// `factor` times the sum of the codes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RoundBlocks {
+    /// `blocks * block` numbers.
+    pub x: *const f32,
+    /// `blocks` blocks of `block + ACT_BLOCK_EXTRA` bytes.
+    pub y: *mut u8,
+    /// Length of a block, at most [`MAX_BLOCK`].
+    pub block: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// Minus the zero point of all weights, or -1 where weights have their own.
+    pub factor: i32,
+}
 
 /// Most columns of one [`MoveF32`].
 pub const MOVE_COLS: usize = 64;

@@ -18,6 +18,7 @@ mod gemm_blocks;
 mod gemm_f32;
 mod gemm_i8;
 mod move_f32;
+mod round_blocks;
 mod sparse_f32;
 mod unary_f32;
 mod window_f32;
@@ -112,6 +113,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         window_f32::portable as *const c_void,
         sparse_f32::portable as *const c_void,
         unary_f32::portable::entry as *const c_void,
+        round_blocks::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -123,6 +125,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_f32::avx2::entry as *const c_void,
             sparse_f32::avx2::entry as *const c_void,
             unary_f32::avx2::entry as *const c_void,
+            round_blocks::avx2 as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -132,6 +135,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_f32::avx512::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
+            round_blocks::avx512 as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -141,6 +145,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             window_i8::entry as *const c_void,
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
+            round_blocks::avx512 as *const c_void,
         ]);
         match level {
             Level::Portable => {}
