@@ -8,11 +8,12 @@ use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
     ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, SparseF32, UNARY_ERF,
     UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
+    UnpackBlocks,
 };
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::activation::Activation;
-use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile};
+use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile, UnpackTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows, SPARSE_SHAPES, SparseTile};
@@ -79,6 +80,8 @@ impl<'k> Fun<'k, '_> {
             self.product_of_blocks(&tile)?;
         } else if let Some(tile) = blocks::recognise_round(&self.facts, stmt) {
             self.round_blocks(&tile)?;
+        } else if let Some(tile) = blocks::recognise_unpack(&self.facts, stmt) {
+            self.unpack_blocks(&tile)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
         } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
@@ -200,7 +203,7 @@ impl<'k> Fun<'k, '_> {
             .imul_imm_s(first, length + ACT_BLOCK_EXTRA as i64);
         let y = self.b.ins().iadd(y, skip);
         let block = self.index(length);
-        let factor = self.b.ins().iconst(I32, i64::from(tile.factor));
+        let factor = self.b.ins().iconst(I32, i64::from(tile.factor as u32));
         let fields = fields!(RoundBlocks {
             x: x,
             y: y,
@@ -209,6 +212,32 @@ impl<'k> Fun<'k, '_> {
             factor: factor,
         });
         self.call_micro_kernel(Import::RoundBlocks, size_of::<RoundBlocks>(), &fields);
+        Ok(())
+    }
+
+    fn unpack_blocks(&mut self, tile: &UnpackTile) -> Result<(), Error> {
+        let blocks = self.scalar(tile.blocks)?;
+        let zero = self.index(0);
+        let blocks = self.count_of(zero, blocks);
+        let (y, y_stride) = self.rows(tile.y)?;
+        let w = self.at(tile.w, 1)?;
+        let f = tile.format;
+        let block = self.index(i64::from(f.block));
+        let words = [f.bits, f.scale_bytes, u32::from(f.zeros), tile.zero as u32];
+        let [bits, scale_bytes, zeros, zero] =
+            words.map(|v| self.b.ins().iconst(I32, i64::from(v)));
+        let fields = fields!(UnpackBlocks {
+            w: w,
+            y: y,
+            y_stride: y_stride,
+            block: block,
+            blocks: blocks,
+            bits: bits,
+            scale_bytes: scale_bytes,
+            zeros: zeros,
+            zero: zero,
+        });
+        self.call_micro_kernel(Import::UnpackBlocks, size_of::<UnpackBlocks>(), &fields);
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! Products of activations and weights in blocks, and the rounding that makes the activations.
 
 use super::*;
-use lapidary_ir::kernel::blocks::{BlocksTile, Format, PANEL, RoundTile, blocks, round};
+use lapidary_ir::kernel::blocks::{
+    BlocksTile, Format, PANEL, RoundTile, UnpackTile, blocks, round, unpack,
+};
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::sparse::Rows;
 use lapidary_ir::kernel::*;
@@ -78,6 +80,25 @@ fn stream(
     out
 }
 
+fn number(rng: &mut Rng) -> f32 {
+    (rng.unit() * 0.02 - 0.01) as f32
+}
+
+/// Blocks of weights.
+fn panels(rng: &mut Rng, format: Format, count: usize) -> Vec<u8> {
+    stream(rng, format.panel_bytes() as usize, count, |rng| {
+        let scales = (0..PANEL as usize).map(|j| {
+            let scale = number(rng);
+            let bytes = match format.scale_bytes {
+                2 => half(scale),
+                _ => scale.to_le_bytes().to_vec(),
+            };
+            (j * format.scale_bytes as usize, bytes)
+        });
+        scales.collect()
+    })
+}
+
 /// Every format, with and without each part, tiles with all their rows and with some.
 pub fn products_of_blocks(backend: &Backend) {
     let mut rng = Rng(33);
@@ -99,7 +120,6 @@ pub fn products_of_blocks(backend: &Backend) {
                 scale_bytes,
                 zeros,
             };
-            let number = |rng: &mut Rng| (rng.unit() * 0.02 - 0.01) as f32;
             let rows = [1, 4, 5, 13][case as usize % 4];
             let a = stream(
                 &mut rng,
@@ -114,22 +134,7 @@ pub fn products_of_blocks(backend: &Backend) {
                     ]
                 },
             );
-            let w = stream(
-                &mut rng,
-                format.panel_bytes() as usize,
-                2 * BLOCKS as usize,
-                |rng| {
-                    let scales = (0..PANEL as usize).map(|j| {
-                        let scale = number(rng);
-                        let bytes = match scale_bytes {
-                            2 => half(scale),
-                            _ => scale.to_le_bytes().to_vec(),
-                        };
-                        (j * scale_bytes as usize, bytes)
-                    });
-                    scales.collect()
-                },
-            );
+            let w = panels(&mut rng, format, 2 * BLOCKS as usize);
             let buffers = [a, w, rng.f32s(2 * PANEL as usize), rng.f32s(rows * 37)];
             let tile = if case % 2 == 0 { 1 } else { 4 };
             let kernel = product(format, tile, case % 16);
@@ -200,5 +205,49 @@ pub fn blocks_are_rounded(backend: &Backend) {
         let mut put = |at: usize, v: f32| x[4 * at..4 * at + 4].copy_from_slice(&v.to_le_bytes());
         put(5, f32::NAN);
         check(backend, &rounding(block as u32, factor), &[x, y], &[3], 0.0);
+    }
+}
+
+fn unpacking(format: Format) -> Kernel {
+    let mut b = KernelBuilder::new("unpack");
+    let w = b.buffer("w", ElemType::U8, false);
+    let y = b.buffer("y", ElemType::F32, true);
+    let count = b.size_param("blocks");
+    let half = b.grid(Extent::Const(2));
+    let count = b.size(count);
+    let [stride, width, length] =
+        [37, i64::from(PANEL), 2 * format.panel_bytes()].map(|v| b.index(v));
+    let base = b.binary(Binary::Mul, half, width);
+    let from = b.binary(Binary::Mul, half, length);
+    let tile = UnpackTile {
+        format,
+        zero: 1 << (format.bits - 1),
+        blocks: count,
+        w: (w, from),
+        y: Rows {
+            buf: y,
+            base,
+            stride,
+        },
+    };
+    unpack(&mut b, tile);
+    b.finish()
+}
+
+/// Panels side by side, of every format; their rows are not all that there are.
+pub fn weights_become_numbers(backend: &Backend) {
+    let mut rng = Rng(35);
+    for (bits, block) in [(2, 16), (2, 64), (4, 16), (4, 32), (8, 16), (8, 48)] {
+        for (scale_bytes, zeros) in [(2, false), (4, false), (2, true), (4, true)] {
+            let format = Format {
+                block,
+                bits,
+                scale_bytes,
+                zeros,
+            };
+            let w = panels(&mut rng, format, 4);
+            let buffers = [w, rng.f32s(2 * block as usize * 37)];
+            check(backend, &unpacking(format), &buffers, &[2], 0.0);
+        }
     }
 }

@@ -35,6 +35,7 @@ macro_rules! suite {
             sparse_products_and_their_panels
             products_of_blocks
             blocks_are_rounded
+            weights_become_numbers
             windows_of_numbers_and_codes
             other_machines_get_code
         );

@@ -24,6 +24,15 @@
 //! ```
 //!
 //! ```text
+//! for g in 0..blocks {                                               weights as numbers
+//!   for line in 0..(block * bits / 32) {
+//!     raw = load W[line of g]
+//!     for p in 0..(8 / bits):
+//!       store Y[rows of line, p]: scale * cast f32 (((raw >> p * bits) & mask) - zero)      [4, 16]
+//! } }
+//! ```
+//!
+//! ```text
 //! for g in first..end {
 //!   x = load X[at + g * block]                                       [block]
 //!   m = reduce max (abs x); codes = cast (clamp (round (x * (127 / m))))
@@ -78,6 +87,19 @@ impl Format {
     pub fn panel_bytes(self) -> i64 {
         self.head_bytes() + LINE * self.lines()
     }
+
+    /// Those whose blocks have these lengths.
+    fn of(block: u32, panel_bytes: i64) -> impl Iterator<Item = Format> {
+        let forms = [2, 4, 8].into_iter().flat_map(move |bits| {
+            [(2, false), (2, true), (4, false), (4, true)].map(|(scale_bytes, zeros)| Format {
+                block,
+                bits,
+                scale_bytes,
+                zeros,
+            })
+        });
+        forms.filter(move |f| f.panel_bytes() == panel_bytes && f.lines() > 0)
+    }
 }
 
 /// What [`blocks()`] multiplies.
@@ -124,6 +146,21 @@ pub struct RoundTile {
     pub x: (Buf, Var),
     /// Blocks (`u8`): buffer, and first byte of block 0.
     pub y: (Buf, Var),
+}
+
+/// What [`unpack()`] makes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnpackTile {
+    /// How blocks are stored.
+    pub format: Format,
+    /// The zero point where columns have none of their own.
+    pub zero: i32,
+    /// Blocks.
+    pub blocks: Var,
+    /// The panel (`u8`): buffer and first byte.
+    pub w: (Buf, Var),
+    /// Rows of [`PANEL`] numbers (`f32`), one for each step of the inner extent.
+    pub y: Rows,
 }
 
 fn elem(e: ElemType) -> TileElem {
@@ -242,15 +279,7 @@ fn block(b: &mut KernelBuilder, t: BlocksTile, (a, w): (Var, Var), a_rows: &Axis
         let from = at(b, a_codes, line, i64::from(32 / f.bits));
         let mut sums = sums[0];
         for p in 0..8 / f.bits {
-            let mut codes = raw;
-            if p > 0 {
-                let shift = b.constant(b.ty(raw), Literal::Int(i64::from(p * f.bits)));
-                codes = b.binary(Binary::Shr, codes, shift);
-            }
-            if f.bits < 8 {
-                let mask = b.constant(b.ty(raw), Literal::Int((1 << f.bits) - 1));
-                codes = b.binary(Binary::And, codes, mask);
-            }
+            let codes = field(b, raw, p, f.bits);
             let from = plus(b, from, i64::from(4 * p));
             let axes = vec![a_rows.clone(), Axis::stride(1)];
             let acts = b.load(t.a.buf, from, &[t.rows, 4], axes);
@@ -269,6 +298,71 @@ fn block(b: &mut KernelBuilder, t: BlocksTile, (a, w): (Var, Var), a_rows: &Axis
     let scale = b.binary(Binary::Mul, of_w, of_a);
     let sums = b.cast(sums, elem(ElemType::F32));
     b.mul_add(sums, scale, acc)
+}
+
+/// The codes of field `p` of bytes.
+fn field(b: &mut KernelBuilder, raw: Var, p: u32, bits: u32) -> Var {
+    let mut codes = raw;
+    if p > 0 {
+        let shift = b.constant(b.ty(raw), Literal::Int(i64::from(p * bits)));
+        codes = b.binary(Binary::Shr, codes, shift);
+    }
+    if bits < 8 {
+        let mask = b.constant(b.ty(raw), Literal::Int((1 << bits) - 1));
+        codes = b.binary(Binary::And, codes, mask);
+    }
+    codes
+}
+
+/// Writes the canonical loop that makes numbers of weights.
+pub fn unpack(b: &mut KernelBuilder, t: UnpackTile) {
+    let (f, shape) = (t.format, [4, PANEL]);
+    let zero = b.index(0);
+    b.for_loop(zero, t.blocks, 1, &[], |b, g, _| {
+        let w = at(b, t.w.1, g, f.panel_bytes());
+        let from = b.index(i64::from(f.block));
+        let row = b.binary(Binary::Mul, g, from);
+        let zeros = match f.zeros {
+            true => {
+                let base = plus(b, w, i64::from(PANEL * f.scale_bytes));
+                let zeros = b.load(t.w.0, base, &[PANEL], vec![Axis::stride(1)]);
+                let zeros = b.cast(zeros, elem(ElemType::I32));
+                b.broadcast(zeros, &shape, 0)
+            }
+            false => {
+                let ty = TileType::of(ElemType::I32, &shape);
+                b.constant(ty, Literal::Int(i64::from(t.zero)))
+            }
+        };
+        let axis = Axis::stride(i64::from(f.scale_bytes));
+        let scale = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &axis);
+        let scale = b.broadcast(scale, &shape, 0);
+        let codes = plus(b, w, f.head_bytes());
+        let (none, lines) = (b.index(0), b.index(f.lines()));
+        b.for_loop(none, lines, 1, &[], |b, line, _| {
+            let from = at(b, codes, line, LINE);
+            let raw = b.load(t.w.0, from, &shape, vec![Axis::stride(1), Axis::stride(4)]);
+            let row = at(b, row, line, i64::from(32 / f.bits));
+            for p in 0..8 / f.bits {
+                let codes = field(b, raw, p, f.bits);
+                let codes = b.cast(codes, elem(ElemType::I32));
+                let centred = b.binary(Binary::Sub, codes, zeros);
+                let numbers = b.cast(centred, elem(ElemType::F32));
+                let numbers = b.binary(Binary::Mul, numbers, scale);
+                let row = plus(b, row, i64::from(4 * p));
+                let skip = b.binary(Binary::Mul, row, t.y.stride);
+                let to = b.binary(Binary::Add, t.y.base, skip);
+                let rows = Axis {
+                    at: At::DynStride(t.y.stride),
+                    valid: None,
+                    mask: None,
+                };
+                b.store(t.y.buf, to, vec![rows, Axis::stride(1)], numbers);
+            }
+            vec![]
+        });
+        vec![]
+    });
 }
 
 /// Writes the rounding's canonical loop.
@@ -347,14 +441,6 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
     let mut lengths = constants(of_blocks);
     let (act_bytes, panel_bytes) = (lengths.next()?, lengths.next()?);
     let block = u32::try_from(act_bytes - ACT_BLOCK_EXTRA as i64).ok()?;
-    let forms = [2, 4, 8].into_iter().flat_map(|bits| {
-        [(2, false), (2, true), (4, false), (4, true)].map(|(scale_bytes, zeros)| Format {
-            block,
-            bits,
-            scale_bytes,
-            zeros,
-        })
-    });
     let after = &body[inner..];
     let bound = |f: Binary| {
         after.iter().find_map(|s| match s.op {
@@ -413,9 +499,71 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
             ..pattern
         })
     };
-    forms
-        .filter(|f| f.panel_bytes() == panel_bytes && f.lines() > 0)
-        .find_map(found)
+    Format::of(block, panel_bytes).find_map(found)
+}
+
+/// Recognises what [`unpack()`] writes: the loop, after the statement that defines its first index.
+pub fn recognise_unpack(facts: &Facts, stmt: &Stmt) -> Option<UnpackTile> {
+    let Op::For {
+        begin,
+        body,
+        step: 1,
+        ..
+    } = &stmt.op
+    else {
+        return None;
+    };
+    let inner = body.iter().find_map(|s| s.op.bodies().next())?;
+    let Op::Store { x, axes, .. } = &inner.last()?.op else {
+        return None;
+    };
+    let whole = facts.ty(*x) == &TileType::of(ElemType::F32, &[4, PANEL]) && axes.len() == 2;
+    if !whole || facts.int(*begin) != Some(0) {
+        return None;
+    }
+    let mut lengths = constants(body);
+    let (panel_bytes, block) = (lengths.next()?, lengths.next()?);
+    let zero = body.iter().find_map(|s| match (s.results.first(), &s.op) {
+        (Some(&v), Op::Const(Literal::Int(zero))) => {
+            (facts.ty(v).shape == [4, PANEL]).then_some(*zero)
+        }
+        _ => None,
+    });
+    let zero = i32::try_from(zero.unwrap_or(0)).ok()?;
+    Format::of(u32::try_from(block).ok()?, panel_bytes).find_map(|format| {
+        let mut b = KernelBuilder::new("pattern");
+        let (w, y) = (
+            b.buffer("", ElemType::U8, true),
+            b.buffer("", ElemType::F32, true),
+        );
+        let mut var = || b.var(TileType::index());
+        let pattern = UnpackTile {
+            format,
+            zero,
+            blocks: var(),
+            w: (w, var()),
+            y: Rows {
+                buf: y,
+                base: var(),
+                stride: var(),
+            },
+        };
+        unpack(&mut b, pattern);
+        let mut kernel = b.finish();
+        // The loop alone: the index that it begins at is a constant of somebody else.
+        kernel.body.remove(0);
+        let found = unify(&kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+        Some(UnpackTile {
+            blocks: found.var(pattern.blocks)?,
+            w: (found.buf(w)?, found.var(pattern.w.1)?),
+            y: Rows {
+                buf: found.buf(y)?,
+                base: found.var(pattern.y.base)?,
+                stride: found.var(pattern.y.stride)?,
+            },
+            ..pattern
+        })
+    })
 }
 
 /// Recognises what [`round()`] writes.
@@ -512,6 +660,41 @@ mod tests {
                     "{parts:b} {bits} {block}"
                 );
                 assert_eq!(recognise_round(&facts, last), None);
+            }
+        }
+    }
+
+    #[test]
+    fn unpacking_that_is_written_is_recognised() {
+        for (bits, block) in [(2, 16), (4, 32), (4, 128), (8, 16)] {
+            for (scale_bytes, zeros) in [(2, false), (2, true), (4, false), (4, true)] {
+                let mut b = KernelBuilder::new("k");
+                let w = b.buffer("w", ElemType::U8, false);
+                let y = b.buffer("y", ElemType::F32, true);
+                let [base, stride, blocks] = [7, 32, 3].map(|v| b.index(v));
+                let tile = UnpackTile {
+                    format: Format {
+                        block,
+                        bits,
+                        scale_bytes,
+                        zeros,
+                    },
+                    zero: if zeros { 0 } else { 8 },
+                    blocks,
+                    w: (w, base),
+                    y: Rows {
+                        buf: y,
+                        base,
+                        stride,
+                    },
+                };
+                unpack(&mut b, tile);
+                let kernel = b.finish();
+                super::super::verify::verify(&kernel).expect("valid");
+                let facts = Facts::new(&kernel);
+                let last = kernel.body.last().expect("the loop");
+                assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
+                assert_eq!(recognise(&facts, last), None);
             }
         }
     }

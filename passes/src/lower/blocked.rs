@@ -5,8 +5,8 @@
 //!   => round x => blocks of codes              once for all products that read it
 //!      product of blocks (codes, panels)
 //! ```
-//! Weights are packed from the file's own bytes when they are written. Products whose left side is not rounded, and other
-//! forms of weights, are multiplied as numbers.
+//! Weights are packed from the file's own bytes when they are written. Where the left side is not rounded, a few blocks of a panel are
+//! made numbers at a time, so that the weights never are all; other forms of weights are multiplied as numbers.
 
 use super::expand::Facts;
 use super::expr::E;
@@ -37,8 +37,8 @@ const MAX_ROUNDED: usize = 256;
 /// What is known of these products before the first step is written.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Products of blocks.
-    products: HashMap<NodeId, Weights>,
+    /// Products, and whether their left sides are codes.
+    products: HashMap<NodeId, (Weights, bool)>,
     /// The blocks of codes that products read, by what is rounded and the factor of their sums.
     codes: HashMap<(ValueId, i32), Option<ValueId>>,
 }
@@ -121,8 +121,8 @@ impl Weights {
         })
     }
 
-    /// The panels, as the micro-kernel reads them.
-    fn pack(&self) -> Result<Vec<u8>, String> {
+    /// So many panels, as the micro-kernels read them.
+    fn pack(&self, panels: usize) -> Result<Vec<u8>, String> {
         let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
         let scales = numbers(&self.scales)?;
         let scales = scales.floats().ok_or("scales are floats")?;
@@ -135,7 +135,6 @@ impl Weights {
             let bit = (row * k + at) * bits;
             self.codes[bit / 8] >> (bit % 8) & mask
         };
-        let panels = self.n.div_ceil(width);
         let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
         for panel in 0..panels {
             let rows: Vec<Option<usize>> = (panel * width..(panel + 1) * width)
@@ -193,18 +192,24 @@ pub fn find(low: &mut Lowerer) {
             for &v in module.node(n).operands.iter().flatten() {
                 users.entry(v).or_default().push(n);
             }
-            if let Some((weights, a)) = product(&low.facts, n) {
-                found.codes.insert((a, weights.factor), None);
-                found.products.insert(n, weights);
+            if let Some((weights, a, rounded)) = product(low, n) {
+                if rounded {
+                    found.codes.insert((a, weights.factor), None);
+                }
+                found.products.insert(n, (weights, rounded));
             }
         }
     }
     let mut unstored = vec![];
     for n in found.products.keys() {
-        for &v in module.node(*n).operands[..2].iter().flatten() {
+        for (i, &v) in module.node(*n).operands[..2].iter().enumerate() {
+            let Some(v) = v else { continue };
+            // Only as weights, or as codes.
             let taken = |n: &NodeId| {
-                let other = module.node(*n).operands[2..].contains(&Some(v));
-                found.products.contains_key(n) && !other
+                let operands = &module.node(*n).operands;
+                let once = operands.iter().filter(|o| **o == Some(v)).count() == 1;
+                let product = found.products.get(n);
+                once && operands[i] == Some(v) && product.is_some_and(|p| i == 1 || p.1)
             };
             if !kept.contains(&v) && users.get(&v).is_some_and(|u| u.iter().all(taken)) {
                 unstored.push(v);
@@ -215,8 +220,9 @@ pub fn find(low: &mut Lowerer) {
     low.blocked = found;
 }
 
-/// The weights and the rounded left side of a node that is such a product.
-fn product(facts: &Facts, n: NodeId) -> Option<(Weights, ValueId)> {
+/// The weights and the left side of a node that is such a product, and whether that is rounded as the weights are.
+fn product(low: &Lowerer, n: NodeId) -> Option<(Weights, ValueId, bool)> {
+    let facts = &low.facts;
     let node = facts.module.node(n);
     if !matches!(node.op.name, "matmul" | "fused_linear") {
         return None;
@@ -224,8 +230,10 @@ fn product(facts: &Facts, n: NodeId) -> Option<(Weights, ValueId)> {
     let constant = transposed(&facts.module, node.operand(1)?)?;
     let plan = linear::plan(facts, n)?;
     let weights = Weights::of(constant)?;
-    rounder(facts, plan.a, weights.format.block)?;
-    Some((weights, plan.a))
+    let rounded = rounder(facts, plan.a, weights.format.block).is_some();
+    // Without micro-kernels, numbers are better unpacked once.
+    let worthwhile = rounded || low.target.micro_kernels;
+    worthwhile.then_some((weights, plan.a, rounded))
 }
 
 /// True if a node is such a product.
@@ -236,9 +244,13 @@ pub fn is_chosen(low: &Lowerer, n: NodeId) -> bool {
 /// The steps of such a product.
 pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
     let missing = || OpError::new("a product of blocks without its operands");
-    let weights = low.blocked.products.get(&n).cloned().ok_or_else(missing)?;
+    let found = low.blocked.products.get(&n).cloned();
+    let (weights, rounded) = found.ok_or_else(missing)?;
     let codes = low.blocked.codes.get(&(plan.a, weights.factor)).copied();
-    let codes = codes.flatten().ok_or_else(missing)?;
+    let a = match rounded {
+        true => codes.flatten().ok_or_else(missing)?,
+        false => plan.a,
+    };
     let spec = Blocks {
         m: plan.m.as_const().map_or(Num::Sym, Num::Const),
         n: weights.n as i64,
@@ -250,20 +262,31 @@ pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
         hi: plan.gemm.hi,
         activation: plan.gemm.activation,
     };
-    let bytes = (spec.panels() * spec.panel_bytes()) as usize;
-    let made = WeightSource::Made(Arc::new(move || weights.pack()));
+    let panels = match rounded {
+        true => spec.panels(),
+        false => 2 * spec.wide_panels(),
+    };
+    let (bytes, factor) = ((panels * spec.panel_bytes()) as usize, weights.factor);
+    let made = WeightSource::Made(Arc::new(move || weights.pack(panels as usize)));
     let w = low.made_weight(ElemType::U8, vec![bytes], made);
     let out = low.facts.module.node(n).results[0];
-    let values = [Some(codes), Some(w), plan.bias, plan.residual, Some(out)];
+    let values = [Some(a), Some(w), plan.bias, plan.residual, Some(out)];
     let mut args: Vec<KernelArg> = values.into_iter().flatten().map(KernelArg::Value).collect();
     if spec.m == Num::Sym {
         args.push(KernelArg::Size(plan.m.clone()));
     }
-    let grid = Dim::from(spec.panels()) * plan.m.ceil_div(&Dim::from(spec.band()));
+    let (kernel, panels, band) = match rounded {
+        true => (spec.kernel("gemm_blocks"), spec.panels(), spec.band()),
+        false => {
+            let kernel = spec.kernel_of_numbers("gemm_unpacked", -factor);
+            (kernel, spec.wide_panels(), spec.wide_band())
+        }
+    };
+    let grid = Dim::from(panels) * plan.m.ceil_div(&Dim::from(band));
     let flops = Dim::from(2i64) * &plan.m * &plan.n * &plan.k;
-    let per_block = 2 * plan.k.as_const().unwrap_or(1) * i64::from(PANEL) * spec.band();
+    let per_block = 2 * plan.k.as_const().unwrap_or(1) * i64::from(PANEL) * band;
     let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
-    low.launch(spec.kernel("gemm_blocks"), &args, &grid, grain, &flops)
+    low.launch(kernel, &args, &grid, grain, &flops)
 }
 
 /// Rounds what products of blocks read; false if something else reads the rounded numbers.
@@ -467,11 +490,50 @@ mod tests {
         ];
         for &(shape, k, level, zeros) in cases {
             for bias in [false, true] {
-                check(&format!("{shape:?} {level}"), &[shape], false, |b, x| {
+                let name = format!("{shape:?} {level}");
+                let kernels = check(&name, &[shape], false, |b, x| {
                     product(b, x[0], [9, k], (4, 32, level), zeros, bias)
                 });
+                if k == 64 && level < 4 {
+                    assert_eq!(kernels, 1 + usize::from(bias), "{name}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn numbers_meet_weights_a_few_blocks_at_a_time() {
+        // More than one band of rows, chunk of blocks and panel, with rests.
+        let zeros = [Zeros::Middle, Zeros::Own, Zeros::Equal];
+        for (i, (m, k, n)) in [(1, 640, 33), (15, 320, 70), (113, 96, 16)]
+            .into_iter()
+            .enumerate()
+        {
+            for (j, (bits, block)) in [(4, 32), (2, 16), (8, 32)].into_iter().enumerate() {
+                let (a, r): (&[usize], &[usize]) = (&[m, k], &[m, n]);
+                let name = format!("{m} {k} {n} of {bits} bits by {block}");
+                let kernels = check(&name, &[a, r], i == j, |b, x| {
+                    let zeros = zeros[(i + j) % 3];
+                    let y = product(b, x[0], [n, k], (bits, block, 0), zeros, false);
+                    let of = operands(b, y);
+                    let bias = b.constant(&numbers(&[n], 9));
+                    let operands = vec![of[0], of[1], Some(bias), Some(x[1])];
+                    let name = ["", "Relu", "Gelu"][j];
+                    let attrs: Attrs = [("activation".into(), Attr::Str(name.into()))].into();
+                    b.node("fused_linear", operands, attrs, 1)
+                        .expect("a product")[0]
+                });
+                assert_eq!(kernels, 1, "{name}");
+            }
+        }
+    }
+
+    /// The operands of the product that a node decomposes into.
+    fn operands(b: &mut Builder, y: ValueId) -> Vec<Option<ValueId>> {
+        let node = b.module.node(b.module.producer(y).expect("a node")).clone();
+        let made = node.op.decompose.expect("it has one")(b, &node).expect("constant")[0];
+        let product = b.module.producer(made).expect("a node");
+        b.module.node(product).operands.clone()
     }
 
     #[test]
@@ -505,21 +567,9 @@ mod tests {
                 let shapes: Vec<&[usize]> = if residual { vec![a, r] } else { vec![a] };
                 let kernels = check(activation, &shapes, false, |b, x| {
                     let y = product(b, x[0], [n, 64], (4, 32, 4), Zeros::Own, false);
-                    // The operands of the product that it decomposes into.
-                    let node = b.module.node(b.module.producer(y).expect("a node")).clone();
-                    let made =
-                        node.op.decompose.expect("it has one")(b, &node).expect("constant")[0];
-                    let product = b
-                        .module
-                        .node(b.module.producer(made).expect("a node"))
-                        .clone();
+                    let of = operands(b, y);
                     let bias = b.constant(&numbers(&[n], 9));
-                    let operands = vec![
-                        product.operands[0],
-                        product.operands[1],
-                        Some(bias),
-                        x.get(1).copied(),
-                    ];
+                    let operands = vec![of[0], of[1], Some(bias), x.get(1).copied()];
                     let attrs: Attrs = [("activation".into(), Attr::Str(activation.into()))].into();
                     b.node("fused_linear", operands, attrs, 1)
                         .expect("a product")[0]

@@ -8,13 +8,26 @@
 //!   for each row: y = activation(clamp(tile + residual))
 //! ```
 //! A panel is one forward stream, which is what a single row is bound by.
+//!
+//! Activations that are not rounded meet the numbers that the weights are, a few blocks at a time:
+//!
+//! ```text
+//! grid (panel of 32 columns, band of rows)
+//!   tile = bias
+//!   for each chunk of blocks: panel = weights as numbers, in scratch that stays in the first-level cache
+//!     for each tile of up to 14 rows: tile += a panel      the micro-kernel for f32
+//!   for each row: y = activation(clamp(tile + residual))
+//! ```
 
 use super::activation::Activation;
 use super::epilogue::whole_lanes;
-use super::{Num, add, mul, mul_const};
+use super::{Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
-use lapidary_ir::kernel::blocks::{BlocksTile, Format, PANEL, RoundTile, blocks, round};
+use lapidary_ir::kernel::blocks::{
+    BlocksTile, Format, PANEL, RoundTile, UnpackTile, blocks, round, unpack,
+};
 use lapidary_ir::kernel::build::KernelBuilder;
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, RowsAt};
 use lapidary_ir::kernel::map::{Map, map};
 use lapidary_ir::kernel::sparse::Rows;
 use lapidary_ir::kernel::{Axis, Binary, Buf, Extent, Kernel, Literal, TileType, Var};
@@ -47,6 +60,15 @@ pub struct Blocks {
     /// Applied last.
     pub activation: Option<Activation>,
 }
+
+/// Columns of a panel of numbers.
+const WIDE: u32 = contraction::PANEL;
+
+/// Rows of a band of numbers: weights are unpacked once for all of them.
+const WIDE_BAND: i64 = 8 * MAX_ROWS as i64;
+
+/// Numbers of a column that are unpacked at once.
+const UNPACKED: i64 = 256;
 
 /// Where a block of the grid is.
 struct Place {
@@ -144,40 +166,59 @@ impl Blocks {
             },
         );
         if let Some(tile) = tile {
-            let from = residual.map(|buf| place.rows_of(&mut b, buf, n));
-            self.finish(&mut b, &place, tile, from, y_rows);
+            let after = After {
+                n: self.n,
+                width: PANEL,
+                residual: residual.map(|buf| place.rows_of(&mut b, buf, n)),
+                lo: self.lo.filter(|_| residual.is_some()),
+                hi: self.hi.filter(|_| residual.is_some()),
+                activation: self.activation,
+            };
+            after.finish(&mut b, (place.rows, place.cols), tile, y_rows);
         }
         b.finish()
     }
+}
 
-    /// Adds the residual, clamps and applies the activation, row by row.
-    fn finish(
-        &self,
-        b: &mut KernelBuilder,
-        place: &Place,
-        tile: Rows,
-        residual: Option<Rows>,
-        y: Rows,
-    ) {
+/// What is done with a tile in scratch memory on its way to the result.
+struct After {
+    /// Columns of the result.
+    n: i64,
+    /// Columns of the tile.
+    width: u32,
+    /// Rows to add.
+    residual: Option<Rows>,
+    lo: Option<f32>,
+    hi: Option<f32>,
+    activation: Option<Activation>,
+}
+
+impl After {
+    /// Goes over so many rows and columns of a tile: adds the residual, clamps and applies the activation.
+    fn finish(&self, b: &mut KernelBuilder, (rows, cols): (Var, Option<Var>), tile: Rows, y: Rows) {
         let zero = b.index(0);
         let of = |b: &mut KernelBuilder, rows: Rows, r: Var| {
             let skip = mul(b, r, rows.stride);
             add(b, rows.base, skip)
         };
         let columns = Axis {
-            valid: place.cols,
+            valid: cols,
             ..Axis::stride(1)
         };
-        b.for_loop(zero, place.rows, 1, &[], |b, r, _| {
+        let shape = [self.width];
+        let changed = self.residual.is_some() || self.lo.is_some() || self.hi.is_some();
+        b.for_loop(zero, rows, 1, &[], |b, r, _| {
             let (from, to) = (of(b, tile, r), of(b, y, r));
-            if let Some(residual) = residual {
-                let mut x = b.load(tile.buf, from, &[PANEL], vec![Axis::stride(1)]);
-                let at = of(b, residual, r);
-                let added = b.load(residual.buf, at, &[PANEL], vec![columns.clone()]);
-                x = b.binary(Binary::Add, x, added);
+            if changed || self.activation.is_none() {
+                let mut x = b.load(tile.buf, from, &shape, vec![Axis::stride(1)]);
+                if let Some(residual) = self.residual {
+                    let at = of(b, residual, r);
+                    let added = b.load(residual.buf, at, &shape, vec![columns.clone()]);
+                    x = b.binary(Binary::Add, x, added);
+                }
                 for (bound, f) in [(self.lo, Binary::Max), (self.hi, Binary::Min)] {
                     if let Some(bound) = bound {
-                        let ty = TileType::of(ElemType::F32, &[PANEL]);
+                        let ty = TileType::of(ElemType::F32, &shape);
                         let bound = b.constant(ty, Literal::Float(f64::from(bound)));
                         x = b.binary(f, x, bound);
                     }
@@ -188,22 +229,18 @@ impl Blocks {
                 }
             }
             if let Some(activation) = self.activation {
-                let all = b.index(i64::from(PANEL));
-                let n = place
-                    .cols
-                    .map_or(all, |cols| b.binary(Binary::Min, cols, all));
+                let all = b.index(i64::from(self.width));
+                let n = cols.map_or(all, |cols| b.binary(Binary::Min, cols, all));
                 let lanes = whole_lanes(Num::Const(self.n), PANEL);
-                map(
-                    b,
-                    Map {
-                        activation,
-                        lanes: lanes.unwrap_or(4),
-                        src: (tile.buf, from),
-                        dst: (y.buf, to),
-                        n,
-                        whole: lanes.is_some(),
-                    },
-                );
+                let m = Map {
+                    activation,
+                    lanes: lanes.unwrap_or(4),
+                    src: (tile.buf, from),
+                    dst: (y.buf, to),
+                    n,
+                    whole: lanes.is_some(),
+                };
+                map(b, m);
             }
             vec![]
         });
@@ -219,6 +256,157 @@ impl Place {
             base: add(b, skip, self.col0),
             stride: n,
         }
+    }
+}
+
+impl Blocks {
+    /// Rows of a band of the kernel for numbers.
+    pub fn wide_band(&self) -> i64 {
+        self.m.known().map_or(WIDE_BAND, |m| m.clamp(1, WIDE_BAND))
+    }
+
+    /// Panels of numbers; each is two of [`Blocks::panels`], the last of which may have no column.
+    pub fn wide_panels(&self) -> i64 {
+        (self.n as u64).div_ceil(u64::from(WIDE)) as i64
+    }
+
+    /// The kernel for activations that are numbers. Parameters: `a` (`f32`), `w` (an even number of panels), `bias`?, `residual`?,
+    /// `y`, then `m` if it is [`Num::Sym`]. `zero` is the zero point where columns have none of their own.
+    pub fn kernel_of_numbers(&self, name: &str, zero: i32) -> Kernel {
+        let mut b = KernelBuilder::new(name);
+        let a = b.buffer("a", ElemType::F32, false);
+        let w = b.buffer("w", ElemType::U8, false);
+        let bias = self.bias.then(|| b.buffer("bias", ElemType::F32, false));
+        let residual = self
+            .residual
+            .then(|| b.buffer("residual", ElemType::F32, false));
+        let y = b.buffer("y", ElemType::F32, true);
+        let m = self.m.bind(&mut b, "m");
+        let panel = b.grid(Extent::Const(self.wide_panels() as u64));
+        let band = b.grid(m.tiles(self.wide_band() as u32));
+        let block = i64::from(self.format.block);
+        let chunk = (UNPACKED / block).clamp(1, self.blocks);
+        let numbers = b.scratch(ElemType::F32, (chunk * block) as u32 * WIDE);
+        let sums = b.scratch(ElemType::F32, self.wide_band() as u32 * WIDE);
+
+        let none = b.index(0);
+        let row0 = mul_const(&mut b, band, self.wide_band());
+        let col0 = mul_const(&mut b, panel, i64::from(WIDE));
+        let left = b.binary(Binary::Sub, m.var, row0);
+        let most = b.index(self.wide_band());
+        let rows = b.binary(Binary::Min, left, most);
+        let n = b.index(self.n);
+        let whole = self.n % i64::from(WIDE) == 0;
+        let cols = (!whole).then(|| b.binary(Binary::Sub, n, col0));
+        let place = Place {
+            row0,
+            col0,
+            rows,
+            cols,
+        };
+        let width = b.index(i64::from(WIDE));
+        let tile = Rows {
+            buf: sums,
+            base: none,
+            stride: width,
+        };
+        let ty = TileType::of(ElemType::F32, &[WIDE]);
+        let first = match bias {
+            Some(buf) => {
+                let columns = Axis {
+                    valid: cols,
+                    ..Axis::stride(1)
+                };
+                b.load(buf, col0, &[WIDE], vec![columns])
+            }
+            None => b.constant(ty, Literal::Float(0.0)),
+        };
+        b.for_loop(none, rows, 1, &[], |b, r, _| {
+            let to = mul_const(b, r, i64::from(WIDE));
+            b.store(sums, to, vec![Axis::stride(1)], first);
+            vec![]
+        });
+        let k = self.blocks * block;
+        let a_base = mul_const(&mut b, row0, k);
+        let count = b.index(self.blocks);
+        let w_base = mul_const(&mut b, panel, 2 * self.panel_bytes());
+        b.for_loop(none, count, chunk as u32, &[], |b, at, _| {
+            let left = b.binary(Binary::Sub, count, at);
+            let most = b.index(chunk);
+            let here = b.binary(Binary::Min, left, most);
+            let skip = mul_const(b, at, self.format.panel_bytes());
+            let from = add(b, w_base, skip);
+            for half in 0..2 {
+                let base = super::add_const(b, from, half * self.panel_bytes());
+                let to = b.index(half * i64::from(PANEL));
+                let t = UnpackTile {
+                    format: self.format,
+                    zero,
+                    blocks: here,
+                    w: (w, base),
+                    y: Rows {
+                        buf: numbers,
+                        base: to,
+                        stride: width,
+                    },
+                };
+                unpack(b, t);
+            }
+            let k_here = mul_const(b, here, block);
+            let skip = mul_const(b, at, block);
+            let a_base = add(b, a_base, skip);
+            let tile_rows = even_rows(self.m, MAX_ROWS);
+            b.for_loop(none, rows, tile_rows, &[], |b, r, _| {
+                let rows_left = b.binary(Binary::Sub, rows, r);
+                let skip = mul_const(b, r, k);
+                let base = add(b, a_base, skip);
+                let spec = GemmTile {
+                    kind: Kind::F32,
+                    rows: tile_rows,
+                    a,
+                    b: numbers,
+                    b_base: none,
+                    k: k_here,
+                    taps: 1,
+                    width: WIDE,
+                };
+                let acc = contraction::gemm(b, spec, |_, _| RowsAt {
+                    base,
+                    rows: Axis::stride(k).valid(rows_left),
+                });
+                let at = RowsAt {
+                    base: mul_const(b, r, i64::from(WIDE)),
+                    rows: Axis::stride(i64::from(WIDE)).valid(rows_left),
+                };
+                let plus = Epilogue {
+                    scaled: None,
+                    bias: None,
+                    residual: Some((sums, at.clone())),
+                    lo: None,
+                    hi: None,
+                    code: None,
+                    stages: vec![],
+                    table: None,
+                    c: sums,
+                    c_at: at,
+                    cols: None,
+                };
+                contraction::epilogue(b, acc, plus);
+                vec![]
+            });
+            vec![]
+        });
+        let after = After {
+            n: self.n,
+            width: WIDE,
+            residual: residual.map(|buf| place.rows_of(&mut b, buf, n)),
+            lo: self.lo,
+            hi: self.hi,
+            activation: self.activation,
+        };
+        let y_rows = place.rows_of(&mut b, y, n);
+        after.finish(&mut b, (place.rows, place.cols), tile, y_rows);
+        b.finish()
     }
 }
 

@@ -34,10 +34,12 @@ pub enum Import {
     UnaryF32 = 6,
     /// `fn(*const RoundBlocks)`: numbers to codes, in blocks that share a scale.
     RoundBlocks = 7,
+    /// `fn(*const UnpackBlocks)`: blocks of weights of a few bits as numbers.
+    UnpackBlocks = 8,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 8;
+pub const IMPORT_COUNT: usize = 9;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -273,6 +275,30 @@ pub struct RoundBlocks {
     pub blocks: usize,
     /// Minus the zero point of all weights, or -1 where weights have their own.
     pub factor: i32,
+}
+
+/// The numbers of a panel of weights as [`GemmBlocks`] has it: `y[k][j] = scale[j] * (code[k][j] - zero[j])`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnpackBlocks {
+    /// `blocks` blocks of weights.
+    pub w: *const u8,
+    /// `blocks * block` rows of [`PANEL_BLOCKS`] numbers.
+    pub y: *mut f32,
+    /// Elements between rows of `y`.
+    pub y_stride: usize,
+    /// Length of a block, as in [`GemmBlocks`].
+    pub block: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// 2, 4 or 8.
+    pub bits: u32,
+    /// Bytes of a scale: 2 or 4.
+    pub scale_bytes: u32,
+    /// Non-zero: there are zero points.
+    pub zeros: u32,
+    /// The zero point without them.
+    pub zero: i32,
 }
 
 /// Most columns of one [`MoveF32`].

@@ -132,7 +132,7 @@ fn blocks(node: &Node) -> Result<Blocks, OpError> {
 fn infer_nbits(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
     let elem = ctx.elem(0)?;
     let blocks = blocks(ctx.node)?;
-    ctx.elem(1)?;
+    lengths_fit(ctx, &blocks)?;
     Ok(vec![match ctx.shape(0)? {
         Some([front @ .., k]) => {
             if k.as_const().is_some_and(|k| k != blocks.k) {
@@ -145,6 +145,31 @@ fn infer_nbits(ctx: &InferCtx) -> Result<Vec<Type>, OpError> {
         Some([]) => return Err(OpError::new("operand 0 must have an axis")),
         None => Type::unranked(elem),
     }])
+}
+
+/// Checks what is known of the operands' lengths against the attributes; no weights at all are an omitted projection.
+fn lengths_fit(ctx: &InferCtx, g: &Blocks) -> Result<(), OpError> {
+    let length = |i: usize| -> Result<Option<i64>, OpError> {
+        let shape = if ctx.has(i) { ctx.shape(i)? } else { None };
+        Ok(shape.and_then(|s| s.iter().try_fold(1i64, |n, d| n.checked_mul(d.as_const()?))))
+    };
+    ctx.elem(1)?;
+    if length(1)? == Some(0) {
+        return Ok(());
+    }
+    let codes = ctx.has(3) && ctx.elem(3)? == ElemType::U8;
+    let zeros = if codes { (g.count * g.bits + 7) / 8 } else { g.count };
+    let each = [(1, g.count * (g.size * g.bits / 8)), (2, g.count), (3, zeros), (5, 1)];
+    for (i, of_column) in each {
+        let want = g.n.checked_mul(of_column);
+        if let Some(found) = length(i)?
+            && want != Some(found)
+        {
+            let want = want.map_or("more than there can be".into(), |n| n.to_string());
+            return Err(OpError::new(format!("operand {i} has {found} elements, the attributes say {want}")));
+        }
+    }
+    Ok(())
 }
 
 /// `x` of `u8`, its last axis unpacked into codes of so many bits.
