@@ -13,6 +13,7 @@ use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_passes::compress::{self, Budget, Recipe};
 use lapidary_passes::egraph;
+use lapidary_passes::encode::encode;
 use lapidary_passes::fold::{Limits, fold_constants};
 use lapidary_passes::lower::{self, Report, WeightPiece, lower};
 use lapidary_passes::rules::FAMILIES;
@@ -194,9 +195,10 @@ pub fn optimize(module: &mut Module, options: &CompileOptions) -> egraph::Report
         decode: false,
         ..Limits::default()
     };
+    encode(module);
     fold_constants(module, codes_stay);
     // A term that is not valid is reported where it is lowered.
-    let _ = open_constants(module, |e| e.ctor.algebraic);
+    let _ = open_constants(module, &|_, e| e.ctor.algebraic);
     let rules: Vec<_> = FAMILIES
         .iter()
         .flat_map(|(_, rules)| rules.iter())

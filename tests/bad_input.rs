@@ -6,8 +6,8 @@
 mod support;
 
 use lapidary_frontend::onnx::proto::{
-    ElementTypeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
-    encode,
+    ElementTypeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TypeProto, ValueInfoProto, encode,
 };
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -190,6 +190,101 @@ fn graphs_that_mean_nothing_are_refused() {
             "results",
             of(vec![node("a", "Add", &["x", "w"], &["y", "z"])]),
             &["`a` (Add)", "2"],
+        ),
+    ];
+    for (name, model, wanted) in &cases {
+        refused_by_every_command(dir.path(), name, model, wanted);
+    }
+}
+
+/// A product of two numbers with packed weights, `[2, 16]` of 4 bits, whose operands have these lengths.
+fn packed_weights(codes: i64, scales: i64, zeros: i64, attrs: &[(&str, i64)]) -> ModelProto {
+    let inputs = ["x", "codes", "scales", "zeros"];
+    let mut product = node("product", "MatMulNBits", &inputs, &["y"]);
+    product.domain = "com.microsoft".into();
+    let own = [
+        ("K", 16),
+        ("N", 2),
+        ("bits", 4),
+        ("block_size", 16),
+        ("accuracy_level", 4),
+    ];
+    for (name, value) in own {
+        let given = attrs.iter().find(|a| a.0 == name).map_or(value, |a| a.1);
+        product = with_int(product, name, given);
+    }
+    let bytes = |name: &str, n: i64| TensorProto {
+        name: name.into(),
+        dims: vec![n],
+        data_type: Some(2),
+        raw_data: Some(vec![0x53; n as usize].into()),
+        ..TensorProto::default()
+    };
+    let mut model = model(GraphProto {
+        name: "packed".into(),
+        node: vec![product],
+        initializer: vec![
+            bytes("codes", codes),
+            floats("scales", &[scales], &vec![0.5; scales as usize]),
+            bytes("zeros", zeros),
+        ],
+        input: vec![port("x", F32, &["1", "16"])],
+        output: vec![port("y", F32, &["1", "2"])],
+        ..GraphProto::default()
+    });
+    model.opset_import.push(OperatorSetIdProto {
+        domain: "com.microsoft".into(),
+        version: Some(1),
+    });
+    model
+}
+
+#[test]
+fn packed_weights_that_do_not_fit_are_refused() {
+    let dir = folder();
+    let path = save(dir.path(), "good.onnx", &packed_weights(16, 2, 2, &[]));
+    let out = dir.path().join("good");
+    let built = bounded(lapidary(), &["build", str(&path), "-o", str(&out)], &[]);
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    std::fs::remove_file(&path).expect("it is there");
+    std::fs::remove_file(&out).expect("it is there");
+    type Case = (&'static str, ModelProto, &'static [&'static str]);
+    let cases: Vec<Case> = vec![
+        (
+            "codes",
+            packed_weights(15, 2, 2, &[]),
+            &["operand 1", "15", "16"],
+        ),
+        (
+            "scales",
+            packed_weights(16, 3, 2, &[]),
+            &["operand 2", "3", "2"],
+        ),
+        (
+            "zeros",
+            packed_weights(16, 2, 1, &[]),
+            &["operand 3", "1", "2"],
+        ),
+        (
+            "bits",
+            packed_weights(16, 2, 2, &[("bits", 3)]),
+            &["`bits`", "3"],
+        ),
+        (
+            "block",
+            packed_weights(16, 2, 2, &[("block_size", 0)]),
+            &["`block_size`"],
+        ),
+        (
+            "rows",
+            packed_weights(16, 2, 2, &[("K", 1 << 40)]),
+            &["`K`"],
+        ),
+        ("columns", packed_weights(16, 2, 2, &[("N", -2)]), &["`N`"]),
+        (
+            "inner",
+            packed_weights(16, 2, 2, &[("K", 15)]),
+            &["operand 0", "16", "15"],
         ),
     ];
     for (name, model, wanted) in &cases {

@@ -5,7 +5,7 @@
 #[allow(missing_docs, reason = "helpers of tests")]
 mod support;
 
-use lapidary_frontend::onnx::proto::GraphProto;
+use lapidary_frontend::onnx::proto::{GraphProto, OperatorSetIdProto};
 use std::io::Write;
 use std::process::Command;
 use support::*;
@@ -101,6 +101,126 @@ fn building_takes_at_most_twice_the_weights() {
             "{emit}: {peak} bytes for {weights_bytes} of weights"
         );
     }
+}
+
+/// Products with packed weights: of 4 bits, in blocks of 32.
+const PACKED_SIDE: usize = 4096;
+const PACKED_LAYERS: usize = 6;
+
+#[test]
+fn packed_weights_are_never_decoded_as_a_whole() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (codes, scales) = (
+        PACKED_SIDE * PACKED_SIDE / 2,
+        PACKED_SIDE * PACKED_SIDE / 32 * 4,
+    );
+    let stored = ((codes + scales) * PACKED_LAYERS) as u64;
+    if available("MemAvailable:").is_some_and(|n| n < 8 * stored) {
+        eprintln!(
+            "skipped: less than {} MB of memory are free",
+            (8 * stored) >> 20
+        );
+        return;
+    }
+    if let Err(error) = write_packed(&folder.path().join("w.bin"), codes, scales) {
+        eprintln!(
+            "skipped: no room for {} MB of weights: {error}",
+            stored >> 20
+        );
+        return;
+    }
+    let place = |name: String, elem: i32, dims: &[i64], offset: usize, length: usize| {
+        let (offset, length) = (offset.to_string(), length.to_string());
+        let entries = [
+            ("location", "w.bin"),
+            ("offset", &offset),
+            ("length", &length),
+        ];
+        let mut tensor = external(&name, dims, &entries);
+        tensor.data_type = Some(elem);
+        tensor
+    };
+    let side = PACKED_SIDE as i64;
+    // Rounded activations, and not.
+    for level in [4, 0] {
+        let layer = |n: usize| {
+            let inputs = [format!("x{n}"), format!("c{n}"), format!("s{n}")];
+            let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+            let mut product = node(
+                &format!("layer{n}"),
+                "MatMulNBits",
+                &inputs,
+                &[&format!("x{}", n + 1)],
+            );
+            product.domain = "com.microsoft".into();
+            let attrs = [
+                ("K", side),
+                ("N", side),
+                ("bits", 4),
+                ("block_size", 32),
+                ("accuracy_level", level),
+            ];
+            attrs
+                .into_iter()
+                .fold(product, |n, (name, value)| with_int(n, name, value))
+        };
+        let weights = |n: usize| {
+            let at = n * (codes + scales);
+            let packed = place(format!("c{n}"), 2, &[side, side / 32, 16], at, codes);
+            [
+                packed,
+                place(format!("s{n}"), F32, &[side, side / 32], at + codes, scales),
+            ]
+        };
+        let dims = ["2".to_owned(), side.to_string()];
+        let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
+        let mut model = model(GraphProto {
+            node: (0..PACKED_LAYERS).map(layer).collect(),
+            initializer: (0..PACKED_LAYERS).flat_map(weights).collect(),
+            input: vec![port("x0", F32, &dims)],
+            output: vec![port(&format!("x{PACKED_LAYERS}"), F32, &dims)],
+            ..GraphProto::default()
+        });
+        model.opset_import.push(OperatorSetIdProto {
+            domain: "com.microsoft".into(),
+            version: Some(1),
+        });
+        let path = save(folder.path(), "packed.onnx", &model);
+        let output = folder.path().join("packed");
+        let built = Command::new(lapidary())
+            .args(["build", str(&path), "--json", "-o", str(&output)])
+            .output()
+            .expect("the command starts");
+        assert!(built.status.success(), "{}", text(&built.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&built.stdout).expect("one value");
+        let written = report["weights_bytes"].as_u64().expect("a number");
+        assert!(
+            written <= stored + stored / 20,
+            "{written} bytes of {stored} were written"
+        );
+        let peak = report["peak_bytes"].as_u64().expect("Linux tells");
+        println!(
+            "level {level}: a peak of {:.2} times the weights",
+            peak as f64 / stored as f64
+        );
+        assert!(peak <= 2 * stored, "{peak} bytes for {stored} of weights");
+    }
+}
+
+/// Codes and scales of every layer, one after the other.
+fn write_packed(path: &std::path::Path, codes: usize, scales: usize) -> std::io::Result<()> {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    let codes: Vec<u8> = (0..codes)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect();
+    // Not representable in 16 bits.
+    let scale = |i: usize| (0.001 + (i % 977) as f32 * 1e-7).to_le_bytes();
+    let scales: Vec<u8> = (0..scales / 4).flat_map(scale).collect();
+    for _ in 0..PACKED_LAYERS {
+        file.write_all(&codes)?;
+        file.write_all(&scales)?;
+    }
+    file.flush()
 }
 
 fn write_weights(path: &std::path::Path) -> std::io::Result<()> {

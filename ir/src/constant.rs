@@ -68,6 +68,11 @@ impl Constant {
         self.encoding.stored_bytes() as usize
     }
 
+    /// True if what reads it must decode: see [`Encoding::is_compressed`].
+    pub fn is_compressed(&self) -> bool {
+        self.encoding.is_compressed()
+    }
+
     /// The raw little-endian bytes, if it is stored densely.
     pub fn dense_bytes(&self) -> Option<&Bytes> {
         (self.encoding.ctor.name == "dense")

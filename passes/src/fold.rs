@@ -171,8 +171,7 @@ fn by_evaluation(module: &Module, id: NodeId, limits: Limits) -> Option<Vec<(Val
     {
         return None;
     }
-    let compressed = |c: &&Constant| c.encoding().is_compressed();
-    if constants.iter().flatten().any(compressed) && result_elements > VISIBLE {
+    if constants.iter().flatten().any(|c| c.is_compressed()) && result_elements > VISIBLE {
         // Folding would store what is compressed as plain numbers.
         return None;
     }

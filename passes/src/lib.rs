@@ -2,6 +2,7 @@
 
 pub mod compress;
 pub mod egraph;
+pub mod encode;
 pub mod fold;
 pub mod lower;
 pub mod methods;

@@ -69,6 +69,11 @@ for bits in (2,4,8):
   B=u8(N,nb,blob); sc=np.abs(f(N,nb))*.1; zp=u8(N,(nb*bits+7)//8)
   case(f'nb{bits}','MatMulNBits',[f(2,3,K),B,sc],1,const=(1,2),K=K,N=N,bits=bits,block_size=bs)
   case(f'nb{bits}z','MatMulNBits',[f(2,3,K),B,sc,zp,None,f(N)],1,const=(1,2,3,5),K=K,N=N,bits=bits,block_size=bs)
+for k,(bits,bs,M,N,nb) in enumerate([(4,32,1,33,4),(4,128,7,16,2),(4,16,13,20,5),(8,32,3,9,3),(8,64,1,40,2),(2,64,5,17,2),(2,128,1,16,3)]):
+  for level in (0,4):
+    z=u8(N,(nb*bits+7)//8) if k%2 else None
+    case(f'nbl{level}_{bits}_{bs}','MatMulNBits',[f(M,nb*bs),u8(N,nb,bs*bits//8),np.abs(f(N,nb))*.1,z,None,f(N)],1,const=(1,2,3,5),K=nb*bs,N=N,bits=bits,block_size=bs,accuracy_level=level)
+case('nbl4_rest','MatMulNBits',[f(3,72),u8(6,3,16),f(6,3)],1,const=(1,2),K=72,N=6,bits=4,block_size=32,accuracy_level=4)
 case('nb4f','MatMulNBits',[f(3,40),u8(6,3,8),f(6,3),f(6,3)],1,const=(1,2,3),K=40,N=6,bits=4,block_size=16)
 case('gbq','GatherBlockQuantized',[u8(7,16),np.array([[1,3],[6,0]],np.int64),f(7,2),u8(7,1)],1,const=(0,2,3),bits=4,block_size=16,quantize_axis=1)
 case('gbq8','GatherBlockQuantized',[u8(7,32),np.array([1,3],np.int64),f(7,2)],1,const=(0,2),bits=8,block_size=16,quantize_axis=1)

@@ -7,12 +7,13 @@ use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    Import, KernelContext, MoveF32, UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH,
-    UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32,
+    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, UNARY_ERF, UNARY_EXP,
+    UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32, UnpackBlocks,
 };
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::activation::Activation;
+use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile, UnpackTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse;
@@ -76,6 +77,12 @@ impl<'k> Fun<'k, '_> {
         if let Some(tile) = sparse::recognise(&self.facts, stmt) {
             let nothing = AtHand::nothing(self);
             self.micro_call(&tile.call(), &nothing)?;
+        } else if let Some(tile) = blocks::recognise(&self.facts, stmt) {
+            self.product_of_blocks(&tile)?;
+        } else if let Some(tile) = blocks::recognise_round(&self.facts, stmt) {
+            self.round_blocks(&tile)?;
+        } else if let Some(tile) = blocks::recognise_unpack(&self.facts, stmt) {
+            self.unpack_blocks(&tile)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
         } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
@@ -84,6 +91,104 @@ impl<'k> Fun<'k, '_> {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    fn product_of_blocks(&mut self, tile: &BlocksTile) -> Result<(), Error> {
+        let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
+        let rows = self.count_of(first, end);
+        let rows = self.b.ins().ireduce(I32, rows);
+        let a_stride = self.scalar(tile.a.stride)?;
+        let (a, skip) = (
+            self.at((tile.a.buf, tile.a.base), 1)?,
+            self.b.ins().imul(first, a_stride),
+        );
+        let a = self.b.ins().iadd(a, skip);
+        let (c, c_stride) = self.rows(tile.c)?;
+        let skip = self.b.ins().imul(first, c_stride);
+        let c = self.element(c, skip, 4);
+        let bias = match tile.bias {
+            Some(at) => self.at(at, 4)?,
+            None => self.index(0),
+        };
+        let cols = self.present(tile.cols, i64::from(blocks::PANEL))?;
+        let cols = self.b.ins().ireduce(I32, cols);
+        let f = tile.format;
+        let block = self.index(i64::from(f.block));
+        let [bits, scale_bytes, zeros] = [f.bits, f.scale_bytes, u32::from(f.zeros)]
+            .map(|v| self.b.ins().iconst(I32, i64::from(v)));
+        let lo = self.b.ins().f32const(tile.lo.unwrap_or(f32::NEG_INFINITY));
+        let hi = self.b.ins().f32const(tile.hi.unwrap_or(f32::INFINITY));
+        let (w, blocks) = (self.at(tile.w, 1)?, self.scalar(tile.blocks)?);
+        let fields = fields!(GemmBlocks {
+            a: a,
+            w: w,
+            c: c,
+            bias: bias,
+            a_stride: a_stride,
+            c_stride: c_stride,
+            block: block,
+            blocks: blocks,
+            rows: rows,
+            cols: cols,
+            bits: bits,
+            scale_bytes: scale_bytes,
+            zeros: zeros,
+            lo: lo,
+            hi: hi,
+        });
+        self.call_micro_kernel(Import::GemmBlocks, size_of::<GemmBlocks>(), &fields);
+        Ok(())
+    }
+
+    fn round_blocks(&mut self, tile: &RoundTile) -> Result<(), Error> {
+        let (first, end) = (self.scalar(tile.first)?, self.scalar(tile.end)?);
+        let blocks = self.count_of(first, end);
+        let (x, y) = (self.at(tile.x, 4)?, self.at(tile.y, 1)?);
+        let length = i64::from(tile.block);
+        let skip = self.b.ins().imul_imm_s(first, 4 * length);
+        let x = self.b.ins().iadd(x, skip);
+        let skip = self
+            .b
+            .ins()
+            .imul_imm_s(first, length + ACT_BLOCK_EXTRA as i64);
+        let y = self.b.ins().iadd(y, skip);
+        let block = self.index(length);
+        let factor = self.b.ins().iconst(I32, i64::from(tile.factor as u32));
+        let fields = fields!(RoundBlocks {
+            x: x,
+            y: y,
+            block: block,
+            blocks: blocks,
+            factor: factor,
+        });
+        self.call_micro_kernel(Import::RoundBlocks, size_of::<RoundBlocks>(), &fields);
+        Ok(())
+    }
+
+    fn unpack_blocks(&mut self, tile: &UnpackTile) -> Result<(), Error> {
+        let blocks = self.scalar(tile.blocks)?;
+        let zero = self.index(0);
+        let blocks = self.count_of(zero, blocks);
+        let (y, y_stride) = self.rows(tile.y)?;
+        let w = self.at(tile.w, 1)?;
+        let f = tile.format;
+        let block = self.index(i64::from(f.block));
+        let words = [f.bits, f.scale_bytes, u32::from(f.zeros), tile.zero as u32];
+        let [bits, scale_bytes, zeros, zero] =
+            words.map(|v| self.b.ins().iconst(I32, i64::from(v)));
+        let fields = fields!(UnpackBlocks {
+            w: w,
+            y: y,
+            y_stride: y_stride,
+            block: block,
+            blocks: blocks,
+            bits: bits,
+            scale_bytes: scale_bytes,
+            zeros: zeros,
+            zero: zero,
+        });
+        self.call_micro_kernel(Import::UnpackBlocks, size_of::<UnpackBlocks>(), &fields);
+        Ok(())
     }
 
     fn map(&mut self, m: &Map) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 //! A backend's tests are `lapidary_suite::suite!(BACKEND)` with its [`Backend`]; a new case is a function in [`kernels`] and
 //! its name in [`suite!`].
 
+mod blocks;
 pub mod kernels;
 mod panels;
 
@@ -33,6 +34,9 @@ macro_rules! suite {
             contractions_with_and_without_micro_kernels
             sparse_products_and_their_panels
             sparse_products_of_codes
+            products_of_blocks
+            blocks_are_rounded
+            weights_become_numbers
             windows_of_numbers_and_codes
             other_machines_get_code
         );

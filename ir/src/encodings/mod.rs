@@ -363,12 +363,15 @@ impl PartialEq for Encoding {
     }
 }
 
+/// Says whether a constant is to be opened.
+type Which<'a> = &'a dyn Fn(ValueId, &Encoding) -> bool;
+
 /// Opens the compressed constants of the module that `which` says, level by level as far as it says so. If that is all
 /// of them, what is left are plain bytes and ops on them.
 ///
 /// # Errors
 /// A term is not valid.
-pub fn open_constants(module: &mut Module, which: fn(&Encoding) -> bool) -> Result<(), OpError> {
+pub fn open_constants(module: &mut Module, which: Which) -> Result<(), OpError> {
     let fresh = Cell::new(first_fresh(module));
     for region in module.reachable_regions() {
         let mut opened: HashMap<ValueId, ValueId> = HashMap::new();
@@ -397,7 +400,7 @@ pub fn open_constants(module: &mut Module, which: fn(&Encoding) -> bool) -> Resu
 fn open_constant(
     b: &mut Builder,
     v: ValueId,
-    which: fn(&Encoding) -> bool,
+    which: Which,
     inner: bool,
     opened: &mut HashMap<ValueId, ValueId>,
 ) -> Result<ValueId, OpError> {
@@ -405,9 +408,9 @@ fn open_constant(
         return Ok(to);
     }
     // Inside a term, codes stay packed whatever their type: as a constant of their own they would not.
-    let opens = |e: &Encoding| which(e) && (e.is_compressed() || inner && e.ctor.name != "dense");
+    let packed = |e: &Encoding| e.is_compressed() || inner && e.ctor.name != "dense";
     let term = match b.module.as_constant(v) {
-        Some(c) if opens(c.encoding()) => Arc::clone(c.encoding()),
+        Some(c) if packed(c.encoding()) && which(v, c.encoding()) => Arc::clone(c.encoding()),
         _ => return Ok(v),
     };
     let (name, before) = (
@@ -454,7 +457,7 @@ mod tests {
         let y = m.add_constant("", Constant::new(e.clone()));
         m.region_mut(Module::TOP).outputs.push(y);
         m.output_names.push("y".into());
-        open_constants(&mut m, |_| true).map_err(|e| e.to_string())?;
+        open_constants(&mut m, &|_, _| true).map_err(|e| e.to_string())?;
         let out = eval::run(&m, vec![]).map_err(|e| e.to_string())?;
         out[0]
             .as_tensor()

@@ -19,6 +19,7 @@
 //! What is absent: encodings, graph ops, threads, targets, strings, allocation.
 
 pub mod activation;
+pub mod blocks;
 pub mod build;
 pub mod call;
 mod class;

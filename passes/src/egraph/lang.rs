@@ -111,9 +111,11 @@ pub struct Fact {
 }
 
 impl Fact {
-    /// True for constants, for what folds to one, and for the leaves that are no tensors.
+    /// True for constants, for what folds to one, and for the leaves that are no tensors. Compressed constants are none of these:
+    /// arithmetic on them would need them decoded.
     pub fn is_constant(&self) -> bool {
-        self.foldable || self.constant.is_some() || self.ty.is_none()
+        let plain = self.constant.as_ref().is_some_and(|c| !c.is_compressed());
+        self.foldable || plain || self.ty.is_none()
     }
 }
 

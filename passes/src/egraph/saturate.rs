@@ -163,13 +163,6 @@ impl Uses {
     }
 }
 
-/// A constant that arithmetic on it is done with at compile time. A compressed one is not: that would store what it
-/// decodes to, so to the rules it is a value like any other.
-fn plain_constant(module: &Module, v: ValueId) -> Option<&Constant> {
-    let constant = module.as_constant(v);
-    constant.filter(|c| !c.encoding().is_compressed())
-}
-
 /// A run of nodes, the values it takes and those it gives.
 struct Block {
     range: Range<usize>,
@@ -209,7 +202,7 @@ impl Block {
     fn facts(&self, module: &Module, known: &HashMap<ValueId, Traits>, first_fresh: u32) -> Facts {
         let mut facts = Facts::new(first_fresh);
         for &leaf in &self.leaves {
-            let constant = plain_constant(module, leaf).map(|c| Arc::new(c.clone()));
+            let constant = module.as_constant(leaf).map(|c| Arc::new(c.clone()));
             let traits = known.get(&leaf).copied().unwrap_or_default();
             let leaf_facts = (module.value(leaf).ty.clone(), constant, traits);
             facts.leaves.insert(leaf, leaf_facts);
@@ -226,7 +219,8 @@ impl Block {
         for &leaf in &self.leaves {
             names.insert(leaf, names.len());
             let _ = write!(key, "{}", module.value(leaf).ty);
-            match plain_constant(module, leaf) {
+            match module.as_constant(leaf) {
+                Some(c) if c.is_compressed() => key.push_str("=compressed"),
                 Some(c) if traits::is_visible(c) => {
                     let _ = write!(key, "={:?}", c.encoding());
                 }

@@ -12,9 +12,22 @@ const MAX_DEPTH: usize = 32;
 
 /// Decomposes in place; gathers every error.
 pub fn decompose(module: &mut Module) -> Result<(), Vec<LowerError>> {
+    decompose_where(module, &|module, id| {
+        let name = module.node(id).op.name;
+        let lowered = rule(name).is_some_and(|r| (r.takes)(module, id));
+        !lowered && library::reason(name).is_none()
+    })
+}
+
+/// Decomposes the nodes that `wanted` says, and what they decompose into.
+pub fn decompose_where(
+    module: &mut Module,
+    wanted: &dyn Fn(&Module, NodeId) -> bool,
+) -> Result<(), Vec<LowerError>> {
     let fresh = Cell::new(first_fresh(module));
     let mut run = Run {
         module,
+        wanted,
         fresh: &fresh,
         renamed: HashMap::new(),
         errors: vec![],
@@ -31,6 +44,7 @@ pub fn decompose(module: &mut Module) -> Result<(), Vec<LowerError>> {
 
 struct Run<'m> {
     module: &'m mut Module,
+    wanted: &'m dyn Fn(&Module, NodeId) -> bool,
     fresh: &'m Cell<u32>,
     renamed: HashMap<ValueId, ValueId>,
     errors: Vec<LowerError>,
@@ -64,9 +78,7 @@ impl Run<'_> {
             self.region(r);
         }
         let name = node.op.name;
-        let keep = rule(name).is_some_and(|r| (r.takes)(self.module, id))
-            || library::reason(name).is_some()
-            || !node.regions.is_empty();
+        let keep = !node.regions.is_empty() || !(self.wanted)(self.module, id);
         let Some(f) = node.op.decompose.filter(|_| !keep && depth < MAX_DEPTH) else {
             self.module.region_mut(region).nodes.push(id);
             return;

@@ -8,6 +8,7 @@
 //! one right matrix for all of them.
 
 use super::activation::{Fused, activated};
+use super::blocked;
 use super::codes::{self, TailValues};
 use super::expand::Facts;
 use super::expr::E;
@@ -152,6 +153,9 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         return low.elements(n, out, element);
     };
+    if blocked::is_chosen(low, n) {
+        return blocked::steps(low, n, plan);
+    }
     if super::sparse::is_chosen(low, n) {
         return super::sparse::linear(low, n, plan);
     }

@@ -14,7 +14,7 @@ pub mod channels;
 #[cfg(test)]
 mod checks;
 mod control;
-mod decompose;
+pub(crate) mod decompose;
 mod emit;
 mod expand;
 pub mod expr;
@@ -29,6 +29,7 @@ pub mod testing;
 mod activation;
 mod arith;
 mod attention;
+mod blocked;
 mod cast;
 mod codes;
 mod conv;
@@ -48,6 +49,7 @@ pub use expand::{Element, Expand};
 pub use program::Lowerer;
 pub use schedule::Spec;
 
+use crate::encode::encode;
 use crate::fold::{Limits, fold_constants};
 use expr::E;
 use index::Pos;
@@ -359,6 +361,7 @@ pub static RULES: &[&[Rule]] = &[
     indexing::RULES,
     reduce::RULES,
     linear::RULES,
+    blocked::RULES,
     conv::RULES,
     pool::RULES,
     norm::RULES,
@@ -387,7 +390,8 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
 fn open(module: &mut Module) -> Result<(), LowerErrors> {
-    open_constants(module, |_| true).map_err(|e| {
+    let taken = blocked::taken(module);
+    open_constants(module, &|v, _| !taken.contains(&v)).map_err(|e| {
         LowerErrors(vec![LowerError {
             node: module.name.clone(),
             op: "constant".to_owned(),
@@ -400,6 +404,7 @@ fn open(module: &mut Module) -> Result<(), LowerErrors> {
 /// Lowers a module whose types are inferred.
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
+    encode(&mut module);
     decompose::decompose(&mut module).map_err(LowerErrors)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());

@@ -6,7 +6,7 @@ use super::index::{LoopVar, Pos, is_size};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report, WeightPiece,
-    WeightSource, library, memory, prepare, rule, sparse,
+    WeightSource, blocked, library, memory, prepare, rule, sparse,
 };
 use lapidary_abi::Size;
 use lapidary_abi::program::{
@@ -51,6 +51,8 @@ pub struct Lowerer {
     calls: Vec<String>,
     /// Weights with zeros, by the node that multiplies with them.
     pub(super) sparse: HashMap<NodeId, Noticed>,
+    /// Products with compressed weights.
+    pub(super) blocked: blocked::Found,
     errors: Vec<LowerError>,
 }
 
@@ -85,6 +87,7 @@ impl Lowerer {
             copies: HashMap::new(),
             calls: vec![],
             sparse: HashMap::new(),
+            blocked: blocked::Found::default(),
             errors: vec![],
         }
     }
@@ -112,6 +115,7 @@ impl Lowerer {
         sparse::find(&mut self);
         self.find_channels();
         self.find_inlined();
+        blocked::find(&mut self);
         let outputs = self.facts.module.top().outputs.clone();
         self.region(Module::TOP);
         let mut placed = HashSet::new();

@@ -256,9 +256,7 @@ mod tests {
         (0..32).for_each(|r| w[(r, 9)] *= 50.0);
         let clip = best_clip(16);
         let straight = gaussian_grid(&w, 16, clip, ElemType::F16).decode_rotated();
-        let rotated = quest(&w, 4, ElemType::F16)
-            .expect("whole")
-            .decode();
+        let rotated = quest(&w, 4, ElemType::F16).expect("whole").decode();
         assert!(mse(&w, &rotated) < 0.5 * mse(&w, &straight));
         assert!(quest(&w, 9, ElemType::F16).is_err());
         let zeros = quest(&Matrix::zeros(1, 128), 2, ElemType::F16).expect("whole");

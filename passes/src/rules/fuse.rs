@@ -1,7 +1,7 @@
 //! Products and convolutions take in what follows them: bias, residual, activation.
 
 use super::algebra::input;
-use super::reading::{float, int};
+use super::reading::{float, int, terms};
 use super::{Bound, Class, Right, Rule};
 use crate::egraph::lang::{Graph, Query};
 use egg::Id;
@@ -249,7 +249,7 @@ fn function_into(graph: &mut Graph, m: &Bound, op: &'static str, operands: [&str
     if graph.ty(operands[0]).and_then(|t| t.elem()) != Some(ElemType::F32) {
         return Err("only f32 is fused");
     }
-    if !graph[operands[1]].data.is_constant() {
+    if !graph[operands[1]].data.is_constant() && !compressed(graph, operands[1]) {
         return Err("the weights are not constant");
     }
     attrs.insert("activation".into(), Attr::Str(name.into()));
@@ -257,6 +257,12 @@ fn function_into(graph: &mut Graph, m: &Bound, op: &'static str, operands: [&str
         attrs.insert("activation_params".into(), Attr::Floats(params));
     }
     Ok(graph.add_op_attrs(op, &operands, &attrs))
+}
+
+/// True for the transposition of a compressed constant, which products take as it is.
+fn compressed(graph: &Graph, w: Id) -> bool {
+    let constant = |x: Id| graph[x].data.constant.as_ref().is_some_and(|c| c.is_compressed());
+    terms(graph, w, "transpose").any(|(operands, _)| operands.first().is_some_and(|&x| constant(x)))
 }
 
 fn linear_then<const N: usize>(b: &mut Builder, op: &str, attrs: [(&'static str, Attr); N]) -> Result<ValueId, OpError> {

@@ -191,7 +191,7 @@ mod tests {
         let w = b.transpose(w, &[1, 0]).expect("a matrix");
         let y = b.op("matmul", &[x, w]).expect("fits");
         m.region_mut(Module::TOP).outputs.push(y);
-        open_constants(&mut m, |e| e.ctor.algebraic).expect("valid");
+        open_constants(&mut m, &|_, e| e.ctor.algebraic).expect("valid");
         let rules: Vec<_> = crate::rules::all().collect();
         crate::egraph::saturate(&mut m, &Target::x86_64(), &crate::egraph::Options::default(), &rules);
         fold_constants(&mut m, Limits::default());

@@ -5,6 +5,7 @@
 
 pub use lapidary_ir::kernel::activation;
 pub mod attention;
+pub mod blocks;
 pub mod codes;
 pub mod conv;
 pub mod depthwise;

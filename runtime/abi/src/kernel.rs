@@ -34,10 +34,14 @@ pub enum Import {
     UnaryF32 = 6,
     /// `fn(*const SparseI8)`: rows of a sparse int8 matrix times a panel of codes.
     SparseI8 = 7,
+    /// `fn(*const RoundBlocks)`: numbers to codes, in blocks that share a scale.
+    RoundBlocks = 8,
+    /// `fn(*const UnpackBlocks)`: blocks of weights of a few bits as numbers.
+    UnpackBlocks = 9,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 8;
+pub const IMPORT_COUNT: usize = 10;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -247,7 +251,7 @@ pub struct GemmBlocks {
     pub block: usize,
     /// Blocks of a row.
     pub blocks: usize,
-    /// `1..=MAX_ROWS_BLOCKS`.
+    /// Rows; the kernel makes tiles of at most [`MAX_ROWS_BLOCKS`] of them.
     pub rows: u32,
     /// `1..=PANEL_BLOCKS`.
     pub cols: u32,
@@ -265,6 +269,48 @@ pub struct GemmBlocks {
 
 /// Longest block of [`GemmBlocks`]: sums fit 32 bits.
 pub const MAX_BLOCK: usize = 1 << 14;
+
+/// Numbers to the blocks of activations of [`GemmBlocks`]. With the largest `|x|` of a block, `m`, a code is
+/// `clamp(round_to_even(x * (127 / m)), -127, 127)` (0 for what is no number), the scale is `m / 127`, and the offset is
+/// `factor` times the sum of the codes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RoundBlocks {
+    /// `blocks * block` numbers.
+    pub x: *const f32,
+    /// `blocks` blocks of `block + ACT_BLOCK_EXTRA` bytes.
+    pub y: *mut u8,
+    /// Length of a block, at most [`MAX_BLOCK`].
+    pub block: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// Minus the zero point of all weights, or -1 where weights have their own.
+    pub factor: i32,
+}
+
+/// The numbers of a panel of weights as [`GemmBlocks`] has it: `y[k][j] = scale[j] * (code[k][j] - zero[j])`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnpackBlocks {
+    /// `blocks` blocks of weights.
+    pub w: *const u8,
+    /// `blocks * block` rows of [`PANEL_BLOCKS`] numbers.
+    pub y: *mut f32,
+    /// Elements between rows of `y`.
+    pub y_stride: usize,
+    /// Length of a block, as in [`GemmBlocks`].
+    pub block: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// 2, 4 or 8.
+    pub bits: u32,
+    /// Bytes of a scale: 2 or 4.
+    pub scale_bytes: u32,
+    /// Non-zero: there are zero points.
+    pub zeros: u32,
+    /// The zero point without them.
+    pub zero: i32,
+}
 
 /// Most columns of one [`MoveF32`].
 pub const MOVE_COLS: usize = 64;

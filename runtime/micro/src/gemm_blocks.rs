@@ -133,6 +133,9 @@ pub mod avx512 {
     /// Rows whose addresses are one pointer and a multiple of the stride: what an address can hold.
     const TRIPLE: usize = 3;
 
+    /// Bytes ahead of a stream that few rows wait for: the CPU's own prefetching stops at each page.
+    const AHEAD: usize = 2048;
+
     /// `ROWS` rows from `first` on; how many that are.
     ///
     /// # Safety
@@ -170,6 +173,9 @@ pub mod avx512 {
                 a = a.map(|a| a.wrapping_add(4));
                 for _ in 0..g.block / (4 * PLANES) {
                     let line = _mm512_loadu_si512(w.cast());
+                    if ROWS <= 2 {
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+                    }
                     for p in 0..PLANES {
                         let codes = if apart {
                             _mm512_and_si512(line, _mm512_sll_epi16(low, shift(p)))

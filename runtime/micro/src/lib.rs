@@ -43,9 +43,11 @@ mod gemm_blocks;
 mod gemm_f32;
 mod gemm_i8;
 mod move_f32;
+mod round_blocks;
 mod sparse_f32;
 mod sparse_i8;
 mod unary_f32;
+mod unpack_blocks;
 mod window_f32;
 #[cfg(target_arch = "x86_64")]
 mod window_i8;
@@ -139,6 +141,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         sparse_f32::portable as *const c_void,
         unary_f32::portable::entry as *const c_void,
         sparse_i8::portable as *const c_void,
+        round_blocks::portable as *const c_void,
+        unpack_blocks::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -151,6 +155,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_f32::avx2::entry as *const c_void,
             unary_f32::avx2::entry as *const c_void,
             sparse_i8::avx2::entry as *const c_void,
+            round_blocks::avx2 as *const c_void,
+            unpack_blocks::avx2 as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -161,6 +167,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
             sparse_i8::avx2::entry as *const c_void,
+            round_blocks::avx512 as *const c_void,
+            unpack_blocks::avx512 as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -171,6 +179,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_f32::avx512::entry as *const c_void,
             unary_f32::avx512::entry as *const c_void,
             sparse_i8::avx512::entry as *const c_void,
+            round_blocks::avx512 as *const c_void,
+            unpack_blocks::avx512 as *const c_void,
         ]);
         match level {
             Level::Portable => {}

@@ -33,6 +33,7 @@ pub static OPS: &[&OpDef] = &[
     &contrib::QLINEAR_SOFTMAX,
     &packed::UNPACK,
     &packed::RANS_DECODE,
+    &blocked::ROUND_BLOCKS,
     &blocked::MATMUL_NBITS,
     &blocked::GATHER_BLOCK_QUANTIZED,
 ];

@@ -1,0 +1,726 @@
+//! Products of 8-bit activations with weights of a few bits, both in blocks that share a scale, and the rounding that
+//! makes the activations: the canonical loops, written and recognised.
+//!
+//! Both operands are byte streams; [`lapidary_abi::kernel::GemmBlocks`] has the picture. `R` rows are a tile, and columns are
+//! [`PANEL`] at a time.
+//!
+//! ```text
+//! for r in first..end step R {
+//!   acc = const 0                                                    [R, 16] f32
+//!   for g in 0..blocks carry acc {
+//!     sums = broadcast(word A[a(r, g)])                              [R, 16] i32: what zero points are multiplied with
+//!     sums = mul sums, broadcast(load W[zeros of g])                 optional
+//!     for line in 0..(block * bits / 32) carry sums {
+//!       raw = load W[line of g]                                      [4, 16], strides 1 and 4
+//!       for p in 0..(8 / bits):                                      written out
+//!         dot sums, load A[codes of line, p], (raw >> p * bits) & mask
+//!     }
+//!     acc = muladd(cast f32 sums, scale of W * scale of A, acc)
+//!   }
+//!   acc = add acc, broadcast(load BIAS[at])                          optional
+//!   acc = max acc, lo; acc = min acc, hi                             optional, constants
+//!   store C[at + r * stride], rows, columns
+//! }
+//! ```
+//!
+//! ```text
+//! for g in 0..blocks {                                               weights as numbers
+//!   for line in 0..(block * bits / 32) {
+//!     raw = load W[line of g]
+//!     for p in 0..(8 / bits):
+//!       store Y[rows of line, p]: scale * cast f32 (((raw >> p * bits) & mask) - zero)      [4, 16]
+//! } }
+//! ```
+//!
+//! ```text
+//! for g in first..end {
+//!   x = load X[at + g * block]                                       [block]
+//!   m = reduce max (abs x); codes = cast (clamp (round (x * (127 / m))))
+//!   store Y[at + g * (block + 8)]: word (factor * reduce sum codes), codes, word (m / 127)
+//! }
+//! ```
+
+use super::build::KernelBuilder;
+use super::contraction::Facts;
+use super::pattern::unify;
+use super::sparse::Rows;
+use super::*;
+use lapidary_abi::kernel::{ACT_BLOCK_EXTRA, PANEL_BLOCKS};
+
+/// Columns of a panel of weights.
+pub const PANEL: u32 = PANEL_BLOCKS as u32;
+
+/// Bytes of a panel that hold `32 / bits` consecutive weights of each column.
+const LINE: i64 = 4 * PANEL_BLOCKS as i64;
+
+/// How a block is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Format {
+    /// Its length: a multiple of `32 / bits`.
+    pub block: u32,
+    /// Bits of a weight: 2, 4 or 8.
+    pub bits: u32,
+    /// Bytes of a weight's scale: 2 (`f16`) or 4 (`f32`).
+    pub scale_bytes: u32,
+    /// Each column has a zero point; 1 is taken without them.
+    pub zeros: bool,
+}
+
+impl Format {
+    /// Bytes of a block of activations.
+    pub fn act_bytes(self) -> i64 {
+        i64::from(self.block) + ACT_BLOCK_EXTRA as i64
+    }
+
+    /// Bytes of a block of a panel before its codes.
+    pub fn head_bytes(self) -> i64 {
+        let zeros = if self.zeros { 1 } else { 0 };
+        i64::from(PANEL) * (i64::from(self.scale_bytes) + zeros)
+    }
+
+    /// Lines of codes of a block of a panel.
+    pub fn lines(self) -> i64 {
+        i64::from(self.block) * i64::from(self.bits) / 32
+    }
+
+    /// Bytes of a block of a panel.
+    pub fn panel_bytes(self) -> i64 {
+        self.head_bytes() + LINE * self.lines()
+    }
+
+    /// Those whose blocks have these lengths.
+    fn of(block: u32, panel_bytes: i64) -> impl Iterator<Item = Format> {
+        let forms = [2, 4, 8].into_iter().flat_map(move |bits| {
+            [(2, false), (2, true), (4, false), (4, true)].map(|(scale_bytes, zeros)| Format {
+                block,
+                bits,
+                scale_bytes,
+                zeros,
+            })
+        });
+        forms.filter(move |f| f.panel_bytes() == panel_bytes && f.lines() > 0)
+    }
+}
+
+/// What [`blocks()`] multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BlocksTile {
+    /// How blocks are stored.
+    pub format: Format,
+    /// Rows of a tile.
+    pub rows: u32,
+    /// First row.
+    pub first: Var,
+    /// End of the rows.
+    pub end: Var,
+    /// Blocks of a row.
+    pub blocks: Var,
+    /// Activations (`u8`): row 0, and bytes between rows.
+    pub a: Rows,
+    /// The panel (`u8`): buffer and first byte.
+    pub w: (Buf, Var),
+    /// A number for each column: buffer and first element.
+    pub bias: Option<(Buf, Var)>,
+    /// Lower bound.
+    pub lo: Option<f32>,
+    /// Upper bound.
+    pub hi: Option<f32>,
+    /// The result.
+    pub c: Rows,
+    /// Columns of `bias` and `c` that exist; all if `None`.
+    pub cols: Option<Var>,
+}
+
+/// What [`round()`] makes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundTile {
+    /// Length of a block.
+    pub block: u32,
+    /// Of the sum of a block's codes.
+    pub factor: i32,
+    /// First block.
+    pub first: Var,
+    /// End of the blocks.
+    pub end: Var,
+    /// Numbers (`f32`): buffer, and first element of block 0.
+    pub x: (Buf, Var),
+    /// Blocks (`u8`): buffer, and first byte of block 0.
+    pub y: (Buf, Var),
+}
+
+/// What [`unpack()`] makes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnpackTile {
+    /// How blocks are stored.
+    pub format: Format,
+    /// The zero point where columns have none of their own.
+    pub zero: i32,
+    /// Blocks.
+    pub blocks: Var,
+    /// The panel (`u8`): buffer and first byte.
+    pub w: (Buf, Var),
+    /// Rows of [`PANEL`] numbers (`f32`), one for each step of the inner extent.
+    pub y: Rows,
+}
+
+fn elem(e: ElemType) -> TileElem {
+    TileElem::Elem(e)
+}
+
+fn plus(b: &mut KernelBuilder, x: Var, y: i64) -> Var {
+    let y = b.index(y);
+    b.binary(Binary::Add, x, y)
+}
+
+/// `x + i * step`.
+fn at(b: &mut KernelBuilder, x: Var, i: Var, step: i64) -> Var {
+    let step = b.index(step);
+    let skip = b.binary(Binary::Mul, i, step);
+    b.binary(Binary::Add, x, skip)
+}
+
+/// Little-endian integers of `bytes` bytes from a buffer of bytes.
+fn words(b: &mut KernelBuilder, buf: Buf, base: Var, bytes: u32, n: u32, axis: &Axis) -> Var {
+    let mut word = None;
+    for i in 0..bytes {
+        let base = plus(b, base, i64::from(i));
+        let byte = b.load(buf, base, &[n], vec![axis.clone()]);
+        let mut byte = b.cast(byte, elem(ElemType::U32));
+        if i > 0 {
+            let shift = b.constant(b.ty(byte), Literal::Int(8 * i64::from(i)));
+            byte = b.binary(Binary::Shl, byte, shift);
+        }
+        word = Some(match word {
+            None => byte,
+            Some(word) => b.binary(Binary::Or, word, byte),
+        });
+    }
+    word.expect("a word has bytes")
+}
+
+fn bitcast(b: &mut KernelBuilder, x: Var, to: ElemType) -> Var {
+    let shape = b.ty(x).shape;
+    b.emit(TileType::of(to, &shape), Op::Bitcast(x))
+}
+
+/// Scales as `f32`.
+fn scales(b: &mut KernelBuilder, (buf, base): (Buf, Var), bytes: u32, n: u32, axis: &Axis) -> Var {
+    let word = words(b, buf, base, bytes, n, axis);
+    if bytes == 4 {
+        return bitcast(b, word, ElemType::F32);
+    }
+    let half = b.cast(word, elem(ElemType::U16));
+    let half = bitcast(b, half, ElemType::F16);
+    b.cast(half, elem(ElemType::F32))
+}
+
+/// Writes the product's canonical loop.
+pub fn blocks(b: &mut KernelBuilder, t: BlocksTile) {
+    let (f, shape) = (t.format, [t.rows, PANEL]);
+    b.for_loop(t.first, t.end, t.rows, &[], |b, r, _| {
+        let left = b.binary(Binary::Sub, t.end, r);
+        let rows = |stride| Axis {
+            at: At::DynStride(stride),
+            valid: Some(left),
+            mask: None,
+        };
+        let skip = b.binary(Binary::Mul, r, t.a.stride);
+        let a0 = b.binary(Binary::Add, t.a.base, skip);
+        let a_rows = rows(t.a.stride);
+        let zero = b.index(0);
+        let ty = TileType::of(ElemType::F32, &shape);
+        let acc = b.constant(ty.clone(), Literal::Float(0.0));
+        let mut acc = b.for_loop(zero, t.blocks, 1, &[acc], |b, g, acc| {
+            let a = at(b, a0, g, f.act_bytes());
+            let w = at(b, t.w.1, g, f.panel_bytes());
+            vec![block(b, t, (a, w), &a_rows, acc[0])]
+        })[0];
+        let columns = Axis {
+            valid: t.cols,
+            ..Axis::stride(1)
+        };
+        if let Some((buf, base)) = t.bias {
+            let bias = b.load(buf, base, &[PANEL], vec![columns.clone()]);
+            let bias = b.broadcast(bias, &shape, 0);
+            acc = b.binary(Binary::Add, acc, bias);
+        }
+        for (bound, f) in [(t.lo, Binary::Max), (t.hi, Binary::Min)] {
+            if let Some(bound) = bound {
+                let bound = b.constant(ty.clone(), Literal::Float(f64::from(bound)));
+                acc = b.binary(f, acc, bound);
+            }
+        }
+        let skip = b.binary(Binary::Mul, r, t.c.stride);
+        let c = b.binary(Binary::Add, t.c.base, skip);
+        b.store(t.c.buf, c, vec![rows(t.c.stride), columns], acc);
+        vec![]
+    });
+}
+
+/// Adds the product of one block, which begins at `a` and `w`, to `acc`.
+fn block(b: &mut KernelBuilder, t: BlocksTile, (a, w): (Var, Var), a_rows: &Axis, acc: Var) -> Var {
+    let (f, shape) = (t.format, [t.rows, PANEL]);
+    let offset = words(b, t.a.buf, a, 4, t.rows, a_rows);
+    let offset = bitcast(b, offset, ElemType::I32);
+    let mut sums = b.broadcast(offset, &shape, 1);
+    if f.zeros {
+        let base = plus(b, w, i64::from(PANEL * f.scale_bytes));
+        let zeros = b.load(t.w.0, base, &[PANEL], vec![Axis::stride(1)]);
+        let zeros = b.cast(zeros, elem(ElemType::I32));
+        let zeros = b.broadcast(zeros, &shape, 0);
+        sums = b.binary(Binary::Mul, sums, zeros);
+    }
+    let (w_codes, a_codes) = (plus(b, w, f.head_bytes()), plus(b, a, 4));
+    let (none, lines) = (b.index(0), b.index(f.lines()));
+    sums = b.for_loop(none, lines, 1, &[sums], |b, line, sums| {
+        let from = at(b, w_codes, line, LINE);
+        let axes = vec![Axis::stride(1), Axis::stride(4)];
+        let raw = b.load(t.w.0, from, &[4, PANEL], axes);
+        let from = at(b, a_codes, line, i64::from(32 / f.bits));
+        let mut sums = sums[0];
+        for p in 0..8 / f.bits {
+            let codes = field(b, raw, p, f.bits);
+            let from = plus(b, from, i64::from(4 * p));
+            let axes = vec![a_rows.clone(), Axis::stride(1)];
+            let acts = b.load(t.a.buf, from, &[t.rows, 4], axes);
+            let acts = bitcast(b, acts, ElemType::I8);
+            sums = b.dot(sums, acts, codes);
+        }
+        vec![sums]
+    })[0];
+    let of_w = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &{
+        Axis::stride(i64::from(f.scale_bytes))
+    });
+    let of_w = b.broadcast(of_w, &shape, 0);
+    let last = plus(b, a, 4 + i64::from(f.block));
+    let of_a = scales(b, (t.a.buf, last), 4, t.rows, a_rows);
+    let of_a = b.broadcast(of_a, &shape, 1);
+    let scale = b.binary(Binary::Mul, of_w, of_a);
+    let sums = b.cast(sums, elem(ElemType::F32));
+    b.mul_add(sums, scale, acc)
+}
+
+/// The codes of field `p` of bytes.
+fn field(b: &mut KernelBuilder, raw: Var, p: u32, bits: u32) -> Var {
+    let mut codes = raw;
+    if p > 0 {
+        let shift = b.constant(b.ty(raw), Literal::Int(i64::from(p * bits)));
+        codes = b.binary(Binary::Shr, codes, shift);
+    }
+    if bits < 8 {
+        let mask = b.constant(b.ty(raw), Literal::Int((1 << bits) - 1));
+        codes = b.binary(Binary::And, codes, mask);
+    }
+    codes
+}
+
+/// Writes the canonical loop that makes numbers of weights.
+pub fn unpack(b: &mut KernelBuilder, t: UnpackTile) {
+    let (f, shape) = (t.format, [4, PANEL]);
+    let zero = b.index(0);
+    b.for_loop(zero, t.blocks, 1, &[], |b, g, _| {
+        let w = at(b, t.w.1, g, f.panel_bytes());
+        let from = b.index(i64::from(f.block));
+        let row = b.binary(Binary::Mul, g, from);
+        let zeros = match f.zeros {
+            true => {
+                let base = plus(b, w, i64::from(PANEL * f.scale_bytes));
+                let zeros = b.load(t.w.0, base, &[PANEL], vec![Axis::stride(1)]);
+                let zeros = b.cast(zeros, elem(ElemType::I32));
+                b.broadcast(zeros, &shape, 0)
+            }
+            false => {
+                let ty = TileType::of(ElemType::I32, &shape);
+                b.constant(ty, Literal::Int(i64::from(t.zero)))
+            }
+        };
+        let axis = Axis::stride(i64::from(f.scale_bytes));
+        let scale = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &axis);
+        let scale = b.broadcast(scale, &shape, 0);
+        let codes = plus(b, w, f.head_bytes());
+        let (none, lines) = (b.index(0), b.index(f.lines()));
+        b.for_loop(none, lines, 1, &[], |b, line, _| {
+            let from = at(b, codes, line, LINE);
+            let raw = b.load(t.w.0, from, &shape, vec![Axis::stride(1), Axis::stride(4)]);
+            let row = at(b, row, line, i64::from(32 / f.bits));
+            for p in 0..8 / f.bits {
+                let codes = field(b, raw, p, f.bits);
+                let codes = b.cast(codes, elem(ElemType::I32));
+                let centred = b.binary(Binary::Sub, codes, zeros);
+                let numbers = b.cast(centred, elem(ElemType::F32));
+                let numbers = b.binary(Binary::Mul, numbers, scale);
+                let row = plus(b, row, i64::from(4 * p));
+                let skip = b.binary(Binary::Mul, row, t.y.stride);
+                let to = b.binary(Binary::Add, t.y.base, skip);
+                let rows = Axis {
+                    at: At::DynStride(t.y.stride),
+                    valid: None,
+                    mask: None,
+                };
+                b.store(t.y.buf, to, vec![rows, Axis::stride(1)], numbers);
+            }
+            vec![]
+        });
+        vec![]
+    });
+}
+
+/// Writes the rounding's canonical loop.
+pub fn round(b: &mut KernelBuilder, t: RoundTile) {
+    b.for_loop(t.first, t.end, 1, &[], |b, g, _| {
+        let from = at(b, t.x.1, g, i64::from(t.block));
+        let to = at(b, t.y.1, g, i64::from(t.block) + ACT_BLOCK_EXTRA as i64);
+        let x = b.load(t.x.0, from, &[t.block], vec![Axis::stride(1)]);
+        let sizes = b.unary(Unary::Abs, x);
+        let most = b.reduce(ReduceKind::Max, sizes, 0);
+        let range = b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(127.0));
+        let scale = b.binary(Binary::Div, most, range);
+        let inverse = b.binary(Binary::Div, range, most);
+        let mut y = b.binary(Binary::Mul, x, inverse);
+        y = b.unary(Unary::RoundEven, y);
+        for (bound, f) in [(-127.0, Binary::Max), (127.0, Binary::Min)] {
+            let bound = b.constant(b.ty(x), Literal::Float(bound));
+            y = b.binary(f, y, bound);
+        }
+        let codes = b.cast(y, elem(ElemType::I32));
+        let codes = b.cast(codes, elem(ElemType::I8));
+        let wide = b.cast(codes, elem(ElemType::I32));
+        let sum = b.reduce(ReduceKind::Sum, wide, 0);
+        let factor = b.constant(b.ty(sum), Literal::Int(i64::from(t.factor)));
+        let offset = b.binary(Binary::Mul, sum, factor);
+        put_word(b, t.y.0, to, offset);
+        let at = plus(b, to, 4);
+        let codes = bitcast(b, codes, ElemType::U8);
+        b.store(t.y.0, at, vec![Axis::stride(1)], codes);
+        let at = plus(b, to, 4 + i64::from(t.block));
+        put_word(b, t.y.0, at, scale);
+        vec![]
+    });
+}
+
+/// Writes four bytes into a buffer of bytes.
+fn put_word(b: &mut KernelBuilder, buf: Buf, base: Var, x: Var) {
+    let word = bitcast(b, x, ElemType::U32);
+    for i in 0..4 {
+        let shift = b.constant(b.ty(word), Literal::Int(8 * i));
+        let byte = b.binary(Binary::Shr, word, shift);
+        let byte = b.cast(byte, elem(ElemType::U8));
+        let at = plus(b, base, i);
+        b.store(buf, at, vec![], byte);
+    }
+}
+
+/// The constants that are defined in a body, in their order.
+fn constants<'k>(body: &'k [Stmt]) -> impl Iterator<Item = i64> + 'k {
+    body.iter().filter_map(|s| match s.op {
+        Op::Const(Literal::Int(v)) => Some(v),
+        _ => None,
+    })
+}
+
+/// Recognises what [`blocks()`] writes.
+pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
+    let Op::For { body, step, .. } = &stmt.op else {
+        return None;
+    };
+    let Op::Store { x, axes, .. } = &body.last()?.op else {
+        return None;
+    };
+    let [_, columns] = &axes[..] else { return None };
+    if facts.ty(*x) != &TileType::of(ElemType::F32, &[*step, PANEL]) {
+        return None;
+    }
+    let inner = body.iter().position(|s| s.op.bodies().next().is_some())?;
+    let Op::For {
+        body: of_blocks, ..
+    } = &body[inner].op
+    else {
+        return None;
+    };
+    // The first two constants inside say how long a block of each side is; few formats have these lengths.
+    let mut lengths = constants(of_blocks);
+    let (act_bytes, panel_bytes) = (lengths.next()?, lengths.next()?);
+    let block = u32::try_from(act_bytes - ACT_BLOCK_EXTRA as i64).ok()?;
+    let after = &body[inner..];
+    let bound = |f: Binary| {
+        after.iter().find_map(|s| match s.op {
+            Op::Binary(g, _, bound) if g == f => facts.float(bound),
+            _ => None,
+        })
+    };
+    let (lo, hi) = (bound(Binary::Max), bound(Binary::Min));
+    let bias = after.iter().any(|s| matches!(s.op, Op::Load { .. }));
+    let found = |format: Format| {
+        let mut b = KernelBuilder::new("pattern");
+        let [a, w] = [(); 2].map(|()| b.buffer("", ElemType::U8, true));
+        let [added, c] = [(); 2].map(|()| b.buffer("", ElemType::F32, true));
+        let mut var = || b.var(TileType::index());
+        let mut rows = |buf| Rows {
+            buf,
+            base: var(),
+            stride: var(),
+        };
+        let (a, c) = (rows(a), rows(c));
+        let pattern = BlocksTile {
+            format,
+            rows: *step,
+            first: var(),
+            end: var(),
+            blocks: var(),
+            a,
+            w: (w, var()),
+            bias: bias.then(|| (added, var())),
+            lo: lo.map(|v| v as f32),
+            hi: hi.map(|v| v as f32),
+            c,
+            cols: columns.valid.map(|_| var()),
+        };
+        blocks(&mut b, pattern);
+        let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+        let rows = |r: Rows| {
+            Some(Rows {
+                buf: found.buf(r.buf)?,
+                base: found.var(r.base)?,
+                stride: found.var(r.stride)?,
+            })
+        };
+        let at = |(buf, base): (Buf, Var)| Some((found.buf(buf)?, found.var(base)?));
+        Some(BlocksTile {
+            first: found.var(pattern.first)?,
+            end: found.var(pattern.end)?,
+            blocks: found.var(pattern.blocks)?,
+            a: rows(pattern.a)?,
+            w: at(pattern.w)?,
+            bias: pattern.bias.map_or(Some(None), |b| at(b).map(Some))?,
+            c: rows(pattern.c)?,
+            cols: pattern
+                .cols
+                .map_or(Some(None), |v| found.var(v).map(Some))?,
+            ..pattern
+        })
+    };
+    Format::of(block, panel_bytes).find_map(found)
+}
+
+/// Recognises what [`unpack()`] writes: the loop, after the statement that defines its first index.
+pub fn recognise_unpack(facts: &Facts, stmt: &Stmt) -> Option<UnpackTile> {
+    let Op::For {
+        begin,
+        body,
+        step: 1,
+        ..
+    } = &stmt.op
+    else {
+        return None;
+    };
+    let inner = body.iter().find_map(|s| s.op.bodies().next())?;
+    let Op::Store { x, axes, .. } = &inner.last()?.op else {
+        return None;
+    };
+    let whole = facts.ty(*x) == &TileType::of(ElemType::F32, &[4, PANEL]) && axes.len() == 2;
+    if !whole || facts.int(*begin) != Some(0) {
+        return None;
+    }
+    let mut lengths = constants(body);
+    let (panel_bytes, block) = (lengths.next()?, lengths.next()?);
+    let zero = body.iter().find_map(|s| match (s.results.first(), &s.op) {
+        (Some(&v), Op::Const(Literal::Int(zero))) => {
+            (facts.ty(v).shape == [4, PANEL]).then_some(*zero)
+        }
+        _ => None,
+    });
+    let zero = i32::try_from(zero.unwrap_or(0)).ok()?;
+    Format::of(u32::try_from(block).ok()?, panel_bytes).find_map(|format| {
+        let mut b = KernelBuilder::new("pattern");
+        let (w, y) = (
+            b.buffer("", ElemType::U8, true),
+            b.buffer("", ElemType::F32, true),
+        );
+        let mut var = || b.var(TileType::index());
+        let pattern = UnpackTile {
+            format,
+            zero,
+            blocks: var(),
+            w: (w, var()),
+            y: Rows {
+                buf: y,
+                base: var(),
+                stride: var(),
+            },
+        };
+        unpack(&mut b, pattern);
+        let mut kernel = b.finish();
+        // The loop alone: the index that it begins at is a constant of somebody else.
+        kernel.body.remove(0);
+        let found = unify(&kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+        Some(UnpackTile {
+            blocks: found.var(pattern.blocks)?,
+            w: (found.buf(w)?, found.var(pattern.w.1)?),
+            y: Rows {
+                buf: found.buf(y)?,
+                base: found.var(pattern.y.base)?,
+                stride: found.var(pattern.y.stride)?,
+            },
+            ..pattern
+        })
+    })
+}
+
+/// Recognises what [`round()`] writes.
+pub fn recognise_round(facts: &Facts, stmt: &Stmt) -> Option<RoundTile> {
+    let Op::For { body, step: 1, .. } = &stmt.op else {
+        return None;
+    };
+    let block = body.iter().find_map(|s| match (&s.op, &s.results[..]) {
+        (Op::Load { .. }, &[x]) => Some(facts.ty(x)),
+        _ => None,
+    })?;
+    let &[block] = &block.shape[..] else {
+        return None;
+    };
+    let sum = body.iter().find_map(|s| match s.op {
+        Op::Reduce {
+            kind: ReduceKind::Sum,
+            ..
+        } => s.results.first(),
+        _ => None,
+    })?;
+    let factor = body.iter().find_map(|s| match s.op {
+        Op::Binary(Binary::Mul, x, by) if x == *sum => facts.int(by),
+        _ => None,
+    })?;
+    let mut b = KernelBuilder::new("pattern");
+    let (x, y) = (
+        b.buffer("", ElemType::F32, true),
+        b.buffer("", ElemType::U8, true),
+    );
+    let mut var = || b.var(TileType::index());
+    let pattern = RoundTile {
+        block,
+        factor: i32::try_from(factor).ok()?,
+        first: var(),
+        end: var(),
+        x: (x, var()),
+        y: (y, var()),
+    };
+    round(&mut b, pattern);
+    let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+    let at = |(buf, base): (Buf, Var)| Some((found.buf(buf)?, found.var(base)?));
+    Some(RoundTile {
+        first: found.var(pattern.first)?,
+        end: found.var(pattern.end)?,
+        x: at(pattern.x)?,
+        y: at(pattern.y)?,
+        ..pattern
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_that_are_written_are_recognised() {
+        for parts in 0..64u32 {
+            let has = |bit: u32| parts >> bit & 1 == 1;
+            for (bits, block) in [(2, 16), (4, 32), (4, 128), (8, 16)] {
+                let mut b = KernelBuilder::new("k");
+                let [w, a] = ["w", "a"].map(|n| b.buffer(n, ElemType::U8, false));
+                let other = b.buffer("other", ElemType::F32, false);
+                let c = b.buffer("c", ElemType::F32, true);
+                let [zero, base, stride, end] = [0, 7, 100, 3].map(|v| b.index(v));
+                let rows = |buf, base| Rows { buf, base, stride };
+                let tile = BlocksTile {
+                    format: Format {
+                        block,
+                        bits,
+                        scale_bytes: if has(0) { 2 } else { 4 },
+                        zeros: has(1),
+                    },
+                    rows: 4,
+                    first: zero,
+                    end,
+                    blocks: base,
+                    a: rows(a, zero),
+                    w: (w, base),
+                    bias: has(2).then_some((other, base)),
+                    lo: has(3).then_some(-1.0),
+                    hi: has(4).then_some(2.5),
+                    c: rows(c, base),
+                    cols: has(5).then_some(end),
+                };
+                blocks(&mut b, tile);
+                let kernel = b.finish();
+                super::super::verify::verify(&kernel).expect("valid");
+                let facts = Facts::new(&kernel);
+                let last = kernel.body.last().expect("the loop");
+                assert_eq!(
+                    recognise(&facts, last),
+                    Some(tile),
+                    "{parts:b} {bits} {block}"
+                );
+                assert_eq!(recognise_round(&facts, last), None);
+            }
+        }
+    }
+
+    #[test]
+    fn unpacking_that_is_written_is_recognised() {
+        for (bits, block) in [(2, 16), (4, 32), (4, 128), (8, 16)] {
+            for (scale_bytes, zeros) in [(2, false), (2, true), (4, false), (4, true)] {
+                let mut b = KernelBuilder::new("k");
+                let w = b.buffer("w", ElemType::U8, false);
+                let y = b.buffer("y", ElemType::F32, true);
+                let [base, stride, blocks] = [7, 32, 3].map(|v| b.index(v));
+                let tile = UnpackTile {
+                    format: Format {
+                        block,
+                        bits,
+                        scale_bytes,
+                        zeros,
+                    },
+                    zero: if zeros { 0 } else { 8 },
+                    blocks,
+                    w: (w, base),
+                    y: Rows {
+                        buf: y,
+                        base,
+                        stride,
+                    },
+                };
+                unpack(&mut b, tile);
+                let kernel = b.finish();
+                super::super::verify::verify(&kernel).expect("valid");
+                let facts = Facts::new(&kernel);
+                let last = kernel.body.last().expect("the loop");
+                assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
+                assert_eq!(recognise(&facts, last), None);
+            }
+        }
+    }
+
+    #[test]
+    fn roundings_that_are_written_are_recognised() {
+        for (block, factor) in [(16, 1), (32, -8), (256, 1)] {
+            let mut b = KernelBuilder::new("k");
+            let x = b.buffer("x", ElemType::F32, false);
+            let y = b.buffer("y", ElemType::U8, true);
+            let [zero, base, end] = [0, 7, 3].map(|v| b.index(v));
+            let tile = RoundTile {
+                block,
+                factor,
+                first: zero,
+                end,
+                x: (x, base),
+                y: (y, zero),
+            };
+            round(&mut b, tile);
+            let kernel = b.finish();
+            super::super::verify::verify(&kernel).expect("valid");
+            let facts = Facts::new(&kernel);
+            let last = kernel.body.last().expect("the loop");
+            assert_eq!(recognise_round(&facts, last), Some(tile));
+            assert_eq!(recognise(&facts, last), None);
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! Products with compressed weights: codes of a few bits, with a scale for each block along the inner extent.
+//!
+//! ```text
+//! matmul(round_blocks(x), transpose(const affine{scales; int{bits}; zeros}))
+//!   => round x => blocks of codes              once for all products that read it
+//!      product of blocks (codes, panels)
+//! ```
+//! Weights are packed from the file's own bytes when they are written. Where the left side is not rounded, a few blocks of a panel are
+//! made numbers at a time, so that the weights never are all; other forms of weights are multiplied as numbers.
+
+use super::expand::Facts;
+use super::expr::E;
+use super::index::Pos;
+use super::linear::{self, Plan};
+use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use crate::schedules::Num;
+use crate::schedules::blocks::{Blocks, CHUNK, rounding};
+use bytes::Bytes;
+use lapidary_abi::kernel::MAX_BLOCK;
+use lapidary_ir::encodings::Encoding;
+use lapidary_ir::kernel::blocks::{Format, PANEL};
+use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
+use lapidary_ir::ops::OpError;
+use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// The family's lowerings.
+pub static RULES: &[Rule] = &[Rule::scheduled("round_blocks", element, schedule)];
+
+/// Operations worth waking another thread for.
+const THREAD_WORK: i64 = 64 << 10;
+
+/// Longest blocks that have a kernel: a block is a tile while it is rounded.
+const MAX_ROUNDED: usize = 256;
+
+/// What is known of these products before the first step is written.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Products, and whether their left sides are codes.
+    products: HashMap<NodeId, (Weights, bool)>,
+    /// The blocks of codes that products read, by what is rounded and the factor of their sums.
+    codes: HashMap<(ValueId, i32), Option<ValueId>>,
+}
+
+/// Constant weights `[n, k]` in blocks along `k`.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    n: usize,
+    blocks: usize,
+    format: Format,
+    /// Of the sum of a block's codes: minus the zero point, if it is the same for all.
+    factor: i32,
+    codes: Bytes,
+    scales: Arc<Encoding>,
+    zeros: Option<Arc<Encoding>>,
+}
+
+/// The compressed constant whose transposition is `v`.
+fn transposed(module: &Module, v: ValueId) -> Option<&Constant> {
+    let node = module.node(module.producer(v)?);
+    let swapped = node.op.name == "transpose" && node.ints("perm").is_none_or(|p| p == [1, 0]);
+    let constant = module.as_constant(node.operand(0)?)?;
+    (swapped && constant.is_compressed() && constant.shape().len() == 2).then_some(constant)
+}
+
+/// Constants that are read by such products alone: they stay as they are.
+pub fn taken(module: &Module) -> HashSet<ValueId> {
+    let (mut taken, mut others) = (HashSet::new(), HashSet::new());
+    for r in module.reachable_regions() {
+        let region = module.region(r);
+        others.extend(&region.outputs);
+        for &n in &region.nodes {
+            let node = module.node(n);
+            for (i, v) in node.operands.iter().enumerate() {
+                let Some(v) = *v else { continue };
+                let product = matches!(node.op.name, "matmul" | "fused_linear") && i == 1;
+                let weights = transposed(module, v).filter(|c| product && Weights::of(c).is_some());
+                if weights.is_some() {
+                    taken.extend(module.producer(v).and_then(|t| module.node(t).operand(0)));
+                } else if node.op.name != "transpose" {
+                    others.insert(v);
+                }
+            }
+        }
+    }
+    // Neither a constant that something else reads, nor one whose transposition something else reads.
+    let read = |v: &ValueId| {
+        others.contains(v)
+            || others.iter().any(|o| {
+                let source = module.producer(*o).map(|t| module.node(t));
+                source.is_some_and(|t| t.op.name == "transpose" && t.operand(0) == Some(*v))
+            })
+    };
+    taken.retain(|v| !read(v));
+    taken
+}
+
+impl Weights {
+    /// Those of a term that the kernel knows.
+    fn of(constant: &Constant) -> Option<Weights> {
+        let term = constant.encoding();
+        if term.ctor.name != "affine" || term.elem != ElemType::F32 || term.check().is_err() {
+            return None;
+        }
+        let (scales, codes) = (term.children.first()?, term.children.get(1)?);
+        let bits = codes.int_param("bits").filter(|b| [2, 4, 8].contains(b))? as u32;
+        let (&[n, k], &[rows, blocks]) = (&term.shape[..], &scales.shape[..]) else {
+            return None;
+        };
+        let unsigned = codes.elem.int_range().is_some_and(|(lo, _)| lo == 0);
+        if codes.ctor.name != "int" || !unsigned || blocks == 0 || n == 0 {
+            return None;
+        }
+        let block = k / blocks;
+        let fits = rows == n && block * blocks == k && (block * bits as usize).is_multiple_of(32);
+        let all = scales.decode().ok()?;
+        let halves = all.floats()?.iter().all(|&s| {
+            let half = half::f16::from_f64(s);
+            half.is_finite() && half.to_f64() == s
+        });
+        if !fits || block > MAX_ROUNDED.min(MAX_BLOCK) || block == 0 {
+            return None;
+        }
+        let (mut factor, mut zeros) = (0, None);
+        if let Some(zero) = term.children.get(2) {
+            let values = zero.decode().ok()?;
+            let values = values.integers()?;
+            let first = *values.first()?;
+            if !values.iter().all(|z| (0..1 << bits).contains(z)) {
+                return None;
+            }
+            if values.iter().all(|&z| z == first) {
+                factor = -(first as i32);
+            } else if zero.shape == [n, blocks] {
+                (factor, zeros) = (-1, Some(zero.clone()));
+            } else {
+                return None;
+            }
+        }
+        Some(Weights {
+            n,
+            blocks,
+            format: Format {
+                block: block as u32,
+                bits,
+                scale_bytes: if halves { 2 } else { 4 },
+                zeros: zeros.is_some(),
+            },
+            factor,
+            codes: codes.blob.clone()?,
+            scales: scales.clone(),
+            zeros,
+        })
+    }
+
+    /// So many panels, as the micro-kernels read them.
+    fn pack(&self, panels: usize) -> Result<Vec<u8>, String> {
+        let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
+        let scales = numbers(&self.scales)?;
+        let scales = scales.floats().ok_or("scales are floats")?;
+        let zeros = self.zeros.as_deref().map(numbers).transpose()?;
+        let zeros = zeros.as_ref().and_then(|z| z.integers());
+        let (f, width) = (self.format, PANEL as usize);
+        let (block, bits) = (f.block as usize, f.bits as usize);
+        let (k, mask) = (block * self.blocks, (0xFFu16 >> (8 - bits)) as u8);
+        let code = |row: usize, at: usize| {
+            let bit = (row * k + at) * bits;
+            self.codes[bit / 8] >> (bit % 8) & mask
+        };
+        let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
+        for panel in 0..panels {
+            let rows: Vec<Option<usize>> = (panel * width..(panel + 1) * width)
+                .map(|row| Some(row).filter(|&row| row < self.n))
+                .collect();
+            for at in 0..self.blocks {
+                for row in &rows {
+                    let scale = row.map_or(0.0, |row| scales[row * self.blocks + at]);
+                    match f.scale_bytes {
+                        2 => out.extend(half::f16::from_f64(scale).to_le_bytes()),
+                        _ => out.extend((scale as f32).to_le_bytes()),
+                    }
+                }
+                if let Some(zeros) = zeros {
+                    let zero = |row: &Option<usize>| {
+                        row.map_or(0, |row| zeros[row * self.blocks + at] as u8)
+                    };
+                    out.extend(rows.iter().map(zero));
+                }
+                for line in (0..block).step_by(32 / bits) {
+                    for &row in &rows {
+                        let first = at * block + line;
+                        for q in 0..4 {
+                            out.push(row.map_or(0, |row| {
+                                (0..8 / bits).fold(0, |byte, p| {
+                                    byte | code(row, first + 4 * p + q) << (p * bits)
+                                })
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The node that rounds the left side of a product in blocks of this length, if that is row-major.
+fn rounder(facts: &Facts, a: ValueId, block: u32) -> Option<NodeId> {
+    let n = facts.module.producer(a)?;
+    let node = facts.module.node(n);
+    let same = node.op.name == "round_blocks" && node.int("block_size") == Ok(i64::from(block));
+    (same && facts.is_row_major(node.operand(0)?)).then_some(n)
+}
+
+/// Finds the products of blocks, and what is never stored because of them: transposed weights, rounded numbers.
+pub fn find(low: &mut Lowerer) {
+    let module = &low.facts.module;
+    let mut found = Found::default();
+    let mut users: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
+    let mut kept: HashSet<ValueId> = HashSet::new();
+    for region in module.reachable_regions() {
+        kept.extend(&module.region(region).outputs);
+        for &n in &module.region(region).nodes {
+            for &v in module.node(n).operands.iter().flatten() {
+                users.entry(v).or_default().push(n);
+            }
+            if let Some((weights, a, rounded)) = product(low, n) {
+                if rounded {
+                    found.codes.insert((a, weights.factor), None);
+                }
+                found.products.insert(n, (weights, rounded));
+            }
+        }
+    }
+    let mut unstored = vec![];
+    for n in found.products.keys() {
+        for (i, &v) in module.node(*n).operands[..2].iter().enumerate() {
+            let Some(v) = v else { continue };
+            // Only as weights, or as codes.
+            let taken = |n: &NodeId| {
+                let operands = &module.node(*n).operands;
+                let once = operands.iter().filter(|o| **o == Some(v)).count() == 1;
+                let product = found.products.get(n);
+                once && operands[i] == Some(v) && product.is_some_and(|p| i == 1 || p.1)
+            };
+            if !kept.contains(&v) && users.get(&v).is_some_and(|u| u.iter().all(taken)) {
+                unstored.push(v);
+            }
+        }
+    }
+    low.facts.inlined.extend(unstored);
+    low.blocked = found;
+}
+
+/// The weights and the left side of a node that is such a product, and whether that is rounded as the weights are.
+fn product(low: &Lowerer, n: NodeId) -> Option<(Weights, ValueId, bool)> {
+    let facts = &low.facts;
+    let node = facts.module.node(n);
+    if !matches!(node.op.name, "matmul" | "fused_linear") {
+        return None;
+    }
+    let constant = transposed(&facts.module, node.operand(1)?)?;
+    let plan = linear::plan(facts, n)?;
+    let weights = Weights::of(constant)?;
+    let rounded = rounder(facts, plan.a, weights.format.block).is_some();
+    // Without micro-kernels, numbers are better unpacked once.
+    let worthwhile = rounded || low.target.micro_kernels;
+    worthwhile.then_some((weights, plan.a, rounded))
+}
+
+/// True if a node is such a product.
+pub fn is_chosen(low: &Lowerer, n: NodeId) -> bool {
+    low.blocked.products.contains_key(&n)
+}
+
+/// The steps of such a product.
+pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
+    let missing = || OpError::new("a product of blocks without its operands");
+    let found = low.blocked.products.get(&n).cloned();
+    let (weights, rounded) = found.ok_or_else(missing)?;
+    let codes = low.blocked.codes.get(&(plan.a, weights.factor)).copied();
+    let a = match rounded {
+        true => codes.flatten().ok_or_else(missing)?,
+        false => plan.a,
+    };
+    let spec = Blocks {
+        m: plan.m.as_const().map_or(Num::Sym, Num::Const),
+        n: weights.n as i64,
+        blocks: weights.blocks as i64,
+        format: weights.format,
+        bias: plan.bias.is_some(),
+        residual: plan.residual.is_some(),
+        lo: plan.gemm.lo,
+        hi: plan.gemm.hi,
+        activation: plan.gemm.activation,
+    };
+    let panels = match rounded {
+        true => spec.panels(),
+        false => 2 * spec.wide_panels(),
+    };
+    let (bytes, factor) = ((panels * spec.panel_bytes()) as usize, weights.factor);
+    let made = WeightSource::Made(Arc::new(move || weights.pack(panels as usize)));
+    let w = low.made_weight(ElemType::U8, vec![bytes], made);
+    let out = low.facts.module.node(n).results[0];
+    let values = [Some(a), Some(w), plan.bias, plan.residual, Some(out)];
+    let mut args: Vec<KernelArg> = values.into_iter().flatten().map(KernelArg::Value).collect();
+    if spec.m == Num::Sym {
+        args.push(KernelArg::Size(plan.m.clone()));
+    }
+    let (kernel, panels, band) = match rounded {
+        true => (spec.kernel("gemm_blocks"), spec.panels(), spec.band()),
+        false => {
+            let kernel = spec.kernel_of_numbers("gemm_unpacked", -factor);
+            (kernel, spec.wide_panels(), spec.wide_band())
+        }
+    };
+    let grid = Dim::from(panels) * plan.m.ceil_div(&Dim::from(band));
+    let flops = Dim::from(2i64) * &plan.m * &plan.n * &plan.k;
+    let per_block = 2 * plan.k.as_const().unwrap_or(1) * i64::from(PANEL) * band;
+    let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
+    low.launch(kernel, &args, &grid, grain, &flops)
+}
+
+/// Rounds what products of blocks read; false if something else reads the rounded numbers.
+fn schedule(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
+    let node = low.facts.module.node(n);
+    let (x, y, block) = (node.need(0)?, node.results[0], node.int("block_size")?);
+    let mut factors: Vec<i32> = low
+        .blocked
+        .codes
+        .keys()
+        .filter(|k| k.0 == y)
+        .map(|k| k.1)
+        .collect();
+    factors.sort_unstable();
+    for factor in factors {
+        let shape = low.facts.shape(x)?;
+        let numbers = shape.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
+        let k = shape.last().and_then(Dim::as_const).unwrap_or(0);
+        // Rows are whole blocks.
+        let rows = shape[..shape.len() - 1]
+            .iter()
+            .fold(Dim::from(1i64), |n, d| n * d.clone());
+        let blocks = rows * Dim::from(k / block);
+        let format = Format {
+            block: block as u32,
+            bits: 8,
+            scale_bytes: 4,
+            zeros: false,
+        };
+        let codes = low.temporary(
+            ElemType::U8,
+            vec![blocks.clone() * Dim::from(format.act_bytes())],
+        );
+        low.blocked.codes.insert((y, factor), Some(codes));
+        let count = blocks.as_const().map_or(Num::Sym, Num::Const);
+        let mut args = vec![KernelArg::Value(x), KernelArg::Value(codes)];
+        if count == Num::Sym {
+            args.push(KernelArg::Size(blocks.clone()));
+        }
+        let grid = blocks.ceil_div(&Dim::from(i64::from(CHUNK)));
+        let flops = Dim::from(4i64) * &numbers;
+        let grain = (THREAD_WORK / (16 * block * i64::from(CHUNK)).max(1)).clamp(1, 1 << 20) as u32;
+        low.launch(
+            rounding("round_blocks", block as u32, factor, count),
+            &args,
+            &grid,
+            grain,
+            &flops,
+        )?;
+    }
+    Ok(low.facts.inlined.contains(&y))
+}
+
+/// The element of `round_blocks`.
+fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+    let shape = x.shape(0)?;
+    let at = p.indices(&x.x.body, &shape);
+    let size = Dim::from(x.int("block_size").unwrap_or(1).max(1));
+    let (Some((last, front)), Some(k)) = (at.split_last(), shape.last()) else {
+        return Err(OpError::new("a scalar has no blocks"));
+    };
+    let first = x.x.body.div(last, &size) * size.clone();
+    let of_block = x.b().loop_var(size);
+    // The last block may be shorter; its last element again changes no maximum.
+    let within = (first + of_block.dim()).min_dim(&(k - &Dim::from(1i64)));
+    let each = x.at(0, &Pos::At([front, &[within]].concat()))?;
+    let value = x.at(0, p)?;
+    let b = x.b();
+    let each = b.unary(Unary::Abs, each);
+    let most = b.reduce(ReduceKind::Max, &[of_block], each);
+    let range = b.float(ElemType::F32, 127.0);
+    let scale = b.binary(Binary::Div, most, range);
+    let inverse = b.binary(Binary::Div, range, most);
+    let y = b.binary(Binary::Mul, value, inverse);
+    let y = b.unary(Unary::RoundEven, y);
+    let (lo, hi) = (
+        b.float(ElemType::F32, -127.0),
+        b.float(ElemType::F32, 127.0),
+    );
+    let y = b.binary(Binary::Max, y, lo);
+    let y = b.binary(Binary::Min, y, hi);
+    let code = b.cast(ElemType::I8, y);
+    let code = b.cast(ElemType::F32, code);
+    Ok(b.binary(Binary::Mul, code, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::checks::{check, numbers};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
+
+    /// Zero points of packed weights.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Zeros {
+        Middle,
+        Equal,
+        Own,
+        Floats,
+    }
+
+    fn bytes(b: &mut Builder, shape: &[usize], seed: usize) -> ValueId {
+        let n = shape.iter().product::<usize>();
+        let byte = |i: usize| ((i + seed).wrapping_mul(2_654_435_761) >> 9 & 255) as i128;
+        b.constant(&Tensor::from_int(
+            ElemType::U8,
+            shape.to_vec(),
+            (0..n).map(byte).collect(),
+        ))
+    }
+
+    /// `matmul_nbits` of `x` with weights `[n, k]`.
+    fn product(
+        b: &mut Builder,
+        x: ValueId,
+        [n, k]: [usize; 2],
+        (bits, block, level): (usize, usize, i64),
+        zeros: Zeros,
+        bias: bool,
+    ) -> ValueId {
+        let count = k.div_ceil(block);
+        let packed = bytes(b, &[n, count, block * bits / 8], 3);
+        let scales = b.constant(&numbers(&[n, count], 5));
+        let row = (count * bits).div_ceil(8);
+        let zero = match zeros {
+            Zeros::Middle => None,
+            Zeros::Own => Some(bytes(b, &[n, row], 11)),
+            Zeros::Equal => {
+                let all = (0..8 / bits).fold(0, |byte, p| byte | 1 << (p * bits));
+                Some(b.constant(&Tensor::from_int(
+                    ElemType::U8,
+                    [n, row],
+                    vec![all; n * row],
+                )))
+            }
+            Zeros::Floats => Some(b.constant(&numbers(&[n, count], 7))),
+        };
+        let bias = bias.then(|| b.constant(&numbers(&[n], 6)));
+        let attrs: Attrs = [
+            ("K", k as i64),
+            ("N", n as i64),
+            ("bits", bits as i64),
+            ("block_size", block as i64),
+            ("accuracy_level", level),
+        ]
+        .map(|(name, v)| (name.to_owned(), Attr::Int(v)))
+        .into();
+        let operands = vec![Some(x), Some(packed), Some(scales), zero, None, bias];
+        b.node("matmul_nbits", operands, attrs, 1)
+            .expect("a product")[0]
+    }
+
+    #[test]
+    fn products_of_blocks() {
+        // Rows, columns, blocks of a row.
+        let shapes = [
+            (1, 1, 1),
+            (1, 33, 3),
+            (2, 16, 2),
+            (5, 7, 4),
+            (12, 48, 1),
+            (13, 20, 3),
+            (50, 17, 2),
+        ];
+        let formats = [
+            (4, 32),
+            (2, 16),
+            (8, 16),
+            (4, 128),
+            (2, 64),
+            (8, 256),
+            (4, 16),
+        ];
+        let zeros = [Zeros::Middle, Zeros::Own, Zeros::Equal];
+        for (i, &(m, n, blocks)) in shapes.iter().enumerate() {
+            for (j, &(bits, block)) in formats.iter().enumerate() {
+                let k = blocks * block;
+                let a: &[usize] = &[m, k];
+                let (zeros, bias, symbolic) =
+                    (zeros[(i + j) % 3], (i + j) % 2 == 0, (i + j) % 4 == 0);
+                let name = format!("{m} {n} {k} of {bits} bits by {block}");
+                let kernels = check(&name, &[a], symbolic, |b, x| {
+                    product(b, x[0], [n, k], (bits, block, 4), zeros, bias)
+                });
+                // A bias is part of the product only after rewriting.
+                assert_eq!(kernels, 2 + usize::from(bias), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_products_are_of_numbers() {
+        // No rounding, a last block that is shorter, zero points that are no codes, more leading axes.
+        let cases: &[(&[usize], usize, i64, Zeros)] = &[
+            (&[3, 64], 64, 0, Zeros::Middle),
+            (&[1, 64], 64, 1, Zeros::Own),
+            (&[3, 40], 40, 4, Zeros::Own),
+            (&[3, 40], 40, 0, Zeros::Middle),
+            (&[3, 64], 64, 4, Zeros::Floats),
+            (&[2, 3, 64], 64, 4, Zeros::Own),
+        ];
+        for &(shape, k, level, zeros) in cases {
+            for bias in [false, true] {
+                let name = format!("{shape:?} {level}");
+                let kernels = check(&name, &[shape], false, |b, x| {
+                    product(b, x[0], [9, k], (4, 32, level), zeros, bias)
+                });
+                if k == 64 && level < 4 {
+                    assert_eq!(kernels, 1 + usize::from(bias), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_meet_weights_a_few_blocks_at_a_time() {
+        // More than one band of rows, chunk of blocks and panel, with rests.
+        let zeros = [Zeros::Middle, Zeros::Own, Zeros::Equal];
+        for (i, (m, k, n)) in [(1, 640, 33), (15, 320, 70), (113, 96, 16)]
+            .into_iter()
+            .enumerate()
+        {
+            for (j, (bits, block)) in [(4, 32), (2, 16), (8, 32)].into_iter().enumerate() {
+                let (a, r): (&[usize], &[usize]) = (&[m, k], &[m, n]);
+                let name = format!("{m} {k} {n} of {bits} bits by {block}");
+                let kernels = check(&name, &[a, r], i == j, |b, x| {
+                    let zeros = zeros[(i + j) % 3];
+                    let y = product(b, x[0], [n, k], (bits, block, 0), zeros, false);
+                    let of = operands(b, y);
+                    let bias = b.constant(&numbers(&[n], 9));
+                    let operands = vec![of[0], of[1], Some(bias), Some(x[1])];
+                    let name = ["", "Relu", "Gelu"][j];
+                    let attrs: Attrs = [("activation".into(), Attr::Str(name.into()))].into();
+                    b.node("fused_linear", operands, attrs, 1)
+                        .expect("a product")[0]
+                });
+                assert_eq!(kernels, 1, "{name}");
+            }
+        }
+    }
+
+    /// The operands of the product that a node decomposes into.
+    fn operands(b: &mut Builder, y: ValueId) -> Vec<Option<ValueId>> {
+        let node = b.module.node(b.module.producer(y).expect("a node")).clone();
+        let made = node.op.decompose.expect("it has one")(b, &node).expect("constant")[0];
+        let product = b.module.producer(made).expect("a node");
+        b.module.node(product).operands.clone()
+    }
+
+    #[test]
+    fn rounded_numbers_that_more_read() {
+        // Two products share them, with other factors; they are also a result.
+        let a: &[usize] = &[3, 64];
+        let kernels = check("shared", &[a], false, |b, x| {
+            let r = b
+                .op_with("round_blocks", &[x[0]], [("block_size", 32i64.into())])
+                .expect("f32");
+            let p = product(b, r, [8, 64], (4, 32, 0), Zeros::Middle, false);
+            let q = product(b, r, [8, 64], (4, 32, 0), Zeros::Own, false);
+            let y = b.op("add", &[p, q]).expect("of one shape");
+            let r = b.slice(r, 1, 0, 8).expect("columns");
+            b.op("mul", &[y, r]).expect("of one shape")
+        });
+        assert!(kernels >= 5, "{kernels}");
+    }
+
+    #[test]
+    fn what_follows_is_part_of_the_product() {
+        for (n, activation) in [
+            (40, ""),
+            (37, "Relu"),
+            (32, "Gelu"),
+            (37, "Swish"),
+            (7, "Tanh"),
+        ] {
+            let (a, r): (&[usize], &[usize]) = (&[5, 64], &[5, n]);
+            for residual in [false, true] {
+                let shapes: Vec<&[usize]> = if residual { vec![a, r] } else { vec![a] };
+                let kernels = check(activation, &shapes, false, |b, x| {
+                    let y = product(b, x[0], [n, 64], (4, 32, 4), Zeros::Own, false);
+                    let of = operands(b, y);
+                    let bias = b.constant(&numbers(&[n], 9));
+                    let operands = vec![of[0], of[1], Some(bias), x.get(1).copied()];
+                    let attrs: Attrs = [("activation".into(), Attr::Str(activation.into()))].into();
+                    b.node("fused_linear", operands, attrs, 1)
+                        .expect("a product")[0]
+                });
+                assert_eq!(kernels, 2, "{activation}");
+            }
+        }
+    }
+}
