@@ -23,6 +23,8 @@ pub fn inverse_upper(h: &Matrix) -> Result<Matrix, Singular> {
         .map_err(|_| Singular)?;
     let mut inverse = Mat::<f64>::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), llt.L(), Par::Seq);
+    // A Hessian may take a gigabyte, and so does each of its factors.
+    drop(llt);
     let u = Matrix::from_view(inverse.as_ref().reverse_rows_and_cols());
     let sound = u.is_finite() && u.diagonal().iter().all(|&d| d > 0.0);
     sound.then_some(u).ok_or(Singular)

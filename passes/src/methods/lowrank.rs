@@ -16,9 +16,8 @@
 //! be added after any lossy step.
 //! Source: Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression",
 //! section 3; Kaushal et al., "LORD: Low Rank Decomposition Of Monolingual Code LLMs For One-Shot Compression", section 3;
-//! Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!" and its sequel for click-through models
-//! (atomic feature mimicking); Liu et al., "EoRA: Training-free Compensation for Compressed LLM with Eigenspace Low-Rank
-//! Approximation", section 3.
+//! Yu, Wu, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", section 3 (atomic feature mimicking);
+//! Liu et al., "EoRA: Training-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation", section 3.
 
 use super::factor::{self, Singular};
 use super::grid::{scale_type, wide_enough};
@@ -274,6 +273,17 @@ mod tests {
                 eora,
                 0.01,
             );
+        }
+    }
+
+    #[test]
+    fn plain_values_of_the_reference_layer_have_the_known_errors() {
+        let t = tl1();
+        for (rank, golden) in [(21, 0.64457), (42, 0.40217), (63, 0.24339), (84, 0.11618)] {
+            let found = approximate(named("svd"), &t.w, None, None, rank, 0).expect("converges");
+            near(t.rel(&found.decode()), golden, 1e-3);
+            let whitened = approximate(named("svd-llm"), &t.w, None, Some(&t.stats), rank, 0);
+            assert!(t.rel(&whitened.expect("converges").decode()) < 0.5 * golden);
         }
     }
 

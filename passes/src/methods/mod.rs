@@ -4,7 +4,8 @@
 //! calibration statistics) and [`Settings`], and returns a [`Candidate`]; it never edits the graph, and the same
 //! input gives the same candidate. Each file has a *numeric core* (a function from matrices to plain parts: codes,
 //! scales, tables, masks, factors) and a last step that writes the parts as an encoding term. Cores whose terms need
-//! constructors that the algebra does not have yet are public here and not in the list.
+//! constructors that the algebra does not have yet are public here and not in the list. Cores take shapes as they are
+//! stated; [`Layer::new`] is where they are checked.
 //!
 //! Shared by them: [`matrix`] and [`factor`] (linear algebra), [`statistics`] (calibration), [`grid`] (uniform
 //! grids), [`levels`] (tables of levels), [`sweep`] (error feedback from column to column), [`pattern`] (which weights

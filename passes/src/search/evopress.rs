@@ -161,7 +161,14 @@ pub fn search(
             }
             let measured = candidates.into_iter().map(|c| {
                 found.evaluations += 1;
-                (fitness(&c, generation, stage), c)
+                let measured = fitness(&c, generation, stage);
+                // What is not a number is no improvement.
+                let comparable = if measured.is_nan() {
+                    f64::INFINITY
+                } else {
+                    measured
+                };
+                (comparable, c)
             });
             let mut measured: Vec<(f64, Vec<usize>)> = measured.collect();
             measured.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -364,6 +371,23 @@ mod tests {
             }
             assert!(worst > 0);
         }
+    }
+
+    #[test]
+    fn a_fitness_that_is_no_number_never_wins() {
+        let fake = Fake::new(5);
+        let start = [2, 1].repeat(10);
+        let before = fake.fitness(&start);
+        let found = search(
+            &fake.problem,
+            &start,
+            &EvoSettings::default(),
+            |levels, _, _| {
+                // The sign of a NaN is the processor's choice.
+                if levels == start { before } else { -f64::NAN }
+            },
+        );
+        assert_eq!(found.expect("a sound start").levels, start);
     }
 
     #[test]

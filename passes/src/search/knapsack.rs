@@ -58,6 +58,9 @@ pub enum KnapsackError {
     },
 }
 
+/// Most items that branch and bound is tried on: it goes as deep as there are items, and closes no gap of more.
+const MOST_SEARCHED: usize = 1000;
+
 /// How much work may go into closing the gap to the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -105,7 +108,7 @@ pub fn pareto(options: &[Choice]) -> Vec<usize> {
 pub fn tie(items: &[&[Choice]]) -> Vec<Choice> {
     let options = items.iter().map(|i| i.len()).min().unwrap_or(0);
     let sum = |k: usize| {
-        let budgets = items[0][k].costs.len();
+        let budgets = items.iter().map(|i| i[k].costs.len()).min().unwrap_or(0);
         Choice {
             error: items.iter().map(|i| i[k].error).sum(),
             costs: (0..budgets)
@@ -386,6 +389,12 @@ impl<'a> Search<'a> {
         limits: Limits,
     ) -> Found {
         let count = problem.items.len();
+        if count > MOST_SEARCHED {
+            return Found {
+                best,
+                complete: false,
+            };
+        }
         let mut options: Vec<Vec<(f64, usize)>> = (0..count)
             .map(|i| {
                 let front = problem.fronts[i].iter();

@@ -107,6 +107,21 @@ fn bounds_hold_and_are_close_without_search() {
 }
 
 #[test]
+fn thousands_of_items_are_no_obstacle() {
+    let mut rng = SplitMix64::new(8);
+    let items: Vec<Vec<Choice>> = (0..20_000)
+        .map(|_| {
+            (0..3)
+                .map(|k| choice(rng.unit() / f64::from(k + 1), &[f64::from(k)]))
+                .collect()
+        })
+        .collect();
+    // A budget on the middle level of all: the greedy fill has few steps to make.
+    let found = solve(&items, &[20_000.0], Limits::default()).expect("there is a choice");
+    assert!(found.costs[0] <= 20_000.0 && found.error <= found.bound * 1.001);
+}
+
+#[test]
 fn more_budget_is_never_worse() {
     let items = random_items(3, 12, 5, 1);
     let mut last = f64::INFINITY;
