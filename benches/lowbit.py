@@ -8,7 +8,7 @@ prints tables in Markdown, or writes them between their markers in `benches/RESU
 A format is bits and block. One table has a single product of `side` by `side`. The other has chains of products of one row,
 whose weights together are as many bytes as `lapidary bench` reads from memory for its ceiling, so that the speed at which
 weights are read can be set beside it; `1.58:64` has three values of weights, stored with two bits. Models are random and
-made on the spot. Needs numpy, onnx and onnxruntime.
+made on the spot. Speeds and ratios are of the best runs. Needs numpy, onnx and onnxruntime.
 """
 import argparse
 import pathlib
@@ -90,12 +90,14 @@ def measure(path, args, threads):
 
 
 def milliseconds(row):
-    return statistics.median(row["rounds_ms"]) if row["rounds_ms"] else None
+    """The best run of all rounds: what is least the machine's other work."""
+    return row["best_ms"] if row["rounds_ms"] else None
 
 
 def spread(row):
+    """The best run, and the median of the rounds' medians."""
     ms = row["rounds_ms"]
-    return f"{milliseconds(row):.2f} ({min(ms):.2f} - {max(ms):.2f})" if ms else f"failed: {row.get('error', '')[:60]}"
+    return f"{milliseconds(row):.2f} ({statistics.median(ms):.2f})" if ms else f"failed: {row.get('error', '')[:60]}"
 
 
 def products(args, threads):
@@ -156,7 +158,7 @@ def main():
     parser.add_argument("--write", action="store_true", help="into RESULTS.md instead of standard output")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    parts = [f"Written by `{suite.command_line(args, parser).replace('benches/run', 'benches/lowbit.py')}`; {PEER} {compare.version(PEER)}; {suite.processor()}."]
+    parts = [f"Times are of the best run, and in brackets the median of {args.rounds} rounds' medians; speeds and ratios are of the best runs. Written by `{suite.command_line(args, parser).replace('benches/run', 'benches/lowbit.py')}`; {PEER} {compare.version(PEER)}; {suite.processor()}."]
     for threads in map(int, args.threads.split(",")):
         count = f"{threads} thread{'s' * (threads != 1)}"
         parts.append(f"One product, {count}:\n\n{products(args, threads)}")

@@ -28,8 +28,7 @@ unsafe fn body(args: *const RoundBlocks) {
             for (code, x) in codes.iter_mut().zip(numbers) {
                 let number = (x * inverse).round_ties_even();
                 let number = if number.is_nan() { 0.0 } else { number };
-                // Not `clamp`, which asks whether its bounds are in order.
-                let number = number.max(-MOST).min(MOST);
+                let number = number.clamp(-MOST, MOST);
                 *code = number.to_int_unchecked::<i32>() as i8;
                 sum += i32::from(*code);
             }
