@@ -110,6 +110,9 @@ fn dense_result(module: &Module, id: NodeId) -> Option<Constant> {
     if node.op.name == "transpose" {
         return dense::transpose(first, node.ints("perm").as_deref(), shape);
     }
+    if node.op.name == "cast" {
+        return dense::widen(first, node.elem_attr("to")?);
+    }
     let constants = constants(module, id)?;
     if node.op.name == "dequantize_linear" {
         return dense::dequantize(&constants, node.int("axis").unwrap_or(1), shape);
