@@ -82,6 +82,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("inkwell", "backends/llvm"),
     ("object", "backends/llvm"),
     ("clap", "."),
+    ("tokenizers", "."),
     ("miette", "."),
 ];
 

@@ -19,7 +19,6 @@ use std::path::Path;
 pub const SEQ: usize = 256;
 
 /// A compiled language model, for windows of one length.
-#[derive(Debug)]
 pub struct LanguageModel {
     file: String,
     model: Model,

@@ -125,21 +125,19 @@ fn of_row(rows: Rows, next: &[u32], i: usize) -> (Score, f64, usize) {
     (own, sum, best)
 }
 
-/// The sum over `0..n`, in parts for threads; always the same parts, so that the sum is the same.
+/// The sum over `0..n`, in parts for threads that are added in order, so that the sum is always the same.
 fn spread(n: usize, threads: usize, of: impl Fn(usize) -> Score + Sync) -> Score {
     let part = n.div_ceil(threads.max(1)).max(1);
+    let sum = |begin: usize| {
+        let mut sum = Score::default();
+        (begin..(begin + part).min(n)).for_each(|i| sum.add(&of(i)));
+        sum
+    };
+    let sum = &sum;
     let mut all = Score::default();
     thread::scope(|scope| {
-        let sum = |begin: usize| {
-            let mut sum = Score::default();
-            (begin..(begin + part).min(n)).for_each(|i| sum.add(&of(i)));
-            sum
-        };
-        let sum = &sum;
-        let parts: Vec<_> = (0..n)
-            .step_by(part)
-            .map(|begin| scope.spawn(move || sum(begin)))
-            .collect();
+        let begin = |begin: usize| scope.spawn(move || sum(begin));
+        let parts: Vec<_> = (0..n).step_by(part).map(begin).collect();
         for part in parts {
             all.add(
                 &part
