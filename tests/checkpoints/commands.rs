@@ -80,7 +80,10 @@ fn every_command_takes_a_folder() {
     assert!(shown.contains("median_ms"), "{shown}");
     let (status, _, message) = lapidary(&["inspect", str(&model), "--dim", "tokens=8"]);
     assert_eq!(status, Some(1));
-    assert!(message.contains("no symbolic dimension of this name"), "{message}");
+    assert!(
+        message.contains("no symbolic dimension of this name"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -16,8 +16,8 @@ pub struct Experts {
 }
 
 impl Experts {
-    /// The weighted sum of `expert(x, e)` for `x` f32[batch,seq,hidden]; `router.weight` scores the experts. Every expert
-    /// is computed for every token, and has weight zero where it is not chosen.
+    /// The weighted sum of `expert(x, e)` for `x` f32[batch,seq,hidden]; `router.weight` scores the experts. An expert gets
+    /// the tokens that chose it and no other, f32[chosen,hidden].
     pub fn build(
         &self,
         net: &mut Net,
@@ -28,18 +28,34 @@ impl Experts {
     ) -> Built {
         let scores = net.linear(x, router, hidden, self.count, false)?;
         let weights = self.weights(net, scores)?;
-        let mut sum = None;
+        let mut b = net.b();
+        let tokens = b.reshape(x, &[Len::N(-1), Len::N(hidden as i64)])?;
+        let weights = b.reshape(weights, &[Len::N(-1), Len::N(self.count as i64)])?;
+        let mut sum = b.filled(
+            ElemType::F32,
+            0.0,
+            &[Len::Of(tokens, 0), Len::N(hidden as i64)],
+        )?;
         for e in 0..self.count {
-            let y = expert(net, x, e)?;
             let mut b = net.b();
-            let weight = b.slice(weights, -1, e as i64, e as i64 + 1)?;
+            let weight = b.slice(weights, 1, e as i64, e as i64 + 1)?;
+            let weight = b.squeeze(weight, &[1])?;
+            let zero = b.lit(weight, 0.0)?;
+            let chosen = b.op("greater", &[weight, zero])?;
+            let places = b.op("non_zero", &[chosen])?;
+            let places = b.transpose(places, &[1, 0])?;
+            let rows = b.squeeze(places, &[1])?;
+            let mut at = |of| b.op_with("gather", &[of, rows], [("axis", 0i64.into())]);
+            let (own, weight) = (at(tokens)?, at(weight)?);
+            let y = expert(net, own, e)?;
+            let mut b = net.b();
+            let weight = b.unsqueeze(weight, &[1])?;
             let y = b.op("mul", &[y, weight])?;
-            sum = Some(match sum {
-                Some(sum) => b.op("add", &[sum, y])?,
-                None => y,
-            });
+            let add = [("reduction", "add".into())];
+            sum = b.op_with("scatter_nd", &[sum, places, y], add)?;
         }
-        Ok(sum.unwrap_or(x))
+        let lens = [Len::Of(x, 0), Len::Of(x, 1), Len::N(hidden as i64)];
+        Ok(net.b().reshape(sum, &lens)?)
     }
 
     /// The weight of each expert for each token, f32[batch,seq,count].
