@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. What each command does is in `commands/`.
 
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapidary_passes::compress::Budget;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Measure how fast a model runs here, kernel by kernel, beside what the machine can do.
     Bench(Bench),
+    /// Measure how well a language model predicts a text, and how far it is from another model.
+    Eval(Eval),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -34,7 +37,7 @@ pub enum Command {
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// An ONNX file.
+    /// An ONNX file, the folder of a checkpoint, or a module in the text form (`.lap`).
     pub model: PathBuf,
     /// Fix a symbolic dimension: `--dim batch=1` (repeatable).
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
@@ -186,6 +189,40 @@ fn parse_bits(text: &str) -> Result<Budget, String> {
         .filter(|b| b.is_finite() && *b > 0.0);
     bits.map(Budget::Bits)
         .ok_or_else(|| format!("`{text}` is no number of bits"))
+}
+
+/// `lapidary eval`.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Tokens to predict: `.npy`, or little-endian u16 numbers (u32 where the name ends in `.u32.bin`).
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "text",
+        required_unless_present = "text"
+    )]
+    pub tokens: Option<PathBuf>,
+    /// A text to predict, encoded by the checkpoint's `tokenizer.json`.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Encode each line of the text on its own, with its newline.
+    #[arg(long, requires = "text")]
+    pub lines: bool,
+    /// Another `tokenizer.json`.
+    #[arg(long, value_name = "FILE", requires = "text")]
+    pub tokenizer: Option<PathBuf>,
+    /// The original: how far the model's predictions are from those of this one.
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<PathBuf>,
+    /// Tokens in each window (default: what the model is made for, else 256).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub seq: Option<usize>,
+    /// Only so many windows, the first ones.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub windows: Option<usize>,
 }
 
 fn parse_dim(text: &str) -> Result<(String, i64), String> {

@@ -6,7 +6,7 @@ use crate::backend::{BACKENDS, Backend};
 use crate::error::Error;
 use crate::specialize::{Given, specialize};
 use lapidary_abi::program::Program;
-use lapidary_frontend::onnx::{ImportOptions, import_file};
+use lapidary_frontend::onnx::ImportOptions;
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
@@ -158,14 +158,14 @@ pub struct Compiled {
     pub times: Times,
 }
 
-/// Imports a model.
+/// Imports a model: an ONNX file, the folder of a checkpoint, or the text form.
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
     options.progress.stage("import");
     let options = ImportOptions {
         dims: options.dims.clone(),
         ..ImportOptions::default()
     };
-    import_file(path, &options).map_err(Error::Import)
+    lapidary_frontend::import(path, &options).map_err(Error::Import)
 }
 
 /// Compresses a module's weights, if that is asked for.

@@ -1,6 +1,6 @@
 //! What can go wrong between a model's file and its results, with what the user can do about it.
 
-use lapidary_frontend::onnx::ImportError;
+use lapidary_frontend::ImportError;
 use lapidary_ir::infer::InferError;
 use lapidary_passes::compress::CompressError;
 use lapidary_passes::lower::LowerErrors;

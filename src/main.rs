@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Build(args) => commands::build::build(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Bench(args) => commands::bench::bench(&args),
+        Command::Eval(args) => commands::eval::eval(&args),
         Command::Completions { shell } => {
             commands::completions(shell);
             Ok(())

@@ -83,6 +83,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("inkwell", "backends/llvm"),
     ("object", "backends/llvm"),
     ("clap", "."),
+    ("tokenizers", "."),
     ("miette", "."),
 ];
 

@@ -1,3 +1,79 @@
 //! Files of other programs into the graph IR.
+//!
+//! [`import`] takes whatever a path names: an ONNX file ([`onnx`]), a checkpoint's folder ([`checkpoint`], with one
+//! file per architecture in [`arch`]), or the text form ([`text`]).
 
+pub mod arch;
+pub mod checkpoint;
+mod error;
+mod files;
 pub mod onnx;
+mod text;
+
+pub use error::{ImportError, Problem};
+
+use lapidary_ir::Module;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Imports what `path` names: a folder is a checkpoint, a file that ends in `.lap` the text form, any other ONNX.
+pub fn import(path: &Path, options: &onnx::ImportOptions) -> Result<Module, ImportError> {
+    match kind(path) {
+        Kind::Checkpoint => checkpoint::import_folder(path, &options.dims),
+        Kind::Text => text::import_file(path, &options.dims),
+        Kind::Onnx => onnx::import_file(path, options),
+    }
+}
+
+/// The files that the model at `path` is read from, for build systems: in order, each once. What cannot be read is
+/// left out, unless it is `path` itself: importing the model says what is wrong.
+pub fn files_of(path: &Path) -> Vec<PathBuf> {
+    let more = match kind(path) {
+        Kind::Checkpoint => return checkpoint::files_of(path),
+        Kind::Text => vec![path.with_extension(text::WEIGHTS)],
+        Kind::Onnx => onnx::external_files(path),
+    };
+    let own = std::iter::once(path.to_owned());
+    own.chain(more.into_iter().filter(|p| p.exists())).collect()
+}
+
+enum Kind {
+    Checkpoint,
+    Text,
+    Onnx,
+}
+
+fn kind(path: &Path) -> Kind {
+    if path.is_dir() {
+        return Kind::Checkpoint;
+    }
+    match path.extension() {
+        Some(e) if e == text::ENDING => Kind::Text,
+        _ => Kind::Onnx,
+    }
+}
+
+/// Fixes dimensions by name, each of which the module must have.
+fn bind_dims(
+    module: &mut Module,
+    dims: &std::collections::BTreeMap<String, i64>,
+    problems: &mut error::Problems,
+) {
+    let mut known = BTreeSet::new();
+    for &input in &module.top().inputs {
+        for dim in module.value(input).ty.shape().unwrap_or_default() {
+            dim.visit_symbols(&mut |name| {
+                known.insert(name.to_owned());
+            });
+        }
+    }
+    for name in dims.keys().filter(|n| !known.contains(*n)) {
+        problems.push(error::unknown_dim(name, &known));
+    }
+    if dims.is_empty() || !problems.is_empty() {
+        return;
+    }
+    for e in lapidary_ir::infer::bind_symbols(module, dims) {
+        problems.add(&format!("node `{}` ({})", e.node, e.op), e.reason, None);
+    }
+}

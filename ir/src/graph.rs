@@ -319,6 +319,27 @@ impl Module {
         }
     }
 
+    /// Forgets the bytes of a constant that nothing uses any more, so that what was made of it does not stay beside it.
+    pub fn drop_unused_constant(&mut self, value: ValueId) {
+        let Def::Constant(id) = self.value(value).def else {
+            return;
+        };
+        let uses = |region: &Region| {
+            let mut operands = region.nodes.iter().flat_map(|&n| &self.node(n).operands);
+            region.outputs.contains(&value) || operands.any(|o| *o == Some(value))
+        };
+        if self
+            .reachable_regions()
+            .iter()
+            .any(|&r| uses(self.region(r)))
+        {
+            return;
+        }
+        let empty = Constant::dense(self.constant(id).elem(), vec![0], bytes::Bytes::new());
+        self.value_mut(value).ty = empty.ty();
+        self.constants[id.index()] = empty;
+    }
+
     /// Drops nodes without used results, innermost regions included. Pure ops only exist, so nothing
     /// else could be lost.
     pub fn remove_dead_nodes(&mut self) {

@@ -76,6 +76,9 @@ fn fold_region(module: &mut Module, region: RegionId, limits: Limits) -> usize {
             let constant = module.add_constant(&name, constant);
             module.replace_uses(result, constant);
             module.region_mut(region).nodes.retain(|&n| n != id);
+            for weight in module.node(id).operands.clone().into_iter().flatten() {
+                module.drop_unused_constant(weight);
+            }
             folded += 1;
         } else if let Some(values) = known_results(module, id, limits) {
             for (result, tensor) in values {
@@ -109,6 +112,9 @@ fn dense_result(module: &Module, id: NodeId) -> Option<Constant> {
     let shape = module.value(result).ty.as_tensor()?.const_shape()?;
     if node.op.name == "transpose" {
         return dense::transpose(first, node.ints("perm").as_deref(), shape);
+    }
+    if node.op.name == "cast" {
+        return dense::widen(first, node.elem_attr("to")?);
     }
     let constants = constants(module, id)?;
     if node.op.name == "dequantize_linear" {

@@ -26,7 +26,7 @@ use crate::artefact::{Parts, write_image, write_text};
 use crate::backend::BACKENDS;
 use crate::driver::{self, CompileOptions, Compression};
 use crate::error::Error;
-use lapidary_frontend::onnx::external_files;
+use lapidary_frontend::files_of;
 use lapidary_ir::target::{Feature, Target};
 use lapidary_passes::compress::Budget;
 use miette::Diagnostic;
@@ -101,8 +101,9 @@ impl Build {
                     .to_owned(),
             }));
         }
-        let external = external_files(&self.model);
-        external.iter().for_each(|file| tell(depends_on(file)));
+        let files = files_of(&self.model);
+        let others = files.iter().filter(|file| **file != self.model);
+        others.for_each(|file| tell(depends_on(file)));
         let options = self.options(cargo)?;
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
         let (image, source, key_file) = (place("image"), place("rs"), place("key"));
@@ -110,9 +111,8 @@ impl Build {
             "{name} {:?} {:?} {} {:?}",
             options.dims, options.target, options.optimize, options.compression
         );
-        let files = std::iter::once(&self.model).chain(&external);
         // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
-        let key = key::of(&said, files);
+        let key = key::of(&said, files.iter());
         let is_current = key.is_some() && fs::read_to_string(&key_file).ok() == key;
         if is_current && image.exists() && source.exists() {
             return Ok(false);

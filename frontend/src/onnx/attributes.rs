@@ -1,8 +1,8 @@
 //! `AttributeProto` to attributes of the op table.
 
-use super::files::Files;
 use super::proto::{AttributeProto, attribute_type as kind};
 use super::{tensor, types};
+use crate::files::Files;
 use bytes::Bytes;
 use lapidary_ir::ops::{AttrDef, AttrKind};
 use lapidary_ir::{Attr, ElemType};

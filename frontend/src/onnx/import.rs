@@ -5,8 +5,6 @@
 //! model-local functions are inlined. Every problem is gathered; what depends on a failed value is
 //! skipped silently, so that each cause is reported once.
 
-use super::error::{ImportError, Problems};
-use super::files::{Files, map_source};
 use super::order::{definition_order, label};
 use super::proto::{
     AttributeProto, EXTERNAL, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
@@ -14,6 +12,8 @@ use super::proto::{
 };
 use super::types::{check_declared, symbols, value_type};
 use super::{names, tensor};
+use crate::error::{ImportError, Problems, unknown_dim};
+use crate::files::{Files, map_source};
 use bytes::Bytes;
 use lapidary_ir::infer::infer_module;
 use lapidary_ir::sources::Sources;
@@ -21,6 +21,10 @@ use lapidary_ir::{Constant, Module, RegionId, Type, ValueId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
+
+/// What to do where nothing better is known.
+const REMEDY: &str =
+    "`onnx.checker.check_model(path, full_check=True)` tells whether the model itself is wrong";
 
 /// What to do where a weight's file is wrong.
 const EXTERNAL_REMEDY: &str =
@@ -104,33 +108,24 @@ pub fn import_model(
             .iter()
             .map(|f| (function_key(&f.domain, &f.name, &f.overload), f))
             .collect(),
-        problems: Problems::default(),
+        problems: Problems::new(REMEDY),
         nodes_left: options.max_nodes,
         exhausted: false,
         depth: 0,
     };
     importer.model(model, graph);
-    let Problems { list, more } = importer.problems;
-    if list.is_empty() {
+    if importer.problems.is_empty() {
         importer.module.sources = importer.files.into_sources();
         Ok(importer.module)
     } else {
-        Err(ImportError {
-            file: file.to_owned(),
-            problems: list,
-            more,
-        })
+        Err(importer.problems.of(file))
     }
 }
 
 fn one_problem(file: &str, place: &str, reason: String, remedy: Option<&str>) -> ImportError {
-    let mut problems = Problems::default();
+    let mut problems = Problems::new(REMEDY);
     problems.add(place, reason, remedy);
-    ImportError {
-        file: file.to_owned(),
-        problems: problems.list,
-        more: 0,
-    }
+    problems.of(file)
 }
 
 /// Most graphs and functions one inside the other; deeper ones would exhaust the stack.
@@ -265,7 +260,6 @@ impl Importer<'_> {
         }
     }
 
-    /// A number for a dimension that the model does not have is a mistake in its name.
     fn check_dims(&mut self, graph: &GraphProto) {
         let values = graph
             .input
@@ -275,17 +269,7 @@ impl Importer<'_> {
         let known: BTreeSet<String> = values.flat_map(symbols).collect();
         for name in self.options.dims.keys() {
             if !known.contains(name) {
-                let known: Vec<String> = known.iter().map(|k| format!("`{k}`")).collect();
-                let has = if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known.join(", ")
-                };
-                let reason =
-                    format!("the model has no symbolic dimension of this name; it has {has}");
-                let remedy = "`lapidary inspect` shows the inputs with their dimensions";
-                self.problems
-                    .add(&format!("dimension `{name}`"), reason, Some(remedy));
+                self.problems.push(unknown_dim(name, &known));
             }
         }
     }

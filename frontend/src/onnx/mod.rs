@@ -1,13 +1,11 @@
 //! ONNX models into the graph IR.
 //!
 //! [`import`] walks a decoded model ([`proto`]) and maps each node to the op table by name; a form of an
-//! older opset is first rewritten to the newest one by a row in [`upgrades`]. [`tensor`] and [`files`]
-//! read weights without copying them ([`external_files`] lists where they are), [`tensor_file`] reads and writes single values.
+//! older opset is first rewritten to the newest one by a row in [`upgrades`]. [`tensor`] reads
+//! weights without copying them ([`external_files`] lists where they are), [`tensor_file`] reads and writes single values.
 
 mod attributes;
-mod error;
 mod external;
-pub mod files;
 mod functions;
 pub mod import;
 mod names;
@@ -19,6 +17,5 @@ pub mod tensor_file;
 mod types;
 pub mod upgrades;
 
-pub use error::{ImportError, Problem};
 pub use external::external_files;
 pub use import::{ImportOptions, import_bytes, import_file};

@@ -8,8 +8,9 @@
 //! int64_data     i64                     uint64_data  u32, u64              string_data  strings
 //! ```
 
-use super::files::Files;
+use super::external::external_data;
 use super::proto::{SparseTensorProto, TensorProto};
+use crate::files::Files;
 use bytes::Bytes;
 use lapidary_ir::encodings::int;
 use lapidary_ir::tensor::{Data, count, strides};
@@ -57,7 +58,7 @@ pub fn constant(tensor: &TensorProto, files: &Files) -> Result<Constant, String>
     if elem == ElemType::String {
         return strings(tensor, shape);
     }
-    let bytes = match files.external(tensor)? {
+    let bytes = match external_data(files, tensor)? {
         Some(bytes) => bytes,
         None => inner_bytes(tensor, elem)?,
     };

@@ -1,8 +1,8 @@
 //! Values in files: `TensorProto`, `SequenceProto` and `OptionalProto` as in ONNX's own test data.
 
-use super::files::{Files, map};
 use super::proto::{OptionalProto, SequenceProto, TensorProto, decode, element_kind};
 use super::tensor;
+use crate::files::{Files, map};
 use bytes::Bytes;
 use lapidary_ir::Type;
 use lapidary_ir::tensor::Value;

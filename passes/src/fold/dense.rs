@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use lapidary_ir::ops::resolve_axis;
 use lapidary_ir::tensor::{count, strides};
-use lapidary_ir::{Constant, ElemType};
+use lapidary_ir::{Constant, ElemType, Tensor};
 
 /// Ops that only change the shape.
 const VIEWS: &[&str] = &["reshape", "squeeze", "unsqueeze", "flatten", "identity"];
@@ -86,6 +86,23 @@ pub fn dequantize(
         out.extend_from_slice(&number.to_le_bytes());
     }
     Some(Constant::dense(ElemType::F32, shape, out.into()))
+}
+
+/// A weight stored in fewer bits as `f32`, which holds each of its numbers exactly.
+pub fn widen(x: &Constant, to: ElemType) -> Option<Constant> {
+    let (n, bytes) = (count(x.shape()), x.dense_bytes()?);
+    let narrow = x.elem().is_float() && x.elem().size_bytes() < 4;
+    if n < LARGE || to != ElemType::F32 || !narrow {
+        return None;
+    }
+    let mut out = Vec::with_capacity(n * 4);
+    for piece in bytes.chunks(LARGE) {
+        let count = piece.len() / x.elem().size_bytes();
+        let piece = Tensor::from_bytes(x.elem(), [count], piece)?;
+        let numbers = piece.floats()?.iter();
+        numbers.for_each(|&v| out.extend_from_slice(&(v as f32).to_le_bytes()));
+    }
+    Some(Constant::dense(to, x.shape().to_vec(), out.into()))
 }
 
 /// A transposed weight of shape `to`; without `perm` the axes are reversed.
@@ -180,7 +197,6 @@ fn steps(from: &[usize], to: &[usize]) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lapidary_ir::Tensor;
     use lapidary_ir::eval::eval_op;
     use lapidary_ir::tensor::Value;
 
@@ -218,6 +234,19 @@ mod tests {
                 eval_op("transpose", &[Some(Value::from(x.clone()))], attrs, 1).expect("evaluates");
             let got = transpose(&constant, perm.as_deref(), shape).expect("folds");
             assert_eq!(want[0].as_tensor(), Some(&got.decode().expect("valid")));
+        }
+    }
+
+    #[test]
+    fn large_narrow_weights_widen_as_the_evaluator_does() {
+        for elem in [ElemType::F16, ElemType::BF16, ElemType::F8E4M3FN] {
+            let values = (0..70 * 90).map(|i| f64::from(i % 501) * 0.37 - 90.0);
+            let x = Tensor::from_f64(elem, [70, 90], values.collect());
+            let attrs = [("to".to_owned(), lapidary_ir::Attr::Elem(ElemType::F32))];
+            let want = eval_op("cast", &[Some(Value::from(x.clone()))], attrs.into(), 1);
+            let got = widen(&Constant::from_tensor(&x), ElemType::F32).expect("folds");
+            let got = Value::from(got.decode().expect("valid"));
+            assert_eq!(want.expect("evaluates")[0], got, "{elem}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rotary position embeddings.
 
-use super::scaled::{known, split_heads};
+use super::scaled::known;
 use crate::builder::Builder;
 use crate::ops::compose::Len;
 use crate::ops::{AttrDef, AttrKind, Default, InferCtx, OpDef, OpError, Operand, Tolerance};
@@ -116,16 +116,21 @@ pub(super) fn rotate(
     dim: i64,
     interleaved: bool,
 ) -> Result<ValueId, OpError> {
-    let four = match heads {
-        Some(heads) => split_heads(b, x, heads)?,
-        None => x,
+    // Heads stay where they are: an axis more, and no copy.
+    let (four, head_axis) = match heads {
+        Some(heads) if heads < 1 => return Err(OpError::new("the number of heads must be positive")),
+        Some(heads) => {
+            let size = known(b, x, 2)? / heads;
+            (b.reshape(x, &[Len::Of(x, 0), Len::Of(x, 1), Len::N(heads), Len::N(size)])?, 2)
+        }
+        None => (x, 1),
     };
     let size = known(b, four, 3)?;
     let dim = if dim == 0 { size } else { dim };
     if dim < 2 || dim > size || dim % 2 != 0 {
         return Err(OpError::new(format!("{dim} of {size} numbers per head cannot be rotated in pairs")));
     }
-    let (cos, sin) = (b.unsqueeze(cos, &[1])?, b.unsqueeze(sin, &[1])?);
+    let (cos, sin) = (b.unsqueeze(cos, &[head_axis])?, b.unsqueeze(sin, &[head_axis])?);
     let turned = if dim == size { four } else { b.slice(four, 3, 0, dim)? };
     let (re, im) = if interleaved {
         (b.slice_step(turned, 3, 0, dim, 2)?, b.slice_step(turned, 3, 1, dim, 2)?)
@@ -147,7 +152,7 @@ pub(super) fn rotate(
         y = b.concat(&[y, rest], 3)?;
     }
     match heads {
-        Some(_) => super::scaled::join_heads(b, y),
+        Some(heads) => b.reshape(y, &[Len::Of(x, 0), Len::Of(x, 1), Len::N(heads * size)]),
         None => Ok(y),
     }
 }

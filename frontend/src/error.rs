@@ -1,5 +1,6 @@
 //! What is wrong with a model: all of it, each problem at its place.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// One problem.
@@ -43,30 +44,71 @@ impl fmt::Display for ImportError {
 }
 
 /// Problems gathered while importing, at most [`Problems::MAX`] of them in full.
-#[derive(Debug, Default)]
-pub(super) struct Problems {
+#[derive(Debug)]
+pub(crate) struct Problems {
     pub list: Vec<Problem>,
     pub more: usize,
+    /// What to do where nothing better is known.
+    remedy: &'static str,
 }
 
 impl Problems {
     const MAX: usize = 100;
 
-    /// What to do where nothing better is known.
-    const REMEDY: &str =
-        "`onnx.checker.check_model(path, full_check=True)` tells whether the model itself is wrong";
+    /// None yet.
+    pub fn new(remedy: &'static str) -> Problems {
+        Problems {
+            list: vec![],
+            more: 0,
+            remedy,
+        }
+    }
 
     /// Adds a problem.
     pub fn add(&mut self, place: &str, reason: impl Into<String>, remedy: Option<&str>) {
+        self.push(Problem {
+            place: place.to_owned(),
+            reason: reason.into(),
+            remedy: remedy.map(str::to_owned),
+        });
+    }
+
+    /// Adds a problem; without a remedy it gets the usual one.
+    pub fn push(&mut self, mut problem: Problem) {
         if self.list.len() == Problems::MAX {
             self.more += 1;
             return;
         }
-        let problem = Problem {
-            place: place.to_owned(),
-            reason: reason.into(),
-            remedy: Some(remedy.unwrap_or(Problems::REMEDY).to_owned()),
-        };
+        problem.remedy.get_or_insert_with(|| self.remedy.to_owned());
         self.list.push(problem);
+    }
+
+    /// True if nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The error about this file.
+    pub fn of(self, file: &str) -> ImportError {
+        ImportError {
+            file: file.to_owned(),
+            problems: self.list,
+            more: self.more,
+        }
+    }
+}
+
+/// A number for a dimension that the model does not have is a mistake in its name.
+pub(crate) fn unknown_dim(name: &str, known: &BTreeSet<String>) -> Problem {
+    let known: Vec<String> = known.iter().map(|k| format!("`{k}`")).collect();
+    let has = if known.is_empty() {
+        "none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    Problem {
+        place: format!("dimension `{name}`"),
+        reason: format!("the model has no symbolic dimension of this name; it has {has}"),
+        remedy: Some("`lapidary inspect` shows the inputs with their dimensions".to_owned()),
     }
 }

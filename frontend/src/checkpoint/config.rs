@@ -1,0 +1,166 @@
+//! `config.json`: settings by name, each checked where it is read.
+
+use crate::error::Problem;
+use crate::files::Files;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// The file's name.
+pub const FILE: &str = "config.json";
+
+/// Largest number that a size may be: far above what exists, far below what overflows.
+const MAX_SIZE: u64 = 1 << 31;
+
+/// Longest file; real ones have a few thousand bytes, and ten times this with tables of labels.
+const MAX_BYTES: usize = 16 << 20;
+
+/// The settings of a checkpoint, or one object of settings inside them.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where in the file this object is, for messages.
+    path: String,
+    settings: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads the file in `folder`.
+    pub fn read(folder: &Path) -> Result<Config, Problem> {
+        let wrong = |reason: String| Problem {
+            place: format!("file `{FILE}`"),
+            reason,
+            remedy: Some(
+                "a checkpoint is a folder with `config.json` and `model.safetensors`".to_owned(),
+            ),
+        };
+        let bytes = Files::new(Some(folder))
+            .open(FILE, "the configuration")
+            .map_err(wrong)?;
+        if bytes.len() > MAX_BYTES {
+            return Err(wrong(format!(
+                "has {} bytes; at most {MAX_BYTES} are read",
+                bytes.len()
+            )));
+        }
+        let settings =
+            serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not valid: {e}")))?;
+        let path = String::new();
+        Ok(Config { path, settings })
+    }
+
+    /// Whether there is a setting, other than `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.settings.get(name).filter(|v| !v.is_null())
+    }
+
+    /// A problem with a setting.
+    pub fn problem(&self, name: &str, reason: impl Into<String>) -> Problem {
+        Problem {
+            place: format!("`{}{name}` of `{FILE}`", self.path),
+            reason: reason.into(),
+            remedy: None,
+        }
+    }
+
+    fn found<T>(
+        &self,
+        name: &str,
+        wanted: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let shown = || {
+            let text: String = value.to_string().chars().take(40).collect();
+            self.problem(name, format!("must be {wanted}, found {text}"))
+        };
+        read(value).map(Some).ok_or_else(shown)
+    }
+
+    fn needed<T>(&self, name: &str, found: Option<T>) -> Result<T, Problem> {
+        found.ok_or_else(|| self.problem(name, "is missing"))
+    }
+
+    /// A positive number, if there is the setting.
+    pub fn size_opt(&self, name: &str) -> Result<Option<usize>, Problem> {
+        let size = |v: &Value| v.as_u64().filter(|n| (1..=MAX_SIZE).contains(n));
+        Ok(self
+            .found(name, "a positive whole number", size)?
+            .map(|n| n as usize))
+    }
+
+    /// A positive number.
+    pub fn size(&self, name: &str) -> Result<usize, Problem> {
+        self.needed(name, self.size_opt(name)?)
+    }
+
+    /// A positive number or this one.
+    pub fn size_or(&self, name: &str, default: usize) -> Result<usize, Problem> {
+        Ok(self.size_opt(name)?.unwrap_or(default))
+    }
+
+    /// A number, if there is the setting.
+    pub fn float_opt(&self, name: &str) -> Result<Option<f64>, Problem> {
+        self.found(name, "a number", |v| v.as_f64().filter(|n| n.is_finite()))
+    }
+
+    /// A number or this one.
+    pub fn float_or(&self, name: &str, default: f64) -> Result<f64, Problem> {
+        Ok(self.float_opt(name)?.unwrap_or(default))
+    }
+
+    /// A positive number.
+    pub fn positive(&self, name: &str) -> Result<f64, Problem> {
+        let read = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        let found = self.found(name, "a positive number", read)?;
+        self.needed(name, found)
+    }
+
+    /// True, false or this.
+    pub fn flag_or(&self, name: &str, default: bool) -> Result<bool, Problem> {
+        Ok(self
+            .found(name, "true or false", Value::as_bool)?
+            .unwrap_or(default))
+    }
+
+    /// A text, if there is the setting.
+    pub fn text(&self, name: &str) -> Result<Option<String>, Problem> {
+        self.found(name, "a text", |v| v.as_str().map(str::to_owned))
+    }
+
+    /// A list of texts, if there is the setting.
+    pub fn texts(&self, name: &str) -> Result<Option<Vec<String>>, Problem> {
+        let all = |v: &Value| {
+            let texts = v.as_array()?.iter().map(|t| t.as_str().map(str::to_owned));
+            texts.collect::<Option<Vec<String>>>()
+        };
+        self.found(name, "a list of texts", all)
+    }
+
+    /// The settings inside a setting, if there is it.
+    pub fn inner(&self, name: &str) -> Result<Option<Config>, Problem> {
+        let settings = self.found(name, "an object", |v| v.as_object().cloned())?;
+        Ok(settings.map(|settings| Config {
+            path: format!("{}{name}.", self.path),
+            settings,
+        }))
+    }
+
+    /// The first of these names that is set, else the first: settings have had more than one name.
+    pub fn alias<'n>(&self, names: &[&'n str]) -> &'n str {
+        let set = names.iter().find(|n| self.has(n));
+        set.or(names.first()).copied().unwrap_or_default()
+    }
+
+    /// An error if a setting that changes the network is not what is supported; absent is supported.
+    pub fn only(&self, name: &str, supported: bool) -> Result<(), Problem> {
+        match self.flag_or(name, supported)? {
+            found if found == supported => Ok(()),
+            found => Err(self.problem(name, format!("is {found}, which is not supported"))),
+        }
+    }
+}
