@@ -6,106 +6,24 @@
 //! says how far from the best choice it can be at most. A recipe fixes choices by name, so that a build is repeated
 //! without searching.
 
+mod recipe;
+
+pub use recipe::{Budget, Entry, Level, Recipe};
+
 use crate::methods::matrix::Matrix;
 use crate::methods::{Candidate, Layer, METHODS, Method, MethodError, Settings};
 use crate::search::knapsack::{self, Choice, KnapsackError};
 use lapidary_ir::builder::Builder;
-use lapidary_ir::infer::first_fresh;
+use lapidary_ir::infer::{first_fresh, infer_module};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
 use lapidary_ir::tensor::count;
 use lapidary_ir::{Constant, ElemType, Module, NodeId, ValueId};
-use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Weights with fewer elements stay as they are: biases, norms, small filters.
 const MIN_ELEMENTS: usize = 2048;
-
-/// What may be spent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Budget {
-    /// All weights together, as a share of the bytes that they are stored in.
-    Share(f64),
-    /// All weights together, in bytes.
-    Bytes(u64),
-    /// Bits for each element of the weights that are compressed, on average.
-    Bits(f64),
-}
-
-impl Budget {
-    /// A size as users write it: `0.25x` of what it was, or bytes, `300000`, `12MB`, `12MiB`.
-    pub fn size(text: &str) -> Result<Budget, String> {
-        let bad =
-            || format!("`{text}` is no size: write a share like `0.25x`, or bytes like `12MB`");
-        let number = |s: &str| {
-            s.trim()
-                .parse::<f64>()
-                .ok()
-                .filter(|n| n.is_finite() && *n > 0.0)
-        };
-        if let Some(share) = text.strip_suffix('x') {
-            return number(share).map(Budget::Share).ok_or_else(bad);
-        }
-        const UNITS: [(&str, f64); 6] = [
-            ("KiB", 1024.0),
-            ("MiB", 1024.0 * 1024.0),
-            ("GiB", 1024.0 * 1024.0 * 1024.0),
-            ("KB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-        ];
-        let unit = UNITS
-            .iter()
-            .find_map(|(u, n)| Some((text.strip_suffix(u)?, *n)));
-        let (digits, unit) = unit.unwrap_or((text, 1.0));
-        let bytes = number(digits).ok_or_else(bad)? * unit;
-        Ok(Budget::Bytes(bytes as u64))
-    }
-}
-
-/// One method with settings, as recipes name it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Level {
-    /// Name of the method; `keep` leaves the weight as it is.
-    pub method: String,
-    /// Bits of a code.
-    #[serde(default = "four")]
-    pub bits: u32,
-    /// Weights of a row that share a scale; 0 for the whole row.
-    #[serde(default)]
-    pub group: usize,
-    /// Grids symmetric around zero.
-    #[serde(default)]
-    pub symmetric: bool,
-    /// Searches the clipping of each group's range.
-    #[serde(default)]
-    pub clip: bool,
-}
-
-fn four() -> u32 {
-    4
-}
-
-/// Choices by the names of weights.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recipe {
-    /// The first entry whose pattern fits a weight's name holds for it.
-    #[serde(default, rename = "weight")]
-    pub weights: Vec<Entry>,
-}
-
-/// A choice for the weights whose names fit a pattern.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
-    /// A name in which `*` stands for any text.
-    pub name: String,
-    /// What becomes of them.
-    #[serde(flatten)]
-    pub level: Level,
-}
 
 /// What was made of the weights.
 #[derive(Clone, Debug)]
@@ -286,24 +204,14 @@ pub fn follow(
 ) -> Result<Report, CompressError> {
     let sites = find(module);
     let level = |site: &Site| {
-        let entry = recipe.weights.iter().find(|e| fits(&e.name, &site.name));
+        let entry = recipe
+            .weights
+            .iter()
+            .find(|e| recipe::fits(&e.name, &site.name));
         entry.map_or_else(Level::keep, |e| e.level.clone())
     };
     let levels = sites.iter().map(level).collect();
     apply(module, &sites, levels, progress)
-}
-
-impl Level {
-    /// The weight stays as it is.
-    fn keep() -> Level {
-        Level {
-            method: "keep".to_owned(),
-            bits: 0,
-            group: 0,
-            symmetric: false,
-            clip: false,
-        }
-    }
 }
 
 impl Report {
@@ -317,17 +225,6 @@ impl Report {
             weights: self.weights.iter().map(entry).collect(),
         }
     }
-}
-
-/// True if a name fits a pattern in which `*` stands for any text.
-fn fits(pattern: &str, name: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else {
-        return pattern == name;
-    };
-    let Some(rest) = name.strip_prefix(head) else {
-        return false;
-    };
-    (0..=rest.len()).any(|i| rest.is_char_boundary(i) && fits(tail, &rest[i..]))
 }
 
 /// Bytes of all constants.
@@ -505,8 +402,17 @@ fn apply(
         module.sources.release(own as usize);
         weights.push(chosen);
     }
+    let wide: HashSet<ValueId> = terms
+        .keys()
+        .copied()
+        .filter(|&v| is_widened(module, v))
+        .collect();
     for r in module.reachable_regions() {
-        replace(module, r, &terms, &fresh).map_err(CompressError::Graph)?;
+        replace(module, r, &terms, &wide, &fresh).map_err(CompressError::Graph)?;
+    }
+    if !wide.is_empty() {
+        infer_module(module);
+        drop_idle_casts(module);
     }
     Ok(Report {
         weights,
@@ -515,11 +421,48 @@ fn apply(
     })
 }
 
-/// Lets the nodes of a region read the terms, each in the weight's own shape and type.
+/// True for a weight of a small float type of which nothing is used but its numbers as `f32`: a term, which decodes to
+/// `f32`, need not be rounded to that type.
+fn is_widened(module: &Module, v: ValueId) -> bool {
+    module.value(v).ty.elem() != Some(ElemType::F32)
+        && module.reachable_regions().into_iter().all(|r| {
+            let region = module.region(r);
+            let reads = |n: &&NodeId| module.node(**n).operands.contains(&Some(v));
+            !region.outputs.contains(&v)
+                && region.nodes.iter().filter(reads).all(|&n| {
+                    let node = module.node(n);
+                    let moves = matches!(node.op.name, "transpose" | "gather")
+                        && node.operand(0) == Some(v);
+                    let casts =
+                        node.op.name == "cast" && node.elem_attr("to") == Some(ElemType::F32);
+                    casts || moves && is_widened(module, node.results[0])
+                })
+        })
+}
+
+/// Lets what reads a cast of `f32` to `f32` read its operand.
+fn drop_idle_casts(module: &mut Module) {
+    for r in module.reachable_regions() {
+        for n in module.region(r).nodes.clone() {
+            let node = module.node(n);
+            let (result, operand) = (node.results[0], node.operand(0));
+            let is_f32 = |v: ValueId| module.value(v).ty.elem() == Some(ElemType::F32);
+            if let Some(x) =
+                operand.filter(|&x| node.op.name == "cast" && is_f32(x) && is_f32(result))
+            {
+                module.replace_uses(result, x);
+            }
+        }
+    }
+    module.remove_dead_nodes();
+}
+
+/// Lets the nodes of a region read the terms, each in the weight's own shape, and type unless it is one of `wide`.
 fn replace(
     module: &mut Module,
     region: lapidary_ir::RegionId,
     terms: &HashMap<ValueId, (ValueId, &Site)>,
+    wide: &HashSet<ValueId>,
     fresh: &Cell<u32>,
 ) -> Result<(), OpError> {
     let nodes = std::mem::take(&mut module.region_mut(region).nodes);
@@ -536,10 +479,9 @@ fn replace(
                 Some(&value) => value,
                 None => {
                     let info = module.value(v);
-                    let (elem, shape) = (
-                        info.ty.elem().unwrap_or(ElemType::F32),
-                        info.ty.shape().unwrap_or_default().to_vec(),
-                    );
+                    let own = info.ty.elem().filter(|_| !wide.contains(&v));
+                    let elem = own.unwrap_or(ElemType::F32);
+                    let shape = info.ty.shape().unwrap_or_default().to_vec();
                     let mut b = Builder::new(module, region, &site.name, fresh);
                     let value = as_before(&mut b, term, site, elem, &shape)?;
                     made.insert(v, value);
@@ -671,6 +613,41 @@ mod tests {
         assert_eq!(last, 0.0);
     }
 
+    /// As checkpoints are imported: `matmul(x, cast(transpose(W of bf16)))`, and rows of the same table.
+    #[test]
+    fn numbers_of_small_types_are_not_rounded_twice() {
+        let (mut m, fresh) = (Module::new("net"), Cell::new(0));
+        let ids = m.add_input(Module::TOP, "ids", Type::tensor(ElemType::I64, [3i64]));
+        let w = weight(&[96, 64], 1).floats().expect("floats").to_vec();
+        let w = m.add_constant(
+            "w",
+            Constant::from_tensor(&Tensor::from_f64(ElemType::BF16, [96, 64], w)),
+        );
+        let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+        let x = b.op("gather", &[w, ids]).expect("fits");
+        let x = b.cast(x, ElemType::F32).expect("fits");
+        let t = b.transpose(w, &[1, 0]).expect("fits");
+        let t = b.cast(t, ElemType::F32).expect("fits");
+        let y = b.op("matmul", &[x, t]).expect("fits");
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".into());
+        let before = m.clone();
+        let report = compress(&mut m, Budget::Bits(8.5), &|_| ()).expect("fits");
+        assert_eq!(
+            (report.weights.len(), report.weights[0].bytes.0),
+            (1, 2 * 96 * 64)
+        );
+        assert!(m.top().nodes.iter().all(|&n| m.node(n).op.name != "cast"));
+        let of = |m: &Module| {
+            let out = eval::run(m, vec![Tensor::ints(&[7, 0, 95]).into()]).expect("runs");
+            out[0]
+                .as_tensor()
+                .and_then(Tensor::to_f64s)
+                .expect("numbers")
+        };
+        assert!(distance(&of(&before), &of(&m)) < 1e-3);
+    }
+
     #[test]
     fn a_recipe_repeats_a_build() {
         let (mut a, mut b) = (network(), network());
@@ -708,19 +685,5 @@ mod tests {
             compress(&mut Module::new("empty"), Budget::Bits(4.0), &|_| ()),
             Err(CompressError::NoWeights)
         ));
-    }
-
-    #[test]
-    fn patterns_fit_names() {
-        for (pattern, name, want) in [
-            ("a*", "abc", true),
-            ("*.w", "x.y.w", true),
-            ("a", "ab", false),
-            ("*", "", true),
-            ("a*b*c", "a1b2c", true),
-            ("a*b", "ac", false),
-        ] {
-            assert_eq!(fits(pattern, name), want, "{pattern} {name}");
-        }
     }
 }

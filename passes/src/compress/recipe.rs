@@ -1,0 +1,141 @@
+//! What users ask of compression: a budget, or a recipe that names each weight's choice.
+
+use serde::{Deserialize, Serialize};
+
+/// What may be spent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// All weights together, as a share of the bytes that they are stored in.
+    Share(f64),
+    /// All weights together, in bytes.
+    Bytes(u64),
+    /// Bits for each element of the weights that are compressed, on average.
+    Bits(f64),
+}
+
+impl Budget {
+    /// A size as users write it: `0.25x` of what it was, or bytes, `300000`, `12MB`, `12MiB`.
+    pub fn size(text: &str) -> Result<Budget, String> {
+        let bad =
+            || format!("`{text}` is no size: write a share like `0.25x`, or bytes like `12MB`");
+        let number = |s: &str| {
+            s.trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|n| n.is_finite() && *n > 0.0)
+        };
+        if let Some(share) = text.strip_suffix('x') {
+            return number(share).map(Budget::Share).ok_or_else(bad);
+        }
+        const UNITS: [(&str, f64); 6] = [
+            ("KiB", 1024.0),
+            ("MiB", 1024.0 * 1024.0),
+            ("GiB", 1024.0 * 1024.0 * 1024.0),
+            ("KB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+        ];
+        let unit = UNITS
+            .iter()
+            .find_map(|(u, n)| Some((text.strip_suffix(u)?, *n)));
+        let (digits, unit) = unit.unwrap_or((text, 1.0));
+        let bytes = number(digits).ok_or_else(bad)? * unit;
+        Ok(Budget::Bytes(bytes as u64))
+    }
+}
+
+/// One method with settings, as recipes name it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Name of the method; `keep` leaves the weight as it is.
+    pub method: String,
+    /// Bits of a code.
+    #[serde(default = "four")]
+    pub bits: u32,
+    /// Weights of a row that share a scale; 0 for the whole row.
+    #[serde(default)]
+    pub group: usize,
+    /// Grids symmetric around zero.
+    #[serde(default)]
+    pub symmetric: bool,
+    /// Searches the clipping of each group's range.
+    #[serde(default)]
+    pub clip: bool,
+}
+
+fn four() -> u32 {
+    4
+}
+
+/// Choices by the names of weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The first entry whose pattern fits a weight's name holds for it.
+    #[serde(default, rename = "weight")]
+    pub weights: Vec<Entry>,
+}
+
+/// A choice for the weights whose names fit a pattern.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// A name in which `*` stands for any text.
+    pub name: String,
+    /// What becomes of them.
+    #[serde(flatten)]
+    pub level: Level,
+}
+
+impl Level {
+    /// The weight stays as it is.
+    pub fn keep() -> Level {
+        Level {
+            method: "keep".to_owned(),
+            bits: 0,
+            group: 0,
+            symmetric: false,
+            clip: false,
+        }
+    }
+}
+
+/// True if a name fits a pattern in which `*` stands for any text.
+pub(super) fn fits(pattern: &str, name: &str) -> bool {
+    let Some((head, tail)) = pattern.split_once('*') else {
+        return pattern == name;
+    };
+    let Some(rest) = name.strip_prefix(head) else {
+        return false;
+    };
+    (0..=rest.len()).any(|i| rest.is_char_boundary(i) && fits(tail, &rest[i..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_fit_names() {
+        for (pattern, name, want) in [
+            ("a*", "abc", true),
+            ("*.w", "x.y.w", true),
+            ("a", "ab", false),
+            ("*", "", true),
+            ("a*b*c", "a1b2c", true),
+            ("a*b", "ac", false),
+        ] {
+            assert_eq!(fits(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shares_or_bytes() {
+        assert_eq!(Budget::size("0.25x"), Ok(Budget::Share(0.25)));
+        assert_eq!(Budget::size("12MB"), Ok(Budget::Bytes(12_000_000)));
+        assert_eq!(Budget::size("2KiB"), Ok(Budget::Bytes(2048)));
+        for bad in ["", "x", "-1x", "nanx", "12TB", "0"] {
+            assert!(Budget::size(bad).is_err(), "{bad}");
+        }
+    }
+}
