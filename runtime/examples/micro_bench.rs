@@ -313,6 +313,42 @@ fn sparse_f32(address: *const c_void, shape: usize) -> f64 {
     (2 * rows * each * lanes) as f64 / seconds / 1e9
 }
 
+/// Operations a second on what is left of the int8 weights, of which a fifth of the blocks is.
+fn sparse_i8(address: *const c_void, lanes: usize) -> f64 {
+    const R: usize = SPARSE_ROWS_I8;
+    // SAFETY: the table holds a function of this type.
+    let kernel: unsafe extern "C" fn(*const SparseI8) = unsafe { core::mem::transmute(address) };
+    let (rows, fours) = (768, (36 << 10) / 4 / lanes);
+    let (groups, each) = (rows / R, fours / 5);
+    let x = aligned::<u8, 64>(fours * lanes * 4, 3);
+    let values = vec![1i8; rows * each * 4];
+    let offsets: Vec<u16> = (0..rows * each)
+        .map(|i| (i.wrapping_mul(2_654_435_761) % fours * lanes) as u16)
+        .collect();
+    let starts: Vec<u32> = (0..=groups).map(|g| (g * each) as u32).collect();
+    let row_of: Vec<u32> = (0..rows as u32).collect();
+    let mut c = aligned::<i32, 16>(rows * lanes, 0);
+    let seconds = best_seconds(200, || {
+        // SAFETY: the block describes the buffers above.
+        unsafe {
+            kernel(&SparseI8 {
+                x: x.as_ptr().cast(),
+                values: values.as_ptr(),
+                offsets: offsets.as_ptr(),
+                starts: starts.as_ptr(),
+                rows: row_of.as_ptr(),
+                init: core::ptr::null(),
+                c: c.as_mut_ptr().cast(),
+                init_stride: 0,
+                c_stride: lanes,
+                groups,
+                cols: lanes as u32,
+            })
+        }
+    });
+    (8 * rows * each * lanes) as f64 / seconds / 1e9
+}
+
 /// Median and 99th percentile of one fork-join in microseconds, beyond the `work` that each thread does.
 fn fork_join(pool: &Pool, work: f64) -> (f64, f64) {
     let spin = || {
@@ -394,6 +430,12 @@ fn main() {
                     println!(
                         "    sparse f32 {rows:2} rows x {lanes:2} lanes, 0.1   : {:7.1} GFLOP/s",
                         sparse_f32(table[Import::SparseF32 as usize], shape)
+                    );
+                }
+                for lanes in [16, 48, 64] {
+                    println!(
+                        "    sparse i8, {SPARSE_ROWS_I8} rows of {lanes} lanes, a fifth of the fours: {:7.1} Gop/s",
+                        sparse_i8(table[Import::SparseI8 as usize], lanes)
                     );
                 }
             }

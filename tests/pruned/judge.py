@@ -35,15 +35,15 @@ def network():
         conv("r1", "c2", weight("w2", (96, 96, 1, 1), 0.15), weight("b2", (96,), 0.1)),
         helper.make_node("Add", ["c2", "r1"], ["a2"]),
         helper.make_node("Relu", ["a2"], ["r2"]),
-        conv("r2", "c3", weight("w3", (128, 96, 3, 3), 0.06), weight("b3", (128,), 0.1), strides=[2, 2], pads=[1, 1, 1, 1]),
+        conv("r2", "c3", weight("w3", (320, 96, 3, 3), 0.06), weight("b3", (320,), 0.1), strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c3"], ["r3"]),
         helper.make_node("GlobalAveragePool", ["r3"], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("MatMul", ["f", weight("w4", (128, 512), 0.2)], ["m4"]),
+        helper.make_node("MatMul", ["f", weight("w4", (320, 512), 0.12)], ["m4"]),
         helper.make_node("Relu", ["m4"], ["r4"]),
         helper.make_node("Gemm", ["r4", weight("w5", (200, 512), 0.1), weight("b5", (200,), 0.1)], ["y"], transB=1),
     ]
-    ports = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in (("x", [20, 64, 14, 14]), ("y", [20, 200]))]
+    ports = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in (("x", [64, 64, 14, 14]), ("y", [64, 200]))]
     graph = helper.make_graph(nodes, "pruned", *ports, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

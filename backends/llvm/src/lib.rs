@@ -14,7 +14,7 @@
 //! * windows over each channel: the generated loop took 1.15 times as long (MobileNetV2, 512-bit vectors);
 //! * every contraction when the x86-64 target's vectors are narrower than 512 bits, for the runtime chooses its micro-kernels by
 //!   the machine that the program starts on, which may be wider than what the code was made for;
-//! * 8-bit products, which have not been measured yet.
+//! * 8-bit products, which have not been measured yet, and those with sparse weights.
 //!
 //! `f32` products in 512-bit vectors, and on other machines, are generated: the accumulators stay in registers until
 //! the epilogue, whatever it is, has used them. That took 0.86 to 0.92 of the time of calls (SqueezeNet, BERT, ResNet-50).

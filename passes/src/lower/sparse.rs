@@ -180,8 +180,11 @@ fn with_bands(low: &Lowerer, mut spec: Sparse) -> Sparse {
     let images = spec.images.known().unwrap_or(1);
     let blocks = images.saturating_mul(spec.tiles().unwrap_or(1)).max(1) as u64;
     let threads = u64::from(low.target.threads.max(1));
+    let lanes = spec.lanes.known().unwrap_or(0);
+    // The last tile has fewer lanes, so that there must be more parts than threads to share them evenly.
+    let uneven = spec.codes.is_some() && lanes > spec.width() && lanes % spec.width() != 0;
     // A single lane has no panel that each part would fill again.
-    let wanted = if spec.is_column() {
+    let wanted = if spec.is_column() || uneven && threads > 1 {
         4 * threads
     } else {
         threads
@@ -638,13 +641,8 @@ mod tests {
 
     #[test]
     fn products_of_sparse_codes() {
-        // Few lanes, many, with and without rests, more than a panel holds.
-        for (m, k, n) in [
-            (1, 512, 200),
-            (16, 300, 130),
-            (50, 256, 160),
-            (130, 520, 100),
-        ] {
+        // One vector of lanes, many, with and without rests, more than a panel holds.
+        for (m, k, n) in [(16, 1200, 260), (50, 512, 160), (130, 520, 100)] {
             for form in [
                 (9, 0, false, None),
                 (9, 100, true, None),
@@ -676,13 +674,13 @@ mod tests {
             &'static [i64],
             &'static [i64],
         );
-        // Products of pixels, of several images, windows, every second pixel, a single pixel, channels that are cut.
+        // Products of pixels of several images, windows, channels that are cut, few pixels, every second pixel, one axis.
         let cases: &[Case] = &[
-            (&[2, 64, 6, 7], &[133, 64, 1, 1], &[1, 1], &[0, 0, 0, 0]),
-            (&[2, 32, 9, 10], &[80, 32, 3, 3], &[1, 1], &[1, 1, 1, 1]),
+            (&[2, 320, 6, 7], &[133, 320, 1, 1], &[1, 1], &[0, 0, 0, 0]),
+            (&[2, 64, 9, 10], &[80, 64, 3, 3], &[1, 1], &[1, 1, 1, 1]),
             (&[1, 240, 9, 8], &[100, 240, 3, 2], &[2, 1], &[1, 0, 0, 1]),
-            (&[1, 400, 1, 1], &[150, 400, 1, 1], &[1, 1], &[0, 0, 0, 0]),
-            (&[1, 192, 13, 13], &[130, 192, 1, 1], &[2, 2], &[0, 0, 0, 0]),
+            (&[1, 800, 4, 4], &[150, 800, 1, 1], &[1, 1], &[0, 0, 0, 0]),
+            (&[1, 576, 13, 13], &[130, 576, 1, 1], &[2, 2], &[0, 0, 0, 0]),
             (&[1, 64, 60], &[196, 64, 5], &[2], &[2, 1]),
         ];
         for &(shape, filters, strides, pads) in cases {
