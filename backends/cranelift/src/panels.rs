@@ -16,7 +16,7 @@ use lapidary_ir::kernel::activation::Activation;
 use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile, UnpackTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
-use lapidary_ir::kernel::sparse;
+use lapidary_ir::kernel::sparse::{self, Rows};
 use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileElem, TileType, Unary, Var};
 use std::mem::offset_of;
 
@@ -253,6 +253,11 @@ impl<'k> Fun<'k, '_> {
             Some(Op::Binary(Binary::Ge, x, zero)) => *x == at && self.facts.int(*zero) == Some(0),
             _ => false,
         }
+    }
+
+    fn rows(&mut self, rows: Rows) -> Result<(Value, Value), Error> {
+        let base = self.at((rows.buf, rows.base), 4)?;
+        Ok((base, self.scalar(rows.stride)?))
     }
 
     /// Where an element of a buffer of elements of so many bytes is.

@@ -82,7 +82,7 @@ fn block(e: &Encoding) -> Result<(usize, usize), DecodeError> {
 /// The Hadamard matrix with rows of length 1, row-major.
 pub fn hadamard_matrix(n: usize) -> Vec<f64> {
     let (scale, sign) = ((n as f64).sqrt().recip(), |i: usize| {
-        1 - 2 * ((i / n & i % n).count_ones() % 2) as i32
+        1 - 2 * (((i / n) & (i % n)).count_ones() % 2) as i32
     });
     (0..n * n).map(|i| f64::from(sign(i)) * scale).collect()
 }

@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn codes_come_out_low_bits_first() {
-        let x = Tensor::from_int(ElemType::U8, [3], vec![0b11_010_001, 0b0_100_011_0, 0]);
+        let x = Tensor::from_int(ElemType::U8, [3], vec![0b1101_0001, 0b0100_0110, 0]);
         let attrs = Attrs::from([
             ("bits".to_owned(), Attr::Int(3)),
             ("shape".to_owned(), Attr::Ints(vec![2, 4])),
