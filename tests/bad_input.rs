@@ -233,7 +233,7 @@ fn packed_weights(codes: i64, scales: i64, zeros: i64, attrs: &[(&str, i64)]) ->
         ..GraphProto::default()
     });
     model.opset_import.push(OperatorSetIdProto {
-        domain: "com.microsoft".into(),
+        domain: Some("com.microsoft".into()),
         version: Some(1),
     });
     model

@@ -182,7 +182,7 @@ fn packed_weights_are_never_decoded_as_a_whole() {
             ..GraphProto::default()
         });
         model.opset_import.push(OperatorSetIdProto {
-            domain: "com.microsoft".into(),
+            domain: Some("com.microsoft".into()),
             version: Some(1),
         });
         let path = save(folder.path(), "packed.onnx", &model);

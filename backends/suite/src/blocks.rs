@@ -136,7 +136,7 @@ pub fn products_of_blocks(backend: &Backend) {
             );
             let w = panels(&mut rng, format, 2 * BLOCKS as usize);
             let buffers = [a, w, rng.f32s(2 * PANEL as usize), rng.f32s(rows * 37)];
-            let tile = if case % 2 == 0 { 1 } else { 4 };
+            let tile = if case.is_multiple_of(2) { 1 } else { 4 };
             let kernel = product(format, tile, case % 16);
             let cols = 1 + rng.below(u64::from(PANEL)) as i64;
             let first = i64::from(tile) * i64::from(rows > 4);

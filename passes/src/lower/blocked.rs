@@ -498,8 +498,11 @@ mod tests {
             for (j, &(bits, block)) in formats.iter().enumerate() {
                 let k = blocks * block;
                 let a: &[usize] = &[m, k];
-                let (zeros, bias, symbolic) =
-                    (zeros[(i + j) % 3], (i + j) % 2 == 0, (i + j) % 4 == 0);
+                let (zeros, bias, symbolic) = (
+                    zeros[(i + j) % 3],
+                    (i + j).is_multiple_of(2),
+                    (i + j).is_multiple_of(4),
+                );
                 let name = format!("{m} {n} {k} of {bits} bits by {block}");
                 let kernels = check(&name, &[a], symbolic, |b, x| {
                     product(b, x[0], [n, k], (bits, block, 4), zeros, bias)
