@@ -1,7 +1,7 @@
 //! The command line, as clap reads it. What each command does is in `commands/`.
 
 use clap::builder::TypedValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use lapidary_passes::compress::Budget;
 use std::path::PathBuf;
 
@@ -193,17 +193,13 @@ fn parse_bits(text: &str) -> Result<Budget, String> {
 
 /// `lapidary eval`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("data").required(true).args(["tokens", "text"])))]
 pub struct Eval {
     /// The model and how to compile it.
     #[command(flatten)]
     pub model: Model,
     /// Tokens to predict: `.npy`, or little-endian u16 numbers (u32 where the name ends in `.u32.bin`).
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "text",
-        required_unless_present = "text"
-    )]
+    #[arg(long, value_name = "FILE")]
     pub tokens: Option<PathBuf>,
     /// A text to predict, encoded by the checkpoint's `tokenizer.json`.
     #[arg(long, value_name = "FILE")]

@@ -1,13 +1,14 @@
 //! Whole models through the importer: what is imported, and what is refused and how it is said.
 
 use bytes::Bytes;
+use lapidary_frontend::ImportError;
 use lapidary_frontend::onnx::import::import_model;
 use lapidary_frontend::onnx::proto::{
     AttributeProto, Dimension, EXTERNAL, FunctionProto, GraphProto, ModelProto, NodeProto,
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto, attribute_type,
 };
-use lapidary_frontend::onnx::{ImportError, ImportOptions, import_file, tensor};
+use lapidary_frontend::onnx::{ImportOptions, import_file, tensor};
 use lapidary_ir::{ElemType, Module, Tensor, eval, tensor::Value};
 use prost::Message;
 use std::io::{Seek, SeekFrom, Write};

@@ -21,9 +21,7 @@ pub fn read(path: &Path) -> Result<Vec<u32>, Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let tokens = match () {
         () if name.ends_with(".npy") => from_npy(&bytes),
-        () if name.ends_with(".u32.bin") => {
-            whole(bytes.as_chunks::<4>(), |b| u32::from_le_bytes(b))
-        }
+        () if name.ends_with(".u32.bin") => whole(bytes.as_chunks::<4>(), u32::from_le_bytes),
         () => whole(bytes.as_chunks::<2>(), |b| u32::from(u16::from_le_bytes(b))),
     };
     tokens.map_err(|reason| Error::Usage {

@@ -1,6 +1,7 @@
 //! The command on checkpoints.
 
 use super::*;
+use lapidary_frontend::onnx::proto::GraphProto;
 use std::process::Command;
 
 fn lapidary(args: &[&str]) -> (Option<i32>, String, String) {
@@ -167,5 +168,72 @@ fn eval_compares_a_checkpoint_with_a_module_in_text() {
     refused(
         &["eval", str(&model), "--text", str(&tokens), "--seq", "8"],
         "tokenizer.json",
+    );
+}
+
+/// A model in ONNX that predicts by the last token alone: row `i` of the table are the logits after token `i`.
+#[test]
+fn eval_takes_onnx_with_the_usual_inputs() {
+    use crate::support::{F32, I64, floats, ints, model, node, port, save, with_int};
+    let folder = tempfile::tempdir().expect("a folder");
+    let table: Vec<f32> = (0..16).map(|i| (i * 7 % 5) as f32 * 0.5).collect();
+    let dims = &["batch", "seq"];
+    let graph = GraphProto {
+        name: "pairs".into(),
+        node: vec![
+            node("rows", "Gather", &["table", "input_ids"], &["rows"]),
+            with_int(
+                node("wide", "Cast", &["attention_mask"], &["wide"]),
+                "to",
+                i64::from(F32),
+            ),
+            node("column", "Unsqueeze", &["wide", "last"], &["column"]),
+            node("masked", "Mul", &["rows", "column"], &["logits"]),
+        ],
+        initializer: vec![floats("table", &[4, 4], &table), ints("last", &[1], &[2])],
+        input: vec![
+            port("input_ids", I64, dims),
+            port("attention_mask", I64, dims),
+        ],
+        output: vec![port("logits", F32, &["batch", "seq", "4"])],
+        ..GraphProto::default()
+    };
+    let path = save(folder.path(), "pairs.onnx", &model(graph));
+    let text: Vec<u16> = (0..41u16).map(|i| (i * i + i / 3) % 4).collect();
+    let tokens = folder.path().join("tokens.bin");
+    fs::write(
+        &tokens,
+        text.iter()
+            .flat_map(|t| t.to_le_bytes())
+            .collect::<Vec<u8>>(),
+    )
+    .expect("written");
+    let (status, out, message) = lapidary(&[
+        "eval",
+        str(&path),
+        "--tokens",
+        str(&tokens),
+        "--seq",
+        "8",
+        "--json",
+    ]);
+    assert_eq!(status, Some(0), "{message}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let surprise = |pair: &[u16]| {
+        let row = &table[usize::from(pair[0]) * 4..][..4];
+        let sum: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
+        sum.ln() - f64::from(row[usize::from(pair[1])])
+    };
+    let want = text.windows(2).map(surprise).sum::<f64>() / 40.0;
+    assert_eq!(report["tokens"], 40);
+    assert!(
+        (report["nll"].as_f64().expect("a number") - want).abs() < 1e-6,
+        "{report} {want}"
+    );
+    let (status, _, message) = lapidary(&["eval", str(&path)]);
+    assert_eq!(status, Some(2));
+    assert!(
+        message.contains("--tokens <FILE>|--text <FILE>"),
+        "{message}"
     );
 }

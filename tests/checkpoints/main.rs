@@ -6,6 +6,9 @@
 
 mod commands;
 mod refused;
+#[allow(missing_docs, reason = "helpers of tests")]
+#[path = "../support/mod.rs"]
+mod support;
 mod trained;
 
 use lapidary::specialize::Given;
@@ -311,5 +314,34 @@ fn weights_in_many_files_are_the_same_weights() {
             "a.safetensors",
             "b.safetensors"
         ]
+    );
+}
+
+/// The cache of Hugging Face's downloader has links to files outside of the checkpoint's folder.
+#[cfg(unix)]
+#[test]
+fn links_into_the_cache_are_followed_and_no_others() {
+    use std::os::unix::fs::symlink;
+    let cache = tempfile::tempdir().expect("a folder");
+    let (blobs, folder) = (
+        cache.path().join("blobs"),
+        cache.path().join("snapshots/main"),
+    );
+    fs::create_dir_all(&blobs).expect("created");
+    fs::create_dir_all(&folder).expect("created");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(bundled().join("llama31-rope").join(name), blobs.join(name)).expect("copied");
+        symlink(Path::new("../../blobs").join(name), folder.join(name)).expect("linked");
+    }
+    import(&folder);
+    fs::rename(blobs.join("config.json"), cache.path().join("config.json")).expect("moved");
+    fs::remove_file(folder.join("config.json")).expect("removed");
+    symlink("../../config.json", folder.join("config.json")).expect("linked");
+    let error = driver::import(&folder, &CompileOptions::host(1)).expect_err("outside");
+    assert!(
+        error
+            .to_string()
+            .contains("a link that leaves the model's folder"),
+        "{error}"
     );
 }
