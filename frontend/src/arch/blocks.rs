@@ -122,7 +122,7 @@ impl Heads {
                 format!("is {query}, which does not divide the width of the states"),
             ));
         }
-        if query % key != 0 {
+        if !query.is_multiple_of(key) {
             return Err(config.problem(
                 setting,
                 format!("is {query}, no multiple of the {key} heads of keys"),

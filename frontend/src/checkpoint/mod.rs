@@ -53,6 +53,5 @@ fn noted<T>(found: Result<T, Problem>, problems: &mut Problems) -> Option<T> {
 pub fn files_of(folder: &Path) -> Vec<PathBuf> {
     let mut names = vec![config::FILE.to_owned()];
     names.extend(weights::names(folder));
-    let paths = names.into_iter().map(|n| folder.join(n));
-    paths.filter(|p| p.exists()).collect()
+    names.into_iter().map(|n| folder.join(n)).collect()
 }
