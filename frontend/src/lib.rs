@@ -25,16 +25,22 @@ pub fn import(path: &Path, options: &onnx::ImportOptions) -> Result<Module, Impo
     }
 }
 
-/// The files that the model at `path` is read from, for build systems: in order, each once. What cannot be read is
-/// left out, unless it is `path` itself: importing the model says what is wrong.
+/// The files that the model at `path` is read from, for build systems: in order, each once. Some may be missing, which is
+/// for the import to say.
 pub fn files_of(path: &Path) -> Vec<PathBuf> {
-    let more = match kind(path) {
-        Kind::Checkpoint => return checkpoint::files_of(path),
-        Kind::Text => vec![path.with_extension(text::WEIGHTS)],
-        Kind::Onnx => onnx::external_files(path),
-    };
-    let own = std::iter::once(path.to_owned());
-    own.chain(more.into_iter().filter(|p| p.exists())).collect()
+    let own = path.to_owned();
+    match kind(path) {
+        Kind::Checkpoint => checkpoint::files_of(path),
+        Kind::Text => {
+            // Only modules with large constants have one.
+            let weights = Some(path.with_extension(text::WEIGHTS)).filter(|w| w.exists());
+            std::iter::once(own).chain(weights).collect()
+        }
+        Kind::Onnx => {
+            let external = onnx::external_files(path);
+            std::iter::once(own).chain(external).collect()
+        }
+    }
 }
 
 enum Kind {

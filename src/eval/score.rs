@@ -11,7 +11,7 @@ pub struct Rows<'v> {
 }
 
 impl<'v> Rows<'v> {
-    /// Of a tensor f32[1,n,width].
+    /// Of a tensor `f32[1,n,width]`.
     pub fn of(tensor: &'v Tensor, n: usize) -> Option<Rows<'v>> {
         let &[1, rows, width] = tensor.dims() else {
             return None;

@@ -149,7 +149,7 @@ pub struct Sight {
     pub causal: bool,
     /// Only this many up to its own position.
     pub window: Option<usize>,
-    /// A condition, broadcast to [batch, heads, queries, keys].
+    /// A condition, broadcast to `[batch, heads, queries, keys]`.
     pub mask: Option<ValueId>,
 }
 
@@ -162,7 +162,7 @@ pub struct Scores {
     pub softcap: Option<f64>,
 }
 
-/// Attention of `q` to `k` and `v`, f32[batch,seq,heads * size] each.
+/// Attention of `q` to `k` and `v`, `f32[batch,seq,heads * size]` each.
 pub fn attention(
     net: &mut Net,
     [q, k, v]: [ValueId; 3],
@@ -234,7 +234,7 @@ impl SelfAttention {
         }
     }
 
-    /// Attention of `x`, f32[batch,seq,hidden], to itself.
+    /// Attention of `x`, `f32[batch,seq,hidden]`, to itself.
     pub fn build(&self, net: &mut Net, x: ValueId, rope: &Rope) -> Built {
         let Heads { query, key, .. } = self.heads;
         let parts = [("q", query), ("k", key), ("v", key)].map(|(name, heads)| {
@@ -291,7 +291,7 @@ impl SelfAttention {
     }
 }
 
-/// `x` of shape [batch, seq, …] as [batch, seq, width].
+/// `x` of shape `[batch, seq, …]` as `[batch, seq, width]`.
 pub fn joined(net: &mut Net, x: ValueId, width: usize) -> Built {
     Ok(net
         .b()
@@ -480,7 +480,7 @@ pub fn window(
     }
 }
 
-/// A condition of `input_ids`' type [batch, seq] as one for attention, bool[batch,1,1,seq].
+/// A condition of `input_ids`' type `[batch, seq]` as one for attention, `bool[batch,1,1,seq]`.
 pub fn key_mask(net: &mut Net, mask: ValueId) -> Built {
     let mut b = net.b();
     let mask = b.cast(mask, ElemType::Bool)?;

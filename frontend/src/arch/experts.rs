@@ -16,8 +16,8 @@ pub struct Experts {
 }
 
 impl Experts {
-    /// The weighted sum of `expert(x, e)` for `x` f32[batch,seq,hidden]; `router.weight` scores the experts. An expert gets
-    /// the tokens that chose it and no other, f32[chosen,hidden].
+    /// The weighted sum of `expert(x, e)` for `x` `f32[batch,seq,hidden]`; `router.weight` scores the experts. An expert gets
+    /// the tokens that chose it and no other, `f32[chosen,hidden]`.
     pub fn build(
         &self,
         net: &mut Net,
@@ -58,7 +58,7 @@ impl Experts {
         Ok(net.b().reshape(sum, &lens)?)
     }
 
-    /// The weight of each expert for each token, f32[batch,seq,count].
+    /// The weight of each expert for each token, `f32[batch,seq,count]`.
     fn weights(&self, net: &mut Net, scores: ValueId) -> Built {
         if self.chosen > self.count {
             let reason = format!("is {}, of only {} experts", self.chosen, self.count);

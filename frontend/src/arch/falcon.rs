@@ -27,7 +27,7 @@ pub static FALCON: Architecture = Architecture {
         } else {
             1
         };
-        if heads.query % heads.key != 0 {
+        if !heads.query.is_multiple_of(heads.key) {
             return Err(config
                 .problem(
                     "num_kv_heads",

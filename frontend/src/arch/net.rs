@@ -144,7 +144,7 @@ impl<'c> Net<'c> {
         Builder::new(&mut self.module, Module::TOP, name, &self.fresh)
     }
 
-    /// An input of token positions, i64[batch,seq].
+    /// An input of token positions, `i64[batch,seq]`.
     pub fn input(&mut self, name: &str) -> ValueId {
         let ty = Type::tensor(ElemType::I64, [Dim::sym("batch"), Dim::sym("seq")]);
         self.module.add_input(Module::TOP, name, ty)
@@ -232,14 +232,14 @@ impl<'c> Net<'c> {
         Ok(self.b().cast(stored, ElemType::F32)?)
     }
 
-    /// `x w'` with `w` of shape [to, from] under `name.weight`, and a bias of `name.bias`.
+    /// `x w'` with `w` of shape `[to, from]` under `name.weight`, and a bias of `name.bias`.
     pub fn linear(&mut self, x: ValueId, name: &str, from: usize, to: usize, bias: bool) -> Built {
         let w = self.weight(&format!("{name}.weight"), &[to, from]);
         let w = self.b().transpose(w, &[1, 0])?;
         self.product(x, w, name, to, bias)
     }
 
-    /// `x w` with `w` of shape [from, to], as GPT-2 stores them, and a bias.
+    /// `x w` with `w` of shape `[from, to]`, as GPT-2 stores them, and a bias.
     pub fn conv1d(&mut self, x: ValueId, name: &str, from: usize, to: usize) -> Built {
         let w = self.weight(&format!("{name}.weight"), &[from, to]);
         self.product(x, w, name, to, true)
@@ -256,7 +256,7 @@ impl<'c> Net<'c> {
         self.add(y, bias)
     }
 
-    /// Rows of the table `name.weight` of shape [rows, width], as f32.
+    /// Rows of the table `name.weight` of shape `[rows, width]`, as f32.
     pub fn rows(&mut self, name: &str, rows: usize, width: usize, ids: ValueId) -> Built {
         let table = self.weight(&format!("{name}.weight"), &[rows, width]);
         let mut b = self.b();

@@ -10,7 +10,7 @@ use std::f64::consts::PI;
 /// Most numbers of a head that are rotated.
 const MAX_DIM: usize = 1 << 16;
 
-/// Cosines and sines of the angles of all positions, f32[batch,seq,dim / 2] each.
+/// Cosines and sines of the angles of all positions, `f32[batch,seq,dim / 2]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Rope {
     /// Cosines.
@@ -159,7 +159,7 @@ fn llama3(scaling: &Config, plain: &[f64]) -> Result<Vec<f64>, Problem> {
 }
 
 impl Rope {
-    /// Rotates the heads of `x`, f32[batch,seq,heads * head].
+    /// Rotates the heads of `x`, `f32[batch,seq,heads * head]`.
     pub fn rotate(&self, net: &mut Net, x: ValueId, heads: usize) -> Result<ValueId, Stop> {
         let attrs = [
             ("num_heads", (heads as i64).into()),

@@ -21,8 +21,8 @@ const REMEDY: &str = "is the checkpoint complete, and in the form that transform
 
 /// Imports the checkpoint in `folder`, and fixes these dimensions (`batch`, `seq`).
 ///
-/// Inputs are `input_ids` i64[batch,seq] and, of encoders, `attention_mask` and `token_type_ids` of the same type. The
-/// output is `logits` f32[batch,seq,vocabulary], of encoders `last_hidden_state` f32[batch,seq,width].
+/// Inputs are `input_ids` `i64[batch,seq]` and, of encoders, `attention_mask` and `token_type_ids` of the same type. The
+/// output is `logits` `f32[batch,seq,vocabulary]`, of encoders `last_hidden_state` `f32[batch,seq,width]`.
 pub fn import_folder(folder: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
     let mut problems = Problems::new(REMEDY);
     let module = read(folder, dims, &mut problems);
@@ -53,6 +53,5 @@ fn noted<T>(found: Result<T, Problem>, problems: &mut Problems) -> Option<T> {
 pub fn files_of(folder: &Path) -> Vec<PathBuf> {
     let mut names = vec![config::FILE.to_owned()];
     names.extend(weights::names(folder));
-    let paths = names.into_iter().map(|n| folder.join(n));
-    paths.filter(|p| p.exists()).collect()
+    names.into_iter().map(|n| folder.join(n)).collect()
 }
