@@ -3,6 +3,7 @@
 
 use lapidary::values::{to_evaluator, to_runtime};
 use lapidary_abi::program::CallAttr;
+use lapidary_ir::encodings::coded::rans::rans;
 use lapidary_ir::eval::eval_op;
 use lapidary_ir::tensor::{Data, Tensor, Value};
 use lapidary_ir::{Attr, Attrs, ElemType, Op};
@@ -457,6 +458,22 @@ fn make(op: &str, g: &mut Gen) -> Option<Case> {
                     ("batch_axis", Attr::Int(1 - time)),
                 ],
             )
+        }
+        "rans_decode" => {
+            let n: usize = dims.iter().product();
+            let codes: Vec<u8> = (0..n).map(|_| (g.int(0, 5) * g.int(0, 3)) as u8).collect();
+            let block = g.int(1, 9);
+            let term = rans(dims.clone(), &codes, block as usize);
+            let bytes = term.blob.clone().unwrap_or_default();
+            let bytes = bytes.iter().map(|&b| b.into()).collect::<Vec<i128>>();
+            let part = |i: usize| Value::from(term.children[i].decode().expect("a valid term"));
+            let operands = [
+                Tensor::from_int(ElemType::U8, [bytes.len()], bytes).into(),
+                part(0),
+                part(1),
+            ];
+            let shape = Attr::Ints(dims.iter().map(|&d| d as i64).collect());
+            case(operands, [("block", Attr::Int(block)), ("shape", shape)])
         }
         "det" => {
             let n = g.int(0, 4) as usize;
