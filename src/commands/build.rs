@@ -119,7 +119,7 @@ fn compressed(report: &compress::Report) -> String {
     );
     if let Some((error, bound)) = report.bound {
         text += &format!(
-            "sum of the weights' relative errors: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
+            "mean relative error of a weight: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
              no data was given, so these are errors of weights, not of the model's results\n"
         );
     }
