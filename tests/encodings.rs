@@ -4,8 +4,8 @@
 use lapidary::backend::BACKENDS;
 use lapidary::{CompileOptions, driver, values};
 use lapidary_ir::builder::Builder;
-use lapidary_ir::encodings::Encoding;
 use lapidary_ir::encodings::sampling::Sampler;
+use lapidary_ir::encodings::{Encoding, affine, dense, int};
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Module, Tensor, Type, ValueId, eval};
 use lapidary_runtime::ModelOptions;
@@ -106,6 +106,71 @@ fn check(seed: u64) {
                     "seed {seed}, {}: {term}\n{got:?}\n{want:?}",
                     backend.name
                 );
+            }
+        }
+    }
+}
+
+/// Filters `[oc, c / groups, 3, 3]` that are 4-bit codes, in every schedule that convolutions have.
+#[test]
+fn compressed_filters_convolve() {
+    for (oc, c, groups) in [(40, 8, 1), (64, 16, 2), (24, 24, 24), (3, 5, 1)] {
+        let mut s = Sampler::new(oc as u64, 0);
+        let shape = [oc, c / groups, 3, 3];
+        let n: usize = shape.iter().product();
+        let scale = dense::from_tensor(&Tensor::from_f64(
+            ElemType::F32,
+            [oc, 1, 1, 1],
+            s.numbers(oc),
+        ));
+        let codes = s.codes(&shape, 16);
+        let codes = codes
+            .integers()
+            .expect("codes")
+            .into_iter()
+            .map(|c| c as u8);
+        let codes = int::int(ElemType::U8, 4, shape.to_vec(), int::pack(codes, 4).into());
+        let term = affine::affine(ElemType::F32, scale, codes, None);
+        let (mut m, fresh) = (Module::new("conv"), Cell::new(0));
+        let image = Tensor::from_f64(ElemType::F32, [1, c, 6, 7], s.numbers(c * 42));
+        let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [1, c, 6, 7]));
+        let w = m.add_constant("w", Constant::new(term));
+        let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+        let attrs = [
+            ("group", (groups as i64).into()),
+            ("pads", vec![1i64; 4].into()),
+        ];
+        let y = b.op_with("conv", &[x, w], attrs).expect("fits");
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".into());
+        let want = eval::run(&m, vec![image.clone().into()]).expect("runs");
+        for backend in BACKENDS {
+            for prepare in [true, false] {
+                let mut options = CompileOptions::host(2);
+                options.prepare = prepare;
+                options.generate_for(options.target.clone(), backend);
+                let compiled =
+                    driver::compile(m.clone(), "conv", &options, None).expect("compiles");
+                // Half a byte for each weight, scales, and the constants of opened ops.
+                assert!(compiled.program.weights_bytes <= (n / 2 + 4 * oc) as u64 + 1024);
+                assert_eq!(compiled.program.prepared_bytes > 0, prepare);
+                let run = ModelOptions {
+                    threads: 2,
+                    pin: false,
+                    huge_pages: false,
+                };
+                let loaded = compiled.load(run).expect("loads");
+                let given = values::to_runtime(&Value::from(image.clone())).expect("a tensor");
+                for _ in 0..2 {
+                    let got = loaded.run(&[given.clone()]).expect("runs");
+                    let Some(Value::Tensor(got)) = values::to_evaluator(&got[0]) else {
+                        panic!("no tensor");
+                    };
+                    assert!(
+                        near(&got, want[0].as_tensor().expect("a tensor")),
+                        "{oc} {c} {groups}"
+                    );
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use super::activation::{Fused, activated};
 use super::codes::{self, TailValues};
 use super::expand::Facts;
 use super::expr::{Body, E};
+use super::filters;
 use super::index::{LoopVar, Pos};
 use super::linear::dense;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
@@ -67,7 +68,9 @@ const FEW_CHANNELS: i64 = 8;
 /// A convolution that has a schedule.
 pub struct Plan {
     pub x: ValueId,
-    pub w: Constant,
+    pub w: ValueId,
+    /// The filters, if they are constant.
+    pub filters: Option<Constant>,
     pub bias: Option<ValueId>,
     pub residual: Option<ValueId>,
     /// Spatial padding, before and after.
@@ -90,7 +93,10 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         true => (codes::bias(&facts.module, n), None),
         false => (node.operand(2), node.operand(3)),
     };
-    let weights = facts.module.as_constant(w)?.clone();
+    let filters = facts.module.as_constant(w).cloned();
+    if quantized && filters.is_none() {
+        return None;
+    }
     let out = *node.results.first()?;
     let f32s = [Some(x), Some(w), bias, residual, Some(out)];
     let mut others = f32s
@@ -104,7 +110,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let (shape, result) = (facts.shape(x).ok()?, facts.shape(out).ok()?);
     let (input, output) = (numbers(&shape[1..])?, numbers(&result[1..])?);
     let (oc, channels) = (output[0], input[0]);
-    let kernel: Vec<i64> = weights.shape()[2..].iter().map(|&k| k as i64).collect();
+    let kernel = numbers(facts.shape(w).ok()?.get(2..)?)?;
     let rank = kernel.len();
     let taps: i64 = kernel.iter().product();
     let empty = input.iter().chain(&output).any(|&n| n <= 0);
@@ -143,7 +149,8 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
     Some(Plan {
         x,
-        w: weights,
+        w,
+        filters,
         bias,
         residual,
         batch: shape[0].clone(),
@@ -291,11 +298,18 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             let pack: codes::Pack = Arc::new(move |bytes, out| own.pack(bytes, out));
             bias = Some(numbers.bias(low, channels));
             (
-                numbers.weights(low, plan.w.shape().iter().product(), pack),
+                numbers.weights(
+                    low,
+                    channels * (d.conv.kernel[0] * d.conv.kernel[1]) as usize,
+                    pack,
+                ),
                 low.facts.module.node(n).operand(3).into_iter().collect(),
             )
         }
-        _ => (schedule.weights(low, plan.w), vec![]),
+        _ => match plan.filters {
+            Some(filters) => (schedule.weights(low, filters), vec![]),
+            None => (schedule.packed(low, plan.w)?, vec![]),
+        },
     };
     let buffers: Vec<ValueId> = [x, w]
         .into_iter()
@@ -327,6 +341,14 @@ impl Schedule {
             });
         }
         Schedule::Product(conv)
+    }
+
+    /// The packed filters, if they are no constant.
+    fn packed(&self, low: &mut Lowerer, w: ValueId) -> Result<ValueId, OpError> {
+        match self {
+            Schedule::Product(conv) => filters::panels(low, conv, w),
+            Schedule::Depthwise(d) => filters::taps(low, &d.conv, w),
+        }
     }
 
     /// The packed weights, made when they are written.

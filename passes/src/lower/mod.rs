@@ -33,6 +33,7 @@ mod blocked;
 mod cast;
 mod codes;
 mod conv;
+mod filters;
 mod indexing;
 mod linear;
 mod norm;

@@ -45,13 +45,13 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
             let plan = conv::plan(&low.facts, n)?;
             let spec = of_conv(low, n, &plan)?;
             let matrix = Matrix::filters(&spec);
-            (spec, plan.w, matrix)
+            (spec, plan.filters?, matrix)
         }
         "quantized_conv" => {
             let plan = conv::plan(&low.facts, n)?;
             let spec = of_codes(low, &plan.conv.flattened())?;
             let matrix = Matrix::filters(&spec);
-            (spec, plan.w, matrix)
+            (spec, plan.filters?, matrix)
         }
         "matmul" | "fused_linear" | "quantized_linear" => {
             let plan = linear::plan(&low.facts, n)?;
@@ -458,7 +458,9 @@ pub fn conv(low: &mut Lowerer, n: NodeId, plan: conv::Plan) -> Result<(), OpErro
         images: plan.batch.clone(),
     };
     let matrix = Matrix::filters(&spec);
-    product.launch(low, spec, plan.w, matrix)
+    let filters =
+        (plan.filters.clone()).ok_or_else(|| OpError::new("the filters are not constant"))?;
+    product.launch(low, spec, filters, matrix)
 }
 
 fn no_schedule() -> OpError {
