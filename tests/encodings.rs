@@ -162,7 +162,7 @@ fn compressed_filters_convolve() {
                 let loaded = compiled.load(run).expect("loads");
                 let given = values::to_runtime(&Value::from(image.clone())).expect("a tensor");
                 for _ in 0..2 {
-                    let got = loaded.run(&[given.clone()]).expect("runs");
+                    let got = loaded.run(std::slice::from_ref(&given)).expect("runs");
                     let Some(Value::Tensor(got)) = values::to_evaluator(&got[0]) else {
                         panic!("no tensor");
                     };
