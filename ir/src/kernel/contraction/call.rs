@@ -163,7 +163,7 @@ impl Sums<'_> {
     }
 }
 
-/// Loads sums by columns as a tile of rows, which [`super::epilogue`] makes results of: element `(i, j)` is at
+/// Loads sums by columns as a tile of rows, which [`super::epilogue()`] makes results of: element `(i, j)` is at
 /// `base + j * stride + i`. `rows` is at most [`MAX_ROWS_INIT_I8`], `width` a multiple of [`PANEL`]; all of them are readable.
 pub fn load_sums(
     b: &mut build::KernelBuilder,
@@ -176,7 +176,7 @@ pub fn load_sums(
     b.load(buf, base, &[rows, width], axes)
 }
 
-/// Recognises what [`load_sums`] and [`super::epilogue`] write: the load, and the statements after it.
+/// Recognises what [`load_sums`] and [`super::epilogue()`] write: the load, and the statements after it.
 pub fn recognise_sums<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<Sums<'k>> {
     let Op::Load { buf, base, axes } = &stmt.op else {
         return None;
