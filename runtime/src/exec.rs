@@ -125,7 +125,15 @@ impl Model {
             frame: &mut frame,
             timing: None,
         };
-        run.body(&self.plan.prepare)
+        run.body(&self.plan.prepare)?;
+        self.keep(frame);
+        Ok(())
+    }
+
+    /// Keeps a frame for a later call.
+    fn keep(&self, frame: Frame) {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames.push(frame);
     }
 
     fn new_frame(&self) -> Result<Frame, RunError> {
@@ -212,8 +220,9 @@ impl Model {
         buffers: &mut [Option<&mut [u8]>],
         timing: Option<&mut dyn FnMut(KernelTiming)>,
     ) -> Result<Vec<Output>, RunError> {
-        let frames = || self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = frames().pop();
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = frames.pop();
+        drop(frames);
         let mut frame = match kept {
             Some(frame) => frame,
             None => self.new_frame()?,
@@ -230,7 +239,7 @@ impl Model {
         run.define_inputs()?;
         run.body(&self.plan.body)?;
         let outputs = run.finish(buffers)?;
-        frames().push(frame);
+        self.keep(frame);
         Ok(outputs)
     }
 }

@@ -22,6 +22,7 @@ pub static AFFINE: Constructor = Constructor {
     children: &["scale", "codes", "zero?"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open,

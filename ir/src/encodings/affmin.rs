@@ -22,6 +22,7 @@ pub static AFFMIN: Constructor = Constructor {
     children: &["scale", "codes", "min"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open,

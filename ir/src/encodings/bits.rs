@@ -23,6 +23,7 @@ pub static BITS: Constructor = Constructor {
     children: &["plane*"],
     has_blob: false,
     algebraic: false,
+    contents: Some(|e| decode(e).map(|_| ())),
     check,
     decode,
     open,

@@ -26,6 +26,7 @@ pub static CODEBOOK: Constructor = Constructor {
     children: &["table", "codes"],
     has_blob: false,
     algebraic: false,
+    contents: Some(|e| entries(e).map(|_| ())),
     check,
     decode,
     open,
@@ -71,17 +72,24 @@ fn check(e: &Encoding) -> Result<(), DecodeError> {
     blocks::check(e, scope, &codes.shape)
 }
 
-fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
-    let (scope, n, d) = parts(e)?;
-    let (table, codes) = (e.floats(0)?, e.codes(1)?);
-    let mut values = Vec::with_capacity(e.len());
-    for (i, &code) in codes.iter().enumerate() {
+/// The entry of the table that each code stands for.
+fn entries(e: &Encoding) -> Result<Vec<usize>, DecodeError> {
+    let (scope, n, _) = parts(e)?;
+    let of = |(i, code): (usize, i64)| {
         let code = usize::try_from(code).ok().filter(|&c| c < n);
         let code = code.ok_or_else(|| e.error(format!("a code is not below {n}")))?;
-        let at = (blocks::index(i, &e.children[1].shape, scope) * n + code) * d;
-        values.extend_from_slice(&table[at..at + d]);
-    }
-    Ok(e.tensor(values))
+        Ok(blocks::index(i, &e.children[1].shape, scope) * n + code)
+    };
+    e.codes(1)?.into_iter().enumerate().map(of).collect()
+}
+
+fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
+    let (_, _, d) = parts(e)?;
+    let table = e.floats(0)?;
+    let vectors = entries(e)?
+        .into_iter()
+        .flat_map(|at| &table[at * d..(at + 1) * d]);
+    Ok(e.tensor(vectors.copied().collect()))
 }
 
 fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {

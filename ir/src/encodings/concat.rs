@@ -20,6 +20,7 @@ pub static CONCAT: Constructor = Constructor {
     children: &["e*"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open,

@@ -19,6 +19,7 @@ pub static DENSE: Constructor = Constructor {
     children: &[],
     has_blob: true,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open: |e, b| Ok(b.term(&Arc::new(e.clone()))),

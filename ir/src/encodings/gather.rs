@@ -21,7 +21,8 @@ pub static GATHER: Constructor = Constructor {
     children: &["index", "e"],
     has_blob: false,
     algebraic: false,
-    check: |e| source(e).map(|_| ()),
+    contents: Some(|e| source(e).map(|_| ())),
+    check: |e| axis(e).map(|_| ()),
     decode,
     open,
     sample,
@@ -41,19 +42,25 @@ pub fn gather(axis: usize, index: Encoding, e: Encoding) -> Encoding {
     )
 }
 
-/// The axis and the index.
-fn source(e: &Encoding) -> Result<(usize, Vec<usize>), DecodeError> {
+/// The axis, if the shapes fit.
+fn axis(e: &Encoding) -> Result<usize, DecodeError> {
     let axis = e.axis_param()?;
     let (index, from) = (&e.children[0], &e.children[1]);
     let mut shape = from.shape.clone();
-    let long = shape.get(axis).copied();
     if let Some(n) = shape.get_mut(axis) {
         *n = index.len();
     }
-    if from.elem != e.elem || index.shape.len() != 1 || shape != e.shape {
+    if from.elem != e.elem || !index.elem.is_int() || index.shape.len() != 1 || shape != e.shape {
         return Err(e.error("index and slices do not fit the result"));
     }
-    let legal = |i: &i64| usize::try_from(*i).ok().filter(|&i| Some(i) < long);
+    Ok(axis)
+}
+
+/// The axis and the index.
+fn source(e: &Encoding) -> Result<(usize, Vec<usize>), DecodeError> {
+    let axis = axis(e)?;
+    let long = e.children[1].shape[axis];
+    let legal = |i: &i64| usize::try_from(*i).ok().filter(|&i| i < long);
     let at: Option<Vec<usize>> = e.codes(0)?.iter().map(legal).collect();
     at.map(|at| (axis, at))
         .ok_or_else(|| e.error("an index is outside its axis"))

@@ -21,6 +21,7 @@ pub static GEN: Constructor = Constructor {
     children: &["x*"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check: |e| program(e).map(|_| ()),
     decode,
     open,

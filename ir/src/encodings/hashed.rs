@@ -24,6 +24,7 @@ pub static HASHED: Constructor = Constructor {
     children: &["pool"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check: |e| parts(e).map(|_| ()),
     decode,
     open,

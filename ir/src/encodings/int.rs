@@ -24,6 +24,7 @@ pub static INT: Constructor = Constructor {
     children: &[],
     has_blob: true,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open,

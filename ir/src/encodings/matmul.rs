@@ -20,6 +20,7 @@ pub static MATMUL: Constructor = Constructor {
     children: &["e*"],
     has_blob: false,
     algebraic: true,
+    contents: None,
     check,
     decode,
     open,

@@ -20,12 +20,13 @@ pub static PATCH: Constructor = Constructor {
     children: &["base", "values", "where", "columns?"],
     has_blob: false,
     algebraic: false,
+    contents: Some(|e| Pattern::of(e, 1)?.targets().map(|_| ())),
     check: |e| {
         let base = &e.children[0];
         if base.elem != e.elem || base.shape != e.shape {
             return Err(e.error("the base has another type than the result"));
         }
-        Pattern::of(e, 1)?.targets().map(|_| ())
+        Pattern::of(e, 1).map(|_| ())
     },
     decode: |e| {
         let (base, values) = (e.children[0].decode()?, e.children[1].decode()?);

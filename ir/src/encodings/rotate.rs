@@ -24,6 +24,7 @@ pub static ROTATE: Constructor = Constructor {
     children: &["e", "r?"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check: |e| block(e).map(|_| ()),
     decode,
     open,

@@ -23,6 +23,7 @@ pub static SCALE: Constructor = Constructor {
     children: &["v", "e"],
     has_blob: false,
     algebraic: true,
+    contents: None,
     check,
     decode,
     open,

@@ -21,7 +21,8 @@ pub static SPARSE: Constructor = Constructor {
     children: &["values", "where", "columns?"],
     has_blob: false,
     algebraic: false,
-    check: |e| Pattern::of(e, 0)?.targets().map(|_| ()),
+    contents: Some(|e| Pattern::of(e, 0)?.targets().map(|_| ())),
+    check: |e| Pattern::of(e, 0).map(|_| ()),
     decode: |e| {
         let (targets, values) = (Pattern::of(e, 0)?.targets()?, e.children[0].decode()?);
         Ok(put(

@@ -22,6 +22,7 @@ pub static TT: Constructor = Constructor {
     children: &["core*"],
     has_blob: false,
     algebraic: false,
+    contents: None,
     check,
     decode,
     open,

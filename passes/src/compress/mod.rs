@@ -20,6 +20,7 @@ use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
 use lapidary_ir::tensor::count;
 use lapidary_ir::{Constant, ElemType, Module, NodeId, ValueId};
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -175,7 +176,7 @@ pub fn compress(
         let matrix = matrix(module, site)?;
         // Only what the choice is made by is kept: the chosen term is made once more.
         let measured = levels().into_iter().filter_map(|level| {
-            let candidate = propose(site, &matrix, &level).ok()?;
+            let candidate = propose(site, || Ok(Cow::Borrowed(&matrix)), &level).ok()?;
             let (error, bytes) =
                 candidate.map_or((0.0, bytes_of(module, site)), |c| (c.error, c.bytes));
             let costs = vec![bytes as f64];
@@ -299,7 +300,6 @@ fn find(module: &Module) -> Vec<Site> {
             shape,
         })
     };
-    let order = std::mem::take(&mut order);
     order.into_iter().filter_map(site).collect()
 }
 
@@ -341,21 +341,22 @@ fn matrix(module: &Module, site: &Site) -> Result<Matrix, CompressError> {
 }
 
 /// What a level makes of a weight; none if it stays as it is.
-fn propose(
+fn propose<'m>(
     site: &Site,
-    matrix: &Matrix,
+    matrix: impl FnOnce() -> Result<Cow<'m, Matrix>, CompressError>,
     level: &Level,
 ) -> Result<Option<Candidate>, CompressError> {
-    if *level == Level::keep() {
+    if level.keeps() {
         return Ok(None);
     }
+    let matrix = matrix()?;
     let fails = |error| CompressError::Method {
         weight: site.name.clone(),
         method: level.method.clone(),
         error,
     };
     let method = method(&level.method)?;
-    let layer = Layer::new(matrix, None).map_err(fails)?;
+    let layer = Layer::new(&matrix, None).map_err(fails)?;
     let settings = Settings {
         bits: level.bits,
         group_len: level.group,
@@ -399,7 +400,8 @@ fn apply(
             error: 0.0,
             assumptions: vec![],
         };
-        if let Some(candidate) = propose(site, &matrix(module, site)?, &chosen.level)? {
+        let read = || matrix(module, site).map(Cow::Owned);
+        if let Some(candidate) = propose(site, read, &chosen.level)? {
             chosen.encoding = candidate.encoding.to_string();
             chosen.bytes.1 = candidate.bytes;
             chosen.error = candidate.error;
@@ -667,6 +669,17 @@ mod tests {
         let again = follow(&mut b, &recipe, &|_| ()).expect("fits");
         assert_eq!(recipe, again.recipe());
         assert_eq!(run(&a), run(&b));
+    }
+
+    #[test]
+    fn a_recipe_may_keep_weights() {
+        let recipe =
+            "[[weight]]\nname = 'w'\nmethod = 'keep'\n[[weight]]\nname = '*'\nmethod = 'rtn'";
+        let recipe: Recipe = toml::from_str(recipe).expect("reads");
+        let report = follow(&mut network(), &recipe, &|_| ()).expect("fits");
+        for w in &report.weights {
+            assert_eq!(w.bytes.0 == w.bytes.1, w.name == "w", "{}", w.name);
+        }
     }
 
     #[test]

@@ -88,6 +88,11 @@ pub struct Entry {
 }
 
 impl Level {
+    /// True if the weight stays as it is.
+    pub fn keeps(&self) -> bool {
+        self.method == "keep"
+    }
+
     /// The weight stays as it is.
     pub fn keep() -> Level {
         Level {

@@ -85,14 +85,12 @@ pub fn taken(module: &Module) -> HashSet<ValueId> {
         }
     }
     // Neither a constant that something else reads, nor one whose transposition something else reads.
-    let read = |v: &ValueId| {
-        others.contains(v)
-            || others.iter().any(|o| {
-                let source = module.producer(*o).map(|t| module.node(t));
-                source.is_some_and(|t| t.op.name == "transpose" && t.operand(0) == Some(*v))
-            })
+    let source = |v: &ValueId| {
+        let node = module.node(module.producer(*v)?);
+        node.operand(0).filter(|_| node.op.name == "transpose")
     };
-    taken.retain(|v| !read(v));
+    let turned: HashSet<ValueId> = others.iter().filter_map(source).collect();
+    taken.retain(|v| !others.contains(v) && !turned.contains(v));
     taken
 }
 

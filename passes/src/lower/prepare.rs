@@ -8,6 +8,7 @@ use super::memory::{blocks, bytes, mentions, root};
 use lapidary_abi::program::{Arg, Block, Place, Program, Step, ValueIndex, ValueType};
 use lapidary_abi::{ElemType, Size};
 use lapidary_ir::kernel::{Kernel, Param};
+use lapidary_ir::ops::Op;
 use std::collections::HashSet;
 
 /// Moves such steps of the top block.
@@ -27,7 +28,8 @@ pub fn hoist(program: &mut Program, kernels: &[Kernel]) {
                 let number = |a: &Arg| !matches!(a, Arg::Size(s) if s.as_const().is_none());
                 grid.as_const().is_some() && args.iter().all(number)
             }
-            Step::Call { .. } => true,
+            // Random numbers are drawn anew.
+            Step::Call { op, .. } => Op::named(op).is_some_and(|op| op.pure),
             _ => false,
         };
         !fixed
@@ -122,4 +124,51 @@ fn read(step: &Step, into: &mut HashSet<ValueIndex>) {
     }
     into.extend(mentions(step));
     blocks(step).into_iter().for_each(|b| block(b, into));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::{Options, lower};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::target::Target;
+    use lapidary_ir::{Attr, ElemType, Module, Tensor, Type, ValueId};
+    use std::cell::Cell;
+
+    /// Steps at load and in each run of `x + made`.
+    fn steps(made: impl FnOnce(&mut Builder) -> ValueId) -> (usize, usize) {
+        let (mut m, fresh) = (Module::new("t"), Cell::new(0));
+        let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [400i64, 400]));
+        let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+        let y = made(&mut b);
+        let y = b.op("matmul", &[x, y]).expect("fits");
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".into());
+        let lowered = lower(&m, &Target::x86_64(), &Options::default()).expect("lowers");
+        (
+            lowered.program.prepare.steps.len(),
+            lowered.program.body.steps.len(),
+        )
+    }
+
+    #[test]
+    fn what_depends_on_weights_alone_is_prepared() {
+        let weight = |b: &mut Builder| {
+            // Larger than its factors, so that it is not folded.
+            let factor = |shape: [usize; 2]| Tensor::from_f64(ElemType::F32, shape, vec![0.5; 800]);
+            let (v, w) = (b.constant(&factor([400, 2])), b.constant(&factor([2, 400])));
+            b.op("matmul", &[v, w]).expect("fits")
+        };
+        let (prepared, run) = steps(weight);
+        assert!(prepared >= 2 && run == 1, "{prepared} {run}");
+    }
+
+    #[test]
+    fn random_numbers_are_drawn_in_every_run() {
+        let random = |b: &mut Builder| {
+            let attrs = [("shape", Attr::Ints(vec![400, 400]))];
+            b.op_with("random_normal", &[], attrs).expect("fits")
+        };
+        let (prepared, run) = steps(random);
+        assert!(prepared == 0 && run >= 3, "{prepared} {run}");
+    }
 }

@@ -535,6 +535,14 @@ mod tests {
     use crate::lower::codes::tests::{product, with_tail};
     use lapidary_ir::{Attr, Attrs, ElemType, Tensor};
 
+    /// Input, filters, strides, pads.
+    type Case = (
+        &'static [usize],
+        &'static [usize],
+        &'static [i64],
+        &'static [i64],
+    );
+
     /// Random weights of which one in `keep` is not zero, unevenly over the rows.
     fn weights(shape: &[usize], keep: usize) -> Tensor {
         let all = numbers(shape, 31).to_f64s().expect("numbers");
@@ -594,12 +602,6 @@ mod tests {
     #[test]
     fn convolutions_with_sparse_weights() {
         let ints = |v: &[i64]| Attr::Ints(v.to_vec());
-        type Case = (
-            &'static [usize],
-            &'static [usize],
-            &'static [i64],
-            &'static [i64],
-        );
         // Input, filters, strides, pads: products of pixels, windows, a single pixel, channels that are cut.
         let cases: &[Case] = &[
             (&[1, 24, 6, 7], &[33, 24, 1, 1], &[1, 1], &[0, 0, 0, 0]),
@@ -670,12 +672,6 @@ mod tests {
     #[test]
     fn convolutions_of_sparse_codes() {
         let ints = |v: &[i64]| Attr::Ints(v.to_vec());
-        type Case = (
-            &'static [usize],
-            &'static [usize],
-            &'static [i64],
-            &'static [i64],
-        );
         // Products of pixels of several images, windows, channels that are cut, few pixels, every second pixel, one axis.
         let cases: &[Case] = &[
             (&[2, 320, 6, 7], &[133, 320, 1, 1], &[1, 1], &[0, 0, 0, 0]),

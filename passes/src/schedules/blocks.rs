@@ -71,6 +71,7 @@ const WIDE_BAND: i64 = 8 * MAX_ROWS as i64;
 const UNPACKED: i64 = 256;
 
 /// Where a block of the grid is.
+#[derive(Clone, Copy)]
 struct Place {
     row0: Var,
     col0: Var,
@@ -81,6 +82,27 @@ struct Place {
 }
 
 impl Blocks {
+    /// Where the block is that is `band` bands and `panel` panels in, each given with its length; of `m` by `n` in all.
+    fn place(
+        &self,
+        b: &mut KernelBuilder,
+        (band, height): (Var, i64),
+        (panel, width): (Var, i64),
+        [m, n]: [Var; 2],
+    ) -> Place {
+        let row0 = mul_const(b, band, height);
+        let col0 = mul_const(b, panel, width);
+        let left = b.binary(Binary::Sub, m, row0);
+        let most = b.index(height);
+        let whole = self.n % width == 0;
+        Place {
+            row0,
+            col0,
+            rows: b.binary(Binary::Min, left, most),
+            cols: (!whole).then(|| b.binary(Binary::Sub, n, col0)),
+        }
+    }
+
     /// Bytes of a row of activations.
     pub fn row_bytes(&self) -> i64 {
         self.blocks * self.format.act_bytes()
@@ -116,20 +138,19 @@ impl Blocks {
         let band = b.grid(m.tiles(self.band() as u32));
 
         let zero = b.index(0);
-        let row0 = mul_const(&mut b, band, self.band());
-        let col0 = mul_const(&mut b, panel, i64::from(PANEL));
-        let left = b.binary(Binary::Sub, m.var, row0);
-        let most = b.index(self.band());
-        let rows = b.binary(Binary::Min, left, most);
         let n = b.index(self.n);
-        let whole = self.n % i64::from(PANEL) == 0;
-        let cols = (!whole).then(|| b.binary(Binary::Sub, n, col0));
-        let place = Place {
+        let place = self.place(
+            &mut b,
+            (band, self.band()),
+            (panel, i64::from(PANEL)),
+            [m.var, n],
+        );
+        let Place {
             row0,
             col0,
             rows,
             cols,
-        };
+        } = place;
         let a_stride = b.index(self.row_bytes());
         let a_base = mul(&mut b, row0, a_stride);
         let w_base = mul_const(&mut b, panel, self.panel_bytes());
@@ -290,20 +311,19 @@ impl Blocks {
         let sums = b.scratch(ElemType::F32, self.wide_band() as u32 * WIDE);
 
         let none = b.index(0);
-        let row0 = mul_const(&mut b, band, self.wide_band());
-        let col0 = mul_const(&mut b, panel, i64::from(WIDE));
-        let left = b.binary(Binary::Sub, m.var, row0);
-        let most = b.index(self.wide_band());
-        let rows = b.binary(Binary::Min, left, most);
         let n = b.index(self.n);
-        let whole = self.n % i64::from(WIDE) == 0;
-        let cols = (!whole).then(|| b.binary(Binary::Sub, n, col0));
-        let place = Place {
+        let place = self.place(
+            &mut b,
+            (band, self.wide_band()),
+            (panel, i64::from(WIDE)),
+            [m.var, n],
+        );
+        let Place {
             row0,
             col0,
             rows,
             cols,
-        };
+        } = place;
         let width = b.index(i64::from(WIDE));
         let tile = Rows {
             buf: sums,

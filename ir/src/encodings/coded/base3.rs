@@ -19,6 +19,7 @@ pub(super) const BASE3: Coder = Coder {
     name: "base3",
     children: 0,
     check,
+    contents: |_| Ok(()),
     decode,
     open,
     sample,

@@ -24,6 +24,7 @@ pub(super) const DICTIONARY: Coder = Coder {
     name: "dictionary",
     children: 1,
     check,
+    contents: |e| rows(e).map(|_| ()),
     decode,
     open,
     sample,
@@ -151,36 +152,38 @@ fn words_of(e: &Encoding) -> impl Iterator<Item = u16> + '_ {
 }
 
 fn check(e: &Encoding) -> Result<(), DecodeError> {
-    let &[rows, width] = &e.shape[..] else {
-        return Err(e.error("is of a matrix"));
-    };
-    let n = words_of(e).count();
-    if e.children[0].shape != [rows + 1] || e.blob.as_ref().is_some_and(|b| b.len() % 2 != 0) {
-        return Err(e.error("needs whole words, and where each row begins"));
-    }
-    let starts = e.codes(0)?;
-    if starts[0] != 0 || starts[rows] != n as i64 || !starts.is_sorted() {
+    let whole = e.blob.as_ref().is_none_or(|b| b.len() % 2 == 0);
+    let fits = matches!(e.shape[..], [rows, _] if e.children[0].shape == [rows + 1]);
+    (whole && fits)
+        .then_some(())
+        .ok_or_else(|| e.error("is of a matrix: whole words, and where each row begins"))
+}
+
+/// The words of each row, which fill it.
+fn rows(e: &Encoding) -> Result<Vec<Vec<u16>>, DecodeError> {
+    let (all, starts) = (words_of(e).collect::<Vec<u16>>(), e.codes(0)?);
+    if starts.first() != Some(&0)
+        || starts.last() != Some(&(all.len() as i64))
+        || !starts.is_sorted()
+    {
         return Err(e.error("rows must begin one after the other"));
     }
-    let lens: Vec<usize> = words_of(e).map(|w| words()[w as usize].len()).collect();
-    let full = starts
-        .windows(2)
-        .all(|w| lens[w[0] as usize..w[1] as usize].iter().sum::<usize>() == width.div_ceil(2));
-    full.then_some(())
-        .ok_or_else(|| e.error("the words of a row do not fill it"))
+    let row = |w: &[i64]| {
+        let row = all[w[0] as usize..w[1] as usize].to_vec();
+        let pairs: usize = row.iter().map(|&w| words()[w as usize].len()).sum();
+        let full = pairs == e.shape[1].div_ceil(2);
+        full.then_some(row)
+            .ok_or_else(|| e.error("the words of a row do not fill it"))
+    };
+    starts.windows(2).map(row).collect()
 }
 
 fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
-    let all: Vec<u16> = words_of(e).collect();
     let mut codes = Vec::with_capacity(e.len());
-    for row in e.codes(0)?.windows(2) {
-        let row = &all[row[0] as usize..row[1] as usize];
+    for row in rows(e)? {
         let pairs = row.iter().flat_map(|&w| &words()[w as usize]);
-        codes.extend(
-            pairs
-                .flat_map(|&p| [i128::from(p % 3), i128::from(p / 3)])
-                .take(e.shape[1]),
-        );
+        let two = pairs.flat_map(|&p| [i128::from(p % 3), i128::from(p / 3)]);
+        codes.extend(two.take(e.shape[1]));
     }
     Ok(e.int_tensor(codes))
 }

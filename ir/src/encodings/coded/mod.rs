@@ -27,6 +27,7 @@ pub static CODED: Constructor = Constructor {
     children: &["starts?", "frequencies?"],
     has_blob: true,
     algebraic: false,
+    contents: Some(|e| coder(e).and_then(|c| (c.contents)(e))),
     check,
     decode: |e| coder(e).and_then(|c| (c.decode)(e)),
     open,
@@ -38,6 +39,7 @@ struct Coder {
     name: &'static str,
     children: usize,
     check: fn(&Encoding) -> Result<(), DecodeError>,
+    contents: fn(&Encoding) -> Result<(), DecodeError>,
     decode: fn(&Encoding) -> Result<Tensor, DecodeError>,
     open: fn(&Encoding, &mut Builder) -> Result<ValueId, OpError>,
     /// Codes below a limit, coded.

@@ -19,7 +19,8 @@ use lapidary_abi::rans::{Model, TOTAL};
 pub(super) const RANS: Coder = Coder {
     name: "rans",
     children: 2,
-    check: |e| codes(e).map(|_| ()),
+    check: |e| e.size_param("block").map(|_| ()),
+    contents: |e| codes(e).map(|_| ()),
     decode,
     open,
     sample,
