@@ -325,3 +325,46 @@ fn diagnostics_have_a_code_and_help() {
     }
     assert!(!message.contains('\u{1b}'), "{message}");
 }
+
+#[test]
+fn a_budget_writes_the_recipe_that_repeats_it() {
+    let (model, folder) = (
+        mnist().join("mnist-8.onnx"),
+        tempfile::tempdir().expect("a folder"),
+    );
+    let build = |name: &str, extra: &[&str]| {
+        let output = folder.path().join(name);
+        let mut args = vec![
+            "build",
+            str(&model),
+            "-o",
+            str(&output),
+            "--emit",
+            "image",
+            "--json",
+        ];
+        args.extend(extra);
+        let out = lapidary(&args);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        (std::fs::read(&output).expect("an image"), report)
+    };
+    let (_, plain) = build("plain", &[]);
+    let (small, report) = build("small", &["--size", "0.6x"]);
+    let bytes = |key: &str| report["compression"][key].as_u64().expect("a number");
+    assert!(bytes("bytes") * 10 <= bytes("bytes_before") * 6);
+    // Code that decodes comes on top; the model is tiny.
+    let stored = |r: &serde_json::Value| r["weights_bytes"].as_u64().expect("a number");
+    assert!(stored(&report) < stored(&plain));
+    let recipe = folder.path().join("small.recipe.toml");
+    let (again, _) = build("again", &["--recipe", str(&recipe)]);
+    assert_eq!(small, again);
+    // What cannot be met leaves nothing behind.
+    let output = folder.path().join("tiny");
+    let message = refused(&["build", str(&model), "-o", str(&output), "--size", "0.001x"]);
+    assert!(message.contains("smallest"), "{message}");
+    assert_eq!(
+        files(folder.path()),
+        ["again", "plain", "small", "small.recipe.toml"]
+    );
+}
