@@ -2,12 +2,11 @@
 
 use super::activation::{Fused, activated};
 use super::codes::{self, TailValues};
+use super::conv_kernel::Schedule;
 use super::expand::Facts;
 use super::expr::{Body, E};
-use super::filters;
 use super::index::{LoopVar, Pos};
-use super::linear::dense;
-use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use super::{Element, Lowerer, Rule};
 use crate::schedules::Num;
 use crate::schedules::codes::{Codes, Tail, Zero, width};
 use crate::schedules::conv::{Conv, Pixels};
@@ -56,7 +55,7 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
 }
 
 /// One filter for each channel.
-fn is_depthwise(groups: i64, channels: i64, out_channels: i64) -> bool {
+pub(super) fn is_depthwise(groups: i64, channels: i64, out_channels: i64) -> bool {
     groups > 1 && groups == channels && groups == out_channels
 }
 
@@ -322,84 +321,6 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     low.finish_result(y, out)
 }
 
-/// Which kernel computes a convolution.
-enum Schedule {
-    /// A matrix product.
-    Product(Conv),
-    /// A window over each channel.
-    Depthwise(Depthwise),
-}
-
-impl Schedule {
-    fn of(low: &Lowerer, conv: Conv) -> Schedule {
-        if is_depthwise(conv.groups, conv.channels, conv.out_channels) {
-            let small_tiles = !low.target.micro_kernels;
-            return Schedule::Depthwise(Depthwise {
-                conv,
-                maximum: false,
-                small_tiles,
-            });
-        }
-        Schedule::Product(conv)
-    }
-
-    /// The packed filters, if they are no constant.
-    fn packed(&self, low: &mut Lowerer, w: ValueId) -> Result<ValueId, OpError> {
-        match self {
-            Schedule::Product(conv) => filters::panels(low, conv, w),
-            Schedule::Depthwise(d) => filters::taps(low, &d.conv, w),
-        }
-    }
-
-    /// The packed weights, made when they are written.
-    fn weights(&self, low: &mut Lowerer, w: Constant) -> ValueId {
-        let pack: Arc<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
-        let len;
-        match self {
-            Schedule::Product(conv) => {
-                len = conv.packed_bytes() / 4;
-                let conv = conv.clone();
-                pack = Arc::new(move |bytes, out| conv.pack(bytes, out));
-            }
-            Schedule::Depthwise(d) => {
-                len = w.shape().iter().product();
-                let d = d.clone();
-                pack = Arc::new(move |bytes, out| d.pack(bytes, out));
-            }
-        }
-        let made = move || {
-            let mut out = Vec::with_capacity(len * 4);
-            pack(&dense(&w)?, &mut out);
-            Ok(out)
-        };
-        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
-    }
-
-    fn launch(
-        &self,
-        low: &mut Lowerer,
-        name: &str,
-        buffers: &[ValueId],
-        batch: &Dim,
-    ) -> Result<(), OpError> {
-        let (kernel, blocks, conv) = match self {
-            Schedule::Product(conv) => (conv.kernel(name), conv.blocks(), conv),
-            Schedule::Depthwise(d) => (d.kernel(name), d.blocks(), &d.conv),
-        };
-        let mut args: Vec<KernelArg> = buffers.iter().copied().map(KernelArg::Value).collect();
-        let mut images = Dim::from(1i64);
-        if conv.batch == Num::Sym {
-            args.push(KernelArg::Size(batch.clone()));
-            images = batch.clone();
-        }
-        let work = 2 * conv.products();
-        let per_block = (work / blocks.max(1)).max(1);
-        let grain = (THREAD_WORK / per_block).clamp(1, 1 << 20) as u32;
-        let (grid, flops) = (&images * &Dim::from(blocks), &images * &Dim::from(work));
-        low.launch(kernel, &args, &grid, grain, &flops)
-    }
-}
-
 /// Lowers `max_pool` of channels-last pixels as windows over each channel; false if it has no such schedule.
 pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     let Some((mut conv, batch)) = pool_plan(&low.facts, n) else {
@@ -491,9 +412,6 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
     };
     Some((conv, shape[0].clone()))
 }
-
-/// Operations worth waking another thread for.
-const THREAD_WORK: i64 = 256 << 10;
 
 /// The element of a convolution, with what `fused_conv` adds to it.
 fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {

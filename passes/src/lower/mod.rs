@@ -33,7 +33,7 @@ mod blocked;
 mod cast;
 mod codes;
 mod conv;
-mod filters;
+mod conv_kernel;
 mod indexing;
 mod linear;
 mod norm;
