@@ -7,14 +7,26 @@
 //! Source: Dettmers et al., "SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression",
 //! section 4.
 
-use super::grid::{Groups, stored_scale};
+use super::grid::{Groups, index_type, packed_codes, stored_scale};
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding};
-use super::{MethodError, threads};
-use lapidary_ir::{ElemType, minifloat};
+use super::sweep::{self, Prepared, Rounding, prepare};
+use super::{Candidate, Layer, Method, MethodError, Settings, dense, measured, threads};
+use lapidary_ir::encodings::affine::affine;
+use lapidary_ir::encodings::{Encoding, dense as plain, patch, scale};
+use lapidary_ir::{ElemType, Tensor, minifloat};
 use std::ops::Range;
 
-/// Consecutive rows that share the grids of their scales and zero points.
+/// The method; groups are those of the settings, at most 32 columns.
+pub static SPQR: Method = Method {
+    name: "spqr",
+    summary: "tiny groups whose scales are 3-bit codes, error feedback, and outliers kept apart as 16-bit floats",
+    source: "SpQR, section 4",
+    needs_statistics: true,
+    bits: 2..=8,
+    propose,
+};
+
+/// Most consecutive rows that share the grids of their scales and zero points.
 pub const SECOND_ORDER_ROWS: usize = 16;
 
 /// Settings of the core.
@@ -103,9 +115,11 @@ pub struct Spqr {
     pub scale_codes: Vec<u8>,
     /// Codes of the zero points, `[O, groups]`.
     pub zero_codes: Vec<u8>,
-    /// Scale and zero point of the scales, `[O / 16, groups]`.
+    /// Equal bands of rows that share the grids of scales and zero points.
+    pub bands: Groups,
+    /// Scale and zero point of the scales, `[bands, groups]`.
     pub scale_grids: Vec<[f64; 2]>,
-    /// Scale and zero point of the zero points, `[O / 16, groups]`.
+    /// Scale and zero point of the zero points, `[bands, groups]`.
     pub zero_grids: Vec<[f64; 2]>,
     /// Each row's outliers, in rising columns.
     pub outliers: Vec<Vec<Outlier>>,
@@ -127,7 +141,7 @@ impl Spqr {
         count as f64 / self.codes.len().max(1) as f64
     }
 
-    /// Stored bits by weights: codes, two codes for each group, four `f16` for each group of 16 rows, and a value and a
+    /// Stored bits by weights, where 16 divides the rows: codes, two codes for each group, four `f16` for each group of 16 rows, and a value and a
     /// column for each outlier.
     pub fn bits_per_weight(&self) -> f64 {
         let s = &self.settings;
@@ -149,7 +163,7 @@ impl Spqr {
 
     fn grid(&self, row: usize, group: usize) -> (f64, f64) {
         let at = row * self.groups.count + group;
-        let second = row / SECOND_ORDER_ROWS * self.groups.count + group;
+        let second = self.bands.of(row) * self.groups.count + group;
         let decode = |[scale, zero]: [f64; 2], code: u8| scale * (f64::from(code) - zero);
         (
             decode(self.scale_grids[second], self.scale_codes[at]),
@@ -185,6 +199,67 @@ impl Spqr {
     }
 }
 
+impl Spqr {
+    /// The term `patch{affine{scales, codes, zeros}; rows; values}` of `f32[O, I]` in the order of the parts, where scales
+    /// and zero points are `affine` themselves.
+    fn encoding(&self) -> Encoding {
+        let (rows, columns, s) = (self.rows(), self.groups.columns, &self.settings);
+        let nested = |codes: &[u8], grids: &[[f64; 2]]| {
+            let part = |k: usize| {
+                let at = |b: usize, g: usize| grids[b * self.groups.count + g][k];
+                let part = Matrix::from_fn(self.bands.count, self.groups.count, at);
+                dense(ElemType::F16, &part)
+            };
+            let codes = packed_codes(s.scale_bits, &[rows, self.groups.count], codes);
+            affine(ElemType::F32, part(0), codes, Some(part(1)))
+        };
+        let base = affine(
+            ElemType::F32,
+            nested(&self.scale_codes, &self.scale_grids),
+            packed_codes(s.bits, &[rows, columns], &self.codes),
+            Some(nested(&self.zero_codes, &self.zero_grids)),
+        );
+        let all = || self.outliers.iter().flatten();
+        let floats =
+            |v: Vec<f64>| plain::from_tensor(&Tensor::from_f64(ElemType::F16, [v.len()], v));
+        // A product with 1 makes them `f32`, as the base is.
+        let values = floats(all().map(|o| o.value).collect());
+        let values = scale::scale(ElemType::F32, floats(vec![1.0]), values);
+        let integers =
+            |elem, v: Vec<i128>| plain::from_tensor(&Tensor::from_int(elem, [v.len()], v));
+        let mut starts = vec![0i128];
+        for row in &self.outliers {
+            starts.push(starts[starts.len() - 1] + row.len() as i128);
+        }
+        let places = all().map(|o| o.column as i128).collect();
+        patch::rows(
+            base,
+            values,
+            integers(ElemType::U32, starts),
+            integers(index_type(columns), places),
+        )
+    }
+}
+
+fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
+    let group_len = match settings.group_len {
+        0 => 16,
+        len => len.min(32),
+    };
+    let statistics = layer.needed_statistics()?;
+    let found = spqr(
+        layer.weight(),
+        prepare(&statistics.hessian, 0.01, false),
+        &SpqrSettings {
+            bits: settings.bits,
+            group_len,
+            ..SpqrSettings::default()
+        },
+    )?;
+    let term = found.encoding();
+    measured(layer, term, found.assumptions)
+}
+
 /// Encodes `weight` `[O, I]`.
 pub fn spqr(
     weight: &Matrix,
@@ -198,11 +273,13 @@ pub fn spqr(
         ));
     }
     let groups = Groups::new(weight.cols(), settings.group_len);
+    let bands = Groups::new(weight.rows(), SECOND_ORDER_ROWS);
     let mut swept = prepared.arrange(weight);
     let diagonal = prepared.upper.diagonal();
     let mut rounding = TinyGroups {
         settings,
         groups,
+        bands,
         threshold: settings.outlier_threshold * mean_variance(&swept, &diagonal),
         diagonal,
         grids: vec![],
@@ -211,14 +288,14 @@ pub fn spqr(
     // A block is a group, whose grids are fitted to all rows at once because rows share their scales' grids.
     let (rows, _) = sweep::sweep(&mut swept, &prepared.upper, groups.len, &mut rounding);
     let second = |pick: fn(&SecondOrder) -> FloatGrid| {
-        let bands = weight.rows().div_ceil(SECOND_ORDER_ROWS);
-        let at = (0..bands).flat_map(|b| (0..groups.count).map(move |g| (b, g)));
+        let at = (0..bands.count).flat_map(|b| (0..groups.count).map(move |g| (b, g)));
         let grid = at.map(|(b, g)| pick(&rounding.second[g][b]));
         grid.map(|g| [g.scale, g.zero]).collect()
     };
     Ok(Spqr {
         settings: *settings,
         groups,
+        bands,
         scale_codes: rows.iter().flat_map(|r| &r.scale_codes).copied().collect(),
         zero_codes: rows.iter().flat_map(|r| &r.zero_codes).copied().collect(),
         scale_grids: second(|s| s.scales),
@@ -250,6 +327,7 @@ struct SecondOrder {
 struct TinyGroups<'a> {
     settings: &'a SpqrSettings,
     groups: Groups,
+    bands: Groups,
     threshold: f64,
     diagonal: Vec<f64>,
     /// Codes and grid of each row, in the group at hand.
@@ -341,7 +419,7 @@ impl Rounding for TinyGroups<'_> {
             self.fit(&weights.row(r)[columns.clone()], diagonal)
         });
         let (mut grids, mut second) = (Vec::with_capacity(weights.rows()), vec![]);
-        for band in exact.chunks(SECOND_ORDER_ROWS) {
+        for band in exact.chunks(self.bands.len) {
             let of = |pick: fn(&FloatGrid) -> f64| {
                 let values: Vec<f64> = band.iter().map(pick).collect();
                 FloatGrid::of(&values, self.settings.scale_bits)
@@ -395,7 +473,7 @@ mod tests {
     use super::*;
     use crate::methods::statistics::Statistics;
     use crate::methods::sweep::prepare;
-    use crate::methods::testing::{mse, near, random, tl1};
+    use crate::methods::testing::{decoded, mse, near, random, tl1};
     use lapidary_ir::random::SplitMix64;
     use std::collections::BTreeSet;
 
@@ -451,6 +529,19 @@ mod tests {
         let without = spqr(&w, prepared, &settings(f64::INFINITY)).expect("sound");
         let rel = |m: &Matrix| w.sub(m).quadratic(&t.stats.hessian);
         assert!(rel(&found.decode()) < 0.5 * rel(&without.decode()));
+    }
+
+    #[test]
+    fn the_term_is_the_parts() {
+        let t = tl1();
+        let prepared = prepare(&t.stats.hessian, 0.01, false);
+        let found = spqr(&t.w, prepared, &settings(0.2)).expect("sound");
+        let term = found.encoding();
+        assert!(mse(&found.decode(), &decoded(&term)) < 1e-12);
+        // Besides the formula's: an index of 8 bits less than a column, rows' starts, and the factor 1.
+        let count = found.outlier_share() * 128.0 * 256.0;
+        let bits = found.bits_per_weight() * 128.0 * 256.0 - 8.0 * count + 129.0 * 32.0 + 16.0;
+        near(term.stored_bytes() as f64 * 8.0, bits, 1e-9);
     }
 
     #[test]
