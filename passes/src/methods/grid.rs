@@ -5,6 +5,7 @@
 //! Source: "GPTQ: Accurate Post-training Compression for Generative Pretrained Transformers", section 3, and the
 //! quantizer published with it (ranges, search of the clipping).
 
+pub use super::groups::Groups;
 use super::matrix::Matrix;
 use super::{MethodError, Settings};
 use bytes::Bytes;
@@ -13,42 +14,6 @@ use lapidary_ir::encodings::int::{int, pack};
 use lapidary_ir::encodings::{Encoding, dense};
 use lapidary_ir::{ElemType, Tensor, minifloat};
 use std::ops::Range;
-
-/// How a row of `columns` weights is cut: `count` groups of `len` (the last may be shorter).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Weights of a row.
-    pub columns: usize,
-    /// Weights of a group.
-    pub len: usize,
-    /// Groups of a row.
-    pub count: usize,
-}
-
-impl Groups {
-    /// Equal groups of at most `wanted` weights, as the `affine` constructor spreads `count` scales over a row; 0
-    /// wants the whole row.
-    pub fn new(columns: usize, wanted: usize) -> Groups {
-        let wanted = if wanted == 0 { columns } else { wanted };
-        let count = columns.div_ceil(wanted.max(1)).max(1);
-        let len = columns.div_ceil(count).max(1);
-        Groups {
-            columns,
-            len,
-            count,
-        }
-    }
-
-    /// The group of a column.
-    pub fn of(&self, column: usize) -> usize {
-        column / self.len
-    }
-
-    /// The columns of a group.
-    pub fn range(&self, group: usize) -> Range<usize> {
-        group * self.len..((group + 1) * self.len).min(self.columns)
-    }
-}
 
 /// How grids are fitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -424,20 +389,6 @@ fn code_type(bits: u32) -> ElemType {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn groups_are_those_of_the_affine_constructor() {
-        for columns in 1..70 {
-            for wanted in 0..80 {
-                let g = Groups::new(columns, wanted);
-                assert_eq!(columns.div_ceil(g.count), g.len);
-                assert_eq!(columns.div_ceil(g.len), g.count, "{columns} by {wanted}");
-                assert!(wanted == 0 || g.len <= wanted);
-                let covered: usize = (0..g.count).map(|k| g.range(k).len()).sum();
-                assert_eq!(covered, columns);
-            }
-        }
-    }
 
     #[test]
     fn zero_is_a_value_of_every_grid() {

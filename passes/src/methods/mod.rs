@@ -20,6 +20,7 @@ pub mod filters;
 pub mod gptq;
 pub mod gptvq;
 pub mod grid;
+pub mod groups;
 pub mod hqq;
 pub mod levels;
 pub mod lowrank;

@@ -24,7 +24,8 @@ pub static SPARSEGPT: Method = Method {
 
 fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
     let statistics = layer.needed_statistics()?;
-    let groups = Groups::new(layer.weight().cols(), settings.group_len);
+    let run = settings.pattern.run();
+    let groups = Groups::of_runs(layer.weight().cols(), settings.group_len, run);
     let grid = pruning::kept_grid(settings)?.map(|spec| (spec, groups));
     let prepared = prepare(&statistics.hessian, 0.01, false);
     let found = sparsegpt(
@@ -111,11 +112,7 @@ pub fn sparsegpt(
 
 /// Columns of a run or group, and of the longer of both.
 fn lengths(settings: &SparseGptSettings) -> Result<(usize, usize), MethodError> {
-    let run = match settings.pattern {
-        Pattern::NOfM { of, .. } => of.max(1),
-        Pattern::Blocks { len, .. } => len.max(1),
-        _ => 1,
-    };
+    let run = settings.pattern.run();
     let Some((_, groups)) = settings.grid else {
         return Ok((run, run));
     };

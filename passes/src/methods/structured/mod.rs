@@ -9,6 +9,7 @@ pub mod cut;
 pub mod fisher;
 pub mod flap;
 pub mod groups;
+mod rules;
 pub mod soup;
 pub mod ziplm;
 

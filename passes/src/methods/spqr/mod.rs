@@ -7,13 +7,15 @@
 //! Source: Dettmers et al., "SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression",
 //! section 4.
 
-use super::grid::{Groups, index_type, packed_codes, stored_scale};
+mod term;
+#[cfg(test)]
+mod tests;
+
+use super::grid::{Groups, stored_scale};
 use super::matrix::Matrix;
 use super::sweep::{self, Prepared, Rounding, prepare};
-use super::{Candidate, Layer, Method, MethodError, Settings, dense, measured, threads};
-use lapidary_ir::encodings::affine::affine;
-use lapidary_ir::encodings::{Encoding, dense as plain, patch, scale};
-use lapidary_ir::{ElemType, Tensor, minifloat};
+use super::{Candidate, Layer, Method, MethodError, Settings, measured, threads};
+use lapidary_ir::{ElemType, minifloat};
 use std::ops::Range;
 
 /// The method; groups are those of the settings, at most 32 columns.
@@ -199,48 +201,6 @@ impl Spqr {
     }
 }
 
-impl Spqr {
-    /// The term `patch{affine{scales, codes, zeros}; rows; values}` of `f32[O, I]` in the order of the parts, where scales
-    /// and zero points are `affine` themselves.
-    fn encoding(&self) -> Encoding {
-        let (rows, columns, s) = (self.rows(), self.groups.columns, &self.settings);
-        let nested = |codes: &[u8], grids: &[[f64; 2]]| {
-            let part = |k: usize| {
-                let at = |b: usize, g: usize| grids[b * self.groups.count + g][k];
-                let part = Matrix::from_fn(self.bands.count, self.groups.count, at);
-                dense(ElemType::F16, &part)
-            };
-            let codes = packed_codes(s.scale_bits, &[rows, self.groups.count], codes);
-            affine(ElemType::F32, part(0), codes, Some(part(1)))
-        };
-        let base = affine(
-            ElemType::F32,
-            nested(&self.scale_codes, &self.scale_grids),
-            packed_codes(s.bits, &[rows, columns], &self.codes),
-            Some(nested(&self.zero_codes, &self.zero_grids)),
-        );
-        let all = || self.outliers.iter().flatten();
-        let floats =
-            |v: Vec<f64>| plain::from_tensor(&Tensor::from_f64(ElemType::F16, [v.len()], v));
-        // A product with 1 makes them `f32`, as the base is.
-        let values = floats(all().map(|o| o.value).collect());
-        let values = scale::scale(ElemType::F32, floats(vec![1.0]), values);
-        let integers =
-            |elem, v: Vec<i128>| plain::from_tensor(&Tensor::from_int(elem, [v.len()], v));
-        let mut starts = vec![0i128];
-        for row in &self.outliers {
-            starts.push(starts[starts.len() - 1] + row.len() as i128);
-        }
-        let places = all().map(|o| o.column as i128).collect();
-        patch::rows(
-            base,
-            values,
-            integers(ElemType::U32, starts),
-            integers(index_type(columns), places),
-        )
-    }
-}
-
 fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
     let group_len = match settings.group_len {
         0 => 16,
@@ -253,6 +213,8 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
         &SpqrSettings {
             bits: settings.bits,
             group_len,
+            // What rounding costs quarters with each bit, and the threshold is published for three.
+            outlier_threshold: 0.2 * 4f64.powi(3 - settings.bits as i32),
             ..SpqrSettings::default()
         },
     )?;
@@ -465,115 +427,5 @@ impl Rounding for TinyGroups<'_> {
         let value = minifloat::round_to(ElemType::F16, weight.clamp(-65504.0, 65504.0));
         state.outliers.push(Outlier { column, value });
         value
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::methods::statistics::Statistics;
-    use crate::methods::sweep::prepare;
-    use crate::methods::testing::{decoded, mse, near, random, tl1};
-    use lapidary_ir::random::SplitMix64;
-    use std::collections::BTreeSet;
-
-    fn settings(outlier_threshold: f64) -> SpqrSettings {
-        SpqrSettings {
-            outlier_threshold,
-            ..SpqrSettings::default()
-        }
-    }
-
-    #[test]
-    fn errors_on_the_reference_layer_are_the_known_ones() {
-        let t = tl1();
-        for (threshold, golden, share) in [
-            (f64::INFINITY, 0.00199, 0.0),
-            (0.5, 0.00152, 0.0044),
-            (0.2, 0.00120, 0.0165),
-            (0.1, 0.00092, 0.040),
-        ] {
-            let prepared = prepare(&t.stats.hessian, 0.01, false);
-            let found = spqr(&t.w, prepared, &settings(threshold)).expect("sound");
-            near(t.rel(&found.decode()), golden, 0.1);
-            assert!((found.outlier_share() - share).abs() < 0.15 * share + 1e-9);
-            near(
-                found.bits_per_weight(),
-                3.625 + 32.0 * found.outlier_share(),
-                1e-12,
-            );
-        }
-    }
-
-    #[test]
-    fn planted_outliers_are_found() {
-        let t = tl1();
-        let (mut w, mut rng, mut planted) = (t.w.clone(), SplitMix64::new(9), BTreeSet::new());
-        while planted.len() < 200 {
-            planted.insert(rng.below(128 * 256));
-        }
-        for &at in &planted {
-            let v = w.data()[at];
-            w.data_mut()[at] = 12.0 * v.signum() * v.abs().max(1.0 / 16.0);
-        }
-        let prepared = prepare(&t.stats.hessian, 0.01, false);
-        let found = spqr(&w, prepared, &settings(0.2)).expect("sound");
-        let rows = found.outliers.iter().enumerate();
-        let kept: BTreeSet<usize> = rows
-            .flat_map(|(r, row)| row.iter().map(move |o| r * 256 + o.column))
-            .collect();
-        let hit = planted.intersection(&kept).count();
-        assert!(hit >= 190, "{hit} of 200");
-        assert!(found.outlier_share() < 0.03);
-        let prepared = prepare(&t.stats.hessian, 0.01, false);
-        let without = spqr(&w, prepared, &settings(f64::INFINITY)).expect("sound");
-        let rel = |m: &Matrix| w.sub(m).quadratic(&t.stats.hessian);
-        assert!(rel(&found.decode()) < 0.5 * rel(&without.decode()));
-    }
-
-    #[test]
-    fn the_term_is_the_parts() {
-        let t = tl1();
-        let prepared = prepare(&t.stats.hessian, 0.01, false);
-        let found = spqr(&t.w, prepared, &settings(0.2)).expect("sound");
-        let term = found.encoding();
-        assert!(mse(&found.decode(), &decoded(&term)) < 1e-12);
-        // Besides the formula's: an index of 8 bits less than a column, rows' starts, and the factor 1.
-        let count = found.outlier_share() * 128.0 * 256.0;
-        let bits = found.bits_per_weight() * 128.0 * 256.0 - 8.0 * count + 129.0 * 32.0 + 16.0;
-        near(term.stored_bytes() as f64 * 8.0, bits, 1e-9);
-    }
-
-    #[test]
-    fn adding_and_replacing_read_the_same() {
-        let t = tl1();
-        let prepared = prepare(&t.stats.hessian, 0.01, true);
-        let found = spqr(&t.w, prepared, &settings(0.1)).expect("sound");
-        let mut summed = found.dense();
-        for (r, row) in found.additive_outliers().iter().enumerate() {
-            row.iter().for_each(|o| summed[(r, o.column)] += o.value);
-        }
-        let decoded = found.decode().select_columns(&found.order);
-        assert!(mse(&decoded, &summed) < 1e-28);
-    }
-
-    #[test]
-    fn ragged_and_degenerate_layers_are_encoded() {
-        for (rows, columns) in [(1, 1), (17, 33), (40, 16)] {
-            let x = random(60, columns, 3);
-            let h = Statistics::from_inputs(&x).hessian;
-            for w in [random(rows, columns, 4), Matrix::zeros(rows, columns)] {
-                let found = spqr(&w, prepare(&h, 0.01, true), &settings(0.2)).expect("sound");
-                let decoded = found.decode();
-                assert!(decoded.is_finite());
-                assert!(w.sub(&decoded).square_sum() <= 0.2 * w.square_sum());
-            }
-        }
-        let w = random(2, 4, 1);
-        let bad = SpqrSettings {
-            bits: 1,
-            ..SpqrSettings::default()
-        };
-        assert!(spqr(&w, prepare(&Matrix::identity(4), 0.0, false), &bad).is_err());
     }
 }
