@@ -124,6 +124,7 @@ pub fn hqq(weights: &Matrix, settings: &HqqSettings, groups: Groups) -> AffinePa
         groups,
         bits: settings.bits,
         scale_elem: settings.elem,
+        scale_bits: 0,
         scales: grids().map(|g| g.0).collect(),
         zeros: Zeros::Floats(settings.elem, grids().map(|g| g.1).collect()),
         codes: rows.iter().flat_map(|(codes, _)| codes).copied().collect(),
