@@ -15,9 +15,8 @@ use super::linear::{self, Plan};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
-use bytes::Bytes;
 use lapidary_abi::kernel::MAX_BLOCK;
-use lapidary_ir::encodings::Encoding;
+use lapidary_ir::encodings::{Encoding, int};
 use lapidary_ir::kernel::blocks::{Format, PANEL};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
@@ -51,7 +50,7 @@ pub struct Weights {
     format: Format,
     /// Of the sum of a block's codes: minus the zero point, if it is the same for all.
     factor: i32,
-    codes: Bytes,
+    codes: Arc<Encoding>,
     scales: Arc<Encoding>,
     zeros: Option<Arc<Encoding>>,
 }
@@ -122,8 +121,7 @@ impl Weights {
         }
         let (mut factor, mut zeros) = (0, None);
         if let Some(zero) = term.children.get(2) {
-            let values = zero.decode().ok()?;
-            let values = values.integers()?;
+            let values = whole_numbers(zero)?;
             let first = *values.first()?;
             if !values.iter().all(|z| (0..1 << bits).contains(z)) {
                 return None;
@@ -146,7 +144,7 @@ impl Weights {
                 zeros: zeros.is_some(),
             },
             factor,
-            codes: codes.blob.clone()?,
+            codes: codes.clone(),
             scales: scales.clone(),
             zeros,
         })
@@ -157,14 +155,16 @@ impl Weights {
         let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
         let scales = numbers(&self.scales)?;
         let scales = scales.floats().ok_or("scales are floats")?;
-        let zeros = self.zeros.as_deref().map(numbers).transpose()?;
-        let zeros = zeros.as_ref().and_then(|z| z.integers());
+        let zeros = self.zeros.as_deref().map(whole_numbers);
+        let zeros = zeros.map(|z| z.ok_or("zero points are whole numbers"));
+        let zeros = zeros.transpose()?;
+        let packed = int::packed(&self.codes).map_err(|e| e.to_string())?;
         let (f, width) = (self.format, PANEL as usize);
         let (block, bits) = (f.block as usize, f.bits as usize);
         let (k, mask) = (block * self.blocks, (0xFFu16 >> (8 - bits)) as u8);
         let code = |row: usize, at: usize| {
             let bit = (row * k + at) * bits;
-            self.codes[bit / 8] >> (bit % 8) & mask
+            packed[bit / 8] >> (bit % 8) & mask
         };
         let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
         for panel in 0..panels {
@@ -179,7 +179,7 @@ impl Weights {
                         _ => out.extend((scale as f32).to_le_bytes()),
                     }
                 }
-                if let Some(zeros) = zeros {
+                if let Some(zeros) = &zeros {
                     let zero = |row: &Option<usize>| {
                         row.map_or(0, |row| zeros[row * self.blocks + at] as u8)
                     };
@@ -201,6 +201,13 @@ impl Weights {
         }
         Ok(out)
     }
+}
+
+/// The values of a term, if they are whole numbers: a zero point may be held by a table (GPTQ's are one more than stored).
+fn whole_numbers(e: &Encoding) -> Option<Vec<i64>> {
+    let values = e.decode().ok()?.to_f64s()?;
+    let whole = |v: f64| (v.fract() == 0.0 && v.abs() < 1e9).then_some(v as i64);
+    values.into_iter().map(whole).collect()
 }
 
 /// The node that rounds the left side of a product in blocks of this length, if that is row-major.
