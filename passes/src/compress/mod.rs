@@ -45,6 +45,8 @@ pub struct Chosen {
     pub name: String,
     /// Rows (outputs) and columns (inputs).
     pub shape: [usize; 2],
+    /// The model stores outputs as columns.
+    pub by_columns: bool,
     /// The choice.
     pub level: Level,
     /// The term, without its bytes.
@@ -149,6 +151,32 @@ fn levels() -> Vec<Level> {
     ]
 }
 
+/// A weight that may be compressed, for those who choose what it is tried with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Its name.
+    pub name: String,
+    /// Rows (outputs) and columns (inputs).
+    pub shape: [usize; 2],
+    /// The model stores outputs as columns.
+    pub by_columns: bool,
+}
+
+impl Site {
+    fn weight(&self) -> Weight {
+        Weight {
+            name: self.name.clone(),
+            shape: self.shape,
+            by_columns: self.view == View::Columns,
+        }
+    }
+}
+
+/// The weights of a module that may be compressed, in the order of the program.
+pub fn weights(module: &Module) -> Vec<Weight> {
+    find(module).iter().map(Site::weight).collect()
+}
+
 /// Compresses the weights of a module; `progress` is told each weight's name as it is begun.
 ///
 /// # Errors
@@ -156,6 +184,19 @@ fn levels() -> Vec<Level> {
 pub fn compress(
     module: &mut Module,
     budget: Budget,
+    progress: &dyn Fn(&str),
+) -> Result<Report, CompressError> {
+    compress_among(module, budget, &|_| levels(), progress)
+}
+
+/// As [`compress`], with what each weight is tried with: a file's format may hold some encodings only.
+///
+/// # Errors
+/// As [`compress`].
+pub fn compress_among(
+    module: &mut Module,
+    budget: Budget,
+    levels: &dyn Fn(&Weight) -> Vec<Level>,
     progress: &dyn Fn(&str),
 ) -> Result<Report, CompressError> {
     let sites = find(module);
@@ -175,7 +216,7 @@ pub fn compress(
         progress(&site.name);
         let matrix = matrix(module, site)?;
         // Only what the choice is made by is kept: the chosen term is made once more.
-        let measured = levels().into_iter().filter_map(|level| {
+        let measured = levels(&site.weight()).into_iter().filter_map(|level| {
             let candidate = propose(site, || Ok(Cow::Borrowed(&matrix)), &level).ok()?;
             let (error, bytes) =
                 candidate.map_or((0.0, bytes_of(module, site)), |c| (c.error, c.bytes));
@@ -277,9 +318,8 @@ fn find(module: &Module) -> Vec<Site> {
     let mut seen = HashSet::new();
     let site = |v: ValueId| {
         let (view, constant) = (views[&v]?, module.as_constant(v)?);
-        let plain = constant.elem().is_float()
-            && constant.elem().bits() >= 16
-            && constant.dense_bytes().is_some();
+        let plain =
+            constant.elem().is_float() && constant.elem().bits() >= 16 && !constant.is_compressed();
         let shape = constant.shape();
         let (&rows, inner) = shape.split_first()?;
         let shape = match view {
@@ -394,6 +434,7 @@ fn apply(
         let mut chosen = Chosen {
             name: site.name.clone(),
             shape: site.shape,
+            by_columns: site.view == View::Columns,
             level,
             encoding: "dense".to_owned(),
             bytes: (own, own),
