@@ -61,6 +61,80 @@ fn packed_weights_give_what_they_stand_for() {
     }
 }
 
+/// Parts that are missing, of another shape or of another type are errors that name a tensor, or are not needed.
+#[test]
+fn damaged_parts_are_refused_by_name() {
+    let model = bundled().join("llama31-rope");
+    for method in [
+        "gptq",
+        "gptq3",
+        "awq",
+        "compressed-tensors",
+        "bitsandbytes",
+        "hqq",
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        if !script(&["pack", method, path(&model), path(folder.path())]) {
+            return;
+        }
+        let file = folder.path().join("model.safetensors");
+        let all = tensors(&file);
+        let of_one = "model.layers.0.mlp.up_proj.";
+        let parts: Vec<usize> = (0..all.len())
+            .filter(|&i| all[i].0.starts_with(of_one))
+            .collect();
+        assert!(parts.len() >= 3, "{method}");
+        let mut refused = 0;
+        for &i in &parts {
+            for change in 0..5 {
+                let mut all = all.clone();
+                let shape: Vec<u64> =
+                    serde_json::from_value(all[i].1["shape"].clone()).expect("a shape");
+                let count: u64 = shape.iter().product();
+                match change {
+                    0 => drop(all.remove(i)),
+                    1 => all[i].1["shape"] = json!([count, 1]),
+                    2 => all[i].1["shape"] = json!([1, count]),
+                    3 => {
+                        let swapped: Vec<u64> = shape.iter().rev().copied().collect();
+                        all[i].1["shape"] = json!(swapped);
+                    }
+                    _ => {
+                        // Another type of the same size.
+                        let dtype = all[i].1["dtype"].as_str().expect("a name").to_owned();
+                        let other = [
+                            ("I32", "F32"),
+                            ("F32", "I32"),
+                            ("F16", "BF16"),
+                            ("U8", "I8"),
+                            ("I64", "F64"),
+                        ];
+                        let other = other
+                            .iter()
+                            .find(|(from, _)| *from == dtype)
+                            .map_or("U8", |(_, to)| to);
+                        all[i].1["dtype"] = json!(other);
+                    }
+                }
+                write(&file, &all);
+                match driver::import(folder.path(), &CompileOptions::host(1)) {
+                    Ok(module) => assert!(verify::errors(&module).is_empty(), "{method}"),
+                    Err(e) => {
+                        refused += 1;
+                        let said = e.to_string();
+                        assert!(said.contains(of_one), "{method}, {}: {said}", parts.len());
+                    }
+                }
+            }
+        }
+        assert!(
+            refused > 2 * parts.len(),
+            "{method}: {refused} of {}",
+            5 * parts.len()
+        );
+    }
+}
+
 #[test]
 fn gguf_files_are_the_checkpoints_they_were_made_from() {
     let mut models = vec![bundled().join("llama31-rope")];

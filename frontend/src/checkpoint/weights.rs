@@ -162,6 +162,16 @@ impl Weights {
         self.tensors.insert(format!("{module}.weight"), held);
     }
 
+    /// A tensor of zeros may stay unused: quantizers write biases for modules that have none.
+    pub(crate) fn excuse_zeros(&self, name: &str) {
+        if let Some(held) = self.tensors.get(name)
+            && let What::Stored(stored) = &held.what
+            && stored.bytes.iter().all(|&b| b == 0)
+        {
+            held.used.set(true);
+        }
+    }
+
     /// All of a file's tensors as terms.
     pub(crate) fn of_terms(
         terms: impl IntoIterator<Item = (String, Encoding)>,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 8-bit codes, symmetric, in groups of 32  =>  Q8_0        6 bits, any  =>  Q6_K, re-encoded
-//! 4-bit codes, symmetric, in groups of 32  =>  Q4_0        4 bits, with zero points, groups of 32  =>  Q4_K, re-encoded
+//! 4-bit codes, symmetric, in groups of 32  =>  Q4_0        4 bits, with zero points, groups of 32  =>  Q4_K, re-encoded,
+//!                                                          or Q4_1 where rows are no multiples of 256
 //! ```
 //! Scales of K types are codes themselves: the file gets the nearest ones, and codes are chosen once more from the original
 //! weights; the error that this gives is said. What is not compressed keeps its type; vectors become F32. There is no
@@ -124,9 +125,9 @@ impl Target for Model {
             group: 32,
             symmetric,
         };
-        let mut kinds = vec![kind(8, true), kind(4, true)];
+        let mut kinds = vec![kind(8, true), kind(4, true), kind(4, false)];
         if shape[1].is_multiple_of(SUPER) {
-            kinds.extend([kind(6, true), kind(4, false)]);
+            kinds.push(kind(6, true));
         }
         kinds
     }
@@ -215,8 +216,7 @@ fn encoded(
     notes: &mut Vec<String>,
 ) -> Result<Blocks, Problem> {
     let wrong = || {
-        let holds = "symmetric codes of 8 or 4 bits in groups of 32, and where rows are multiples of 256 also 6 bits, and 4 \
-                     bits with zero points";
+        let holds = "codes of 4 bits in groups of 32, of 8 bits if they are symmetric, and of 6 bits where rows are multiples of 256";
         misfit(w.name, w.term, "a GGUF file", holds)
     };
     let grid = Grid::of(w.term)
@@ -234,10 +234,11 @@ fn encoded(
         (4, _) if grid.group() == 32 && supers => {
             (named("Q4_K"), q4_k(&grid, &original().ok_or_else(wrong)?))
         }
+        (4, _) if by_32 => (named("Q4_1"), q4_1(&grid)),
         (6, _) if supers => (named("Q6_K"), q6_k(&original().ok_or_else(wrong)?)),
         _ => return Err(wrong()),
     };
-    if matches!(kind.name, "Q4_K" | "Q6_K") {
+    if matches!(kind.name, "Q4_1" | "Q4_K" | "Q6_K") {
         let bytes = Bytes::from(bytes.clone());
         let term = blocks::term(kind, &[(grid.rows, 1)], 0, grid.columns, &bytes);
         let error = relative_error(&original().ok_or_else(wrong)?, &term).ok_or_else(wrong)?;
@@ -297,6 +298,20 @@ fn q4_0(grid: &Grid) -> Vec<u8> {
         .zip(&grid.scales)
         .flat_map(block)
         .collect()
+}
+
+/// Blocks of a scale, a minimum, which a zero point becomes, and 32 codes.
+fn q4_1(grid: &Grid) -> Vec<u8> {
+    let block = |((codes, &scale), &zero): ((&[u8], &f32), &u8)| {
+        let min = f16::from_f32(-scale * f32::from(zero));
+        let numbers = [f16::from_f32(scale).to_le_bytes(), min.to_le_bytes()].concat();
+        numbers
+            .into_iter()
+            .chain(halves(codes))
+            .collect::<Vec<u8>>()
+    };
+    let groups = grid.codes.chunks(32).zip(&grid.scales).zip(&grid.zeros);
+    groups.flat_map(block).collect()
 }
 
 /// Blocks of eight groups, whose scales and minima are codes of six bits.
@@ -417,7 +432,14 @@ mod tests {
         let weights: Vec<f64> = (0..512)
             .map(|i| f64::from((i * 37 % 101) as u8) / 50.0 - 1.0)
             .collect();
-        for (bits, zero) in [(8, 128), (4, 8), (4, 6), (6, 32)] {
+        for (bits, zero, columns) in [
+            (8, 128, 256),
+            (4, 8, 64),
+            (4, 6, 64),
+            (4, 6, 256),
+            (6, 32, 512),
+        ] {
+            let rows = 512 / columns;
             let top = f64::from((1u32 << bits) - 1);
             let scale = f16::from_f64(2.0 / top).to_f64();
             let codes = weights
@@ -426,17 +448,20 @@ mod tests {
             let codes = int::int(
                 ElemType::U8,
                 bits,
-                vec![2, 256],
+                vec![rows, columns],
                 int::pack(codes, bits).into(),
             );
-            let scales =
-                dense::from_tensor(&Tensor::from_f64(ElemType::F16, [2, 8], vec![scale; 16]));
+            let scales = dense::from_tensor(&Tensor::from_f64(
+                ElemType::F16,
+                [rows, columns / 32],
+                vec![scale; 16],
+            ));
             let zero =
                 dense::from_tensor(&Tensor::from_int(ElemType::U8, [1, 1], vec![zero.into()]));
             let term = affine(ElemType::F32, scales, codes, Some(zero));
             let stored = Stored {
                 elem: Ok(ElemType::F32),
-                shape: vec![2, 256],
+                shape: vec![rows, columns],
                 bytes: weights
                     .iter()
                     .flat_map(|&w| (w as f32).to_le_bytes())
@@ -450,7 +475,7 @@ mod tests {
             };
             let mut notes = vec![];
             let out = encoded(&w, &stored, &Place::of("w"), &mut notes).expect("held");
-            let back = blocks::term(out.kind, &[(2, 1)], 0, 256, &out.bytes);
+            let back = blocks::term(out.kind, &[(rows, 1)], 0, columns, &out.bytes);
             let (found, chosen) = (
                 relative_error(&weights, &back),
                 relative_error(&weights, &term),

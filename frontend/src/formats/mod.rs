@@ -55,6 +55,9 @@ pub static FORMATS: &[&Format] = &[
     &spqr::SPQR,
 ];
 
+/// How tensors end that say how a cache of keys and values may be rounded: none is.
+const OF_CACHES: &[&str] = &[".k_scale", ".v_scale"];
+
 /// Names of the methods, each once.
 fn methods() -> Vec<&'static str> {
     let mut all: Vec<&str> = FORMATS.iter().map(|f| f.method).collect();
@@ -85,12 +88,20 @@ pub(crate) fn unpack(config: &Config, weights: &mut Weights, problems: &mut Prob
         Ok(None) => return,
         Err(problem) => return problems.push(problem),
     };
+    for ending in OF_CACHES {
+        for module in weights.modules(ending) {
+            weights.take(&format!("{module}{ending}"));
+        }
+    }
     for format in FORMATS.iter().filter(|f| f.method == method) {
         let marked = format!(".{}", format.marker);
         for module in weights.modules(&marked) {
             let parts = Parts::new(&module, weights, &settings);
             match (format.term)(&parts) {
-                Ok(Some(term)) => weights.put(&module, &marked, term),
+                Ok(Some(term)) => {
+                    weights.put(&module, &marked, term);
+                    weights.excuse_zeros(&format!("{module}.bias"));
+                }
                 Ok(None) => {}
                 Err(problem) => problems.push(problem),
             }

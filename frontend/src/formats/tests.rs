@@ -121,6 +121,11 @@ fn gptq_packs_down_the_inputs() {
             row(&[-8.0, -7.0, -6.0, -5.0, -8.0, -6.0, -4.0, -2.0])
         );
     }
+    // A bias of zeros that no layer asks for, and what a cache would be rounded by.
+    let mut more = parts(0x1111_1111, None);
+    more.push(("bias", halves(&[8], &[0.0; 8])));
+    more.push(("attn.k_scale", floats(&[1], &[1.0])));
+    assert!(weight(gptq(4, "gptq"), more).is_ok());
     let wrong = weight(gptq(4, "gptq"), parts(0, Some(&[0, 0, 0, 0, 2, 1, 1, 1])));
     let said =
         "tensor `m.g_idx` of `model.safetensors`: puts input 4 into group 2, but there are 2";

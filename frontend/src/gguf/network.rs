@@ -93,6 +93,13 @@ pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// The settings and weights of a file named `name`.
 pub fn of(mut file: File, name: &str) -> Result<(Config, Weights), Problem> {
     let network = network(&file, name)?;
+    if let Some(Meta::Int(parts @ 2..)) = file.meta.get("split.count") {
+        return Err(Problem {
+            place: format!("metadata `split.count` of `{name}`"),
+            reason: format!("says that it is one of {parts} files"),
+            remedy: Some("`llama-gguf-split --merge` makes one file of them".to_owned()),
+        });
+    }
     let mut settings = Map::new();
     let arch = network.name;
     for &(theirs, ours) in SETTINGS {
