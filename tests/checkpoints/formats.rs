@@ -165,6 +165,44 @@ fn gguf_files_are_the_checkpoints_they_were_made_from() {
     }
 }
 
+/// Written by the command with nothing compressed, a file is the checkpoint.
+#[test]
+fn gguf_files_that_are_written_are_the_checkpoints() {
+    let mut models = vec![bundled().join("llama31-rope")];
+    let more = ["llama", "llama-linear-rope", "mixtral", "qwen2", "qwen3"];
+    models.extend(more.iter().filter_map(|m| data(&format!("arch/{m}"))));
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, recipe] = ["m.gguf", "keep.toml"].map(|n| folder.path().join(n));
+    fs::write(&recipe, "").expect("written");
+    for model in models {
+        let args = [
+            "compress",
+            path(&model),
+            "-o",
+            path(&file),
+            "--recipe",
+            path(&recipe),
+        ];
+        let out = Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args(args)
+            .output()
+            .expect("starts");
+        let message = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{}: {message}", model.display());
+        let stored = arrays(&model.join("reference.npz"));
+        let outputs = run(import(&file), &[stored["input_ids"].clone().into()]);
+        let excess = excess(
+            &floats(&outputs[0]),
+            &floats(&stored["logits"].clone().into()),
+        );
+        assert!(
+            excess <= 1.0,
+            "{}: {excess} times the tolerance",
+            model.display()
+        );
+    }
+}
+
 #[test]
 fn blocks_are_decoded_as_gguf_py_decodes_them() {
     let folder = tempfile::tempdir().expect("a folder");
