@@ -15,6 +15,7 @@ mod compressed_tensors;
 mod fp8;
 mod gptq;
 mod hqq;
+mod marlin24;
 mod parts;
 mod spqr;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub static FORMATS: &[&Format] = &[
     &compressed_tensors::BITMASK,
     &compressed_tensors::PACKED,
     &compressed_tensors::QUANTIZED,
+    &marlin24::MARLIN24,
     &fp8::BLOCKS,
     &gptq::GPTQ,
     &hqq::HQQ,

@@ -254,6 +254,32 @@ fn compressed_tensors_hold_bytes_and_masks() {
     assert_eq!((shape, found), (vec![2, 10], want));
 }
 
+/// A file that compressed-tensors 0.9.4 packed from these codes and scales.
+#[test]
+fn marlin_keeps_two_of_four() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/checkpoints/packed/marlin24.safetensors"
+    );
+    let file = bytes::Bytes::from(std::fs::read(path).expect("the file is there"));
+    let all = crate::checkpoint::safetensors::read(&file, "marlin24").expect("valid");
+    const KEPT: [[usize; 2]; 6] = [[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3]];
+    for (name, groups, most) in [("four", 4, [7, 8]), ("eight", 1, [127, 128])] {
+        let parts = ["weight_packed", "scale_packed", "meta"];
+        let parts = parts.map(|part| (part, all[&format!("{name}.{part}")].clone()));
+        let (shape, found) = weight(tensors(), parts.to_vec()).expect("valid");
+        assert_eq!(shape, [64, 512]);
+        let mut want = vec![0.0f32; 64 * 512];
+        for (r, g) in (0..64).flat_map(|r| (0..128).map(move |g| (r, g))) {
+            let scale = (1 + (r + 7 * (g * groups / 128)) % 9) as f32 / 8.0;
+            let [first, second] = KEPT[(r + g) % 6].map(|at| 512 * r + 4 * g + at);
+            want[first] = scale * (1 + (5 * r + 3 * g) % most[0]) as f32;
+            want[second] = -scale * (1 + (3 * r + g) % most[1]) as f32;
+        }
+        assert_eq!(found, want, "{name}");
+    }
+}
+
 #[test]
 fn bitsandbytes_runs_go_over_rows() {
     let settings = || json!({ "quant_method": "bitsandbytes", "load_in_4bit": true });
