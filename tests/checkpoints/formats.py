@@ -30,19 +30,28 @@ GGUF_NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }
+# Where a normalization stands before what it does in Llama, and after it in others.
+AROUND = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+}
+EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
 def gguf_model(folder, out, kind):
-    """As llama.cpp's converter writes llama, mixtral, qwen2 and qwen3."""
+    """As llama.cpp's converter writes them."""
     import gguf
     config, tensors = checkpoint(folder)
     of = config["model_type"]
-    arch = {"mixtral": "llama"}.get(of, of)
+    arch = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "gemma3_text": "gemma3"}.get(of, of)
+    names = {**GGUF_NAMES, **(AROUND if arch in ("gemma2", "gemma3", "olmo2") else {})}
     heads, keys = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
     w = gguf.GGUFWriter(out, arch)
     w.add_context_length(config["max_position_embeddings"]); w.add_embedding_length(config["hidden_size"])
     w.add_block_count(config["num_hidden_layers"]); w.add_feed_forward_length(config["intermediate_size"])
@@ -50,9 +59,18 @@ def gguf_model(folder, out, kind):
     w.add_layer_norm_rms_eps(config["rms_norm_eps"]); w.add_rope_dimension_count(size); w.add_rope_freq_base(rope["rope_theta"])
     w.add_vocab_size(config["vocab_size"])
     w.add_tokenizer_model("llama"); w.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
-    experts = config.get("num_local_experts")
+    if arch in ("gemma2", "gemma3", "phi3") and config.get("sliding_window"):
+        w.add_sliding_window(config["sliding_window"])
+    if arch == "gemma2":
+        w.add_attn_logit_softcapping(config["attn_logit_softcapping"]); w.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if arch == "qwen2moe":
+        w.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        w.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    experts = config.get("num_local_experts") or config.get("num_experts")
     if experts:
         w.add_expert_count(experts); w.add_expert_used_count(config["num_experts_per_tok"])
+    if rope["rope_type"] == "linear":
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR); w.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "llama3":
         plain = rope["rope_theta"] ** (np.arange(0, size, 2) / size)  # of wave lengths over 2 pi
         context, factor = rope["original_max_position_embeddings"], rope["factor"]
@@ -64,19 +82,21 @@ def gguf_model(folder, out, kind):
     for name, t in tensors.items():
         t = t.astype(np.float32)
         base, ending = name.rsplit(".", 1)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            t = t + 1
         if not base.startswith("model.layers."):
-            add(w, f"{GGUF_NAMES[base]}.{ending}", t, kind)
+            add(w, f"{names[base]}.{ending}", t, kind)
             continue
         layer, inner = base[len("model.layers."):].split(".", 1)
         if ".experts." in inner:
             _, _, expert, which = inner.split(".")
-            which = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}[which]
+            which = f"ffn_{EXPERTS[which]}_exps"
             stacked.setdefault(f"blk.{layer}.{which}.{ending}", {})[int(expert)] = t
             continue
         if arch == "llama" and inner in ("self_attn.q_proj", "self_attn.k_proj"):
             n = heads if "q_proj" in inner else keys
             t = t.reshape(n, 2, size // 2, *t.shape[1:]).swapaxes(1, 2).reshape(t.shape)
-        add(w, f"blk.{layer}.{GGUF_NAMES[inner]}.{ending}", t, kind)
+        add(w, f"blk.{layer}.{names[inner]}.{ending}", t[0] if inner == "mlp.shared_expert_gate" else t, kind)
     for name, all in stacked.items():
         add(w, name, np.stack([all[e] for e in range(len(all))]), kind)
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()

@@ -4,6 +4,21 @@ use super::*;
 use lapidary_frontend::gguf::blocks;
 use std::process::Command;
 
+/// Checkpoints in `LAPIDARY_DATA` of every architecture that GGUF files are read and written of.
+const NETWORKS: &[&str] = &[
+    "gemma2",
+    "gemma3",
+    "llama",
+    "llama-linear-rope",
+    "mixtral",
+    "olmo2",
+    "olmoe",
+    "phi3",
+    "qwen2",
+    "qwen2-moe",
+    "qwen3",
+];
+
 /// Runs the script beside this file; false, said aloud, if there is no Python with what it needs.
 pub fn script(args: &[&str]) -> bool {
     let Some(python) = std::env::var_os("LAPIDARY_PYTHON") else {
@@ -138,8 +153,7 @@ fn damaged_parts_are_refused_by_name() {
 #[test]
 fn gguf_files_are_the_checkpoints_they_were_made_from() {
     let mut models = vec![bundled().join("llama31-rope")];
-    let more = ["llama", "mixtral", "qwen2", "qwen3"].map(|m| data(&format!("arch/{m}")));
-    models.extend(more.into_iter().flatten());
+    models.extend(NETWORKS.iter().filter_map(|m| data(&format!("arch/{m}"))));
     let folder = tempfile::tempdir().expect("a folder");
     for model in models {
         let file = folder.path().join("m.gguf");
@@ -169,8 +183,7 @@ fn gguf_files_are_the_checkpoints_they_were_made_from() {
 #[test]
 fn gguf_files_that_are_written_are_the_checkpoints() {
     let mut models = vec![bundled().join("llama31-rope")];
-    let more = ["llama", "llama-linear-rope", "mixtral", "qwen2", "qwen3"];
-    models.extend(more.iter().filter_map(|m| data(&format!("arch/{m}"))));
+    models.extend(NETWORKS.iter().filter_map(|m| data(&format!("arch/{m}"))));
     let folder = tempfile::tempdir().expect("a folder");
     let [file, recipe] = ["m.gguf", "keep.toml"].map(|n| folder.path().join(n));
     fs::write(&recipe, "").expect("written");

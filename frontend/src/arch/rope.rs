@@ -149,7 +149,11 @@ impl Settings {
 /// The base of a model by its usual settings, and what divides the frequency of each pair of a whole head.
 pub(crate) fn divided(config: &Config) -> Result<(f64, Vec<f64>), Problem> {
     let heads = Heads::read(config, config.size("hidden_size")?)?;
-    let settings = Settings::read(config, 10_000.0)?;
+    // Of models with more than one, what layers without windows have.
+    let settings = match Settings::of_kind(config, "full_attention", 1e6)? {
+        Some(settings) => settings,
+        None => Settings::read(config, 10_000.0)?,
+    };
     if settings.share != 1.0 || heads.size > MAX_DIM {
         return Err(config.problem("partial_rotary_factor", "must be 1 here"));
     }

@@ -19,6 +19,7 @@ use crate::error::Problem;
 use crate::files::Files;
 use crate::gguf::blocks::{self, BlockType};
 use crate::gguf::file::{self, Stored as Blocks, Written as Value};
+use crate::gguf::names::Network;
 use crate::gguf::network::{self, Place};
 use bytes::Bytes;
 use half::f16;
@@ -33,7 +34,7 @@ const SUPER: usize = 256;
 pub struct Model {
     config: Config,
     weights: Weights,
-    arch: &'static str,
+    network: &'static Network,
     places: BTreeMap<String, Place>,
 }
 
@@ -62,7 +63,7 @@ impl Model {
             places.extend(place.map(|p| (name.to_owned(), p)));
         }
         Ok(Model {
-            arch: network.name,
+            network,
             config,
             weights,
             places,
@@ -78,7 +79,7 @@ impl Model {
         tensors: &mut BTreeMap<String, Blocks>,
     ) -> Result<(), Problem> {
         let (theta, factors) = rope::divided(&self.config)?;
-        let arch = self.arch;
+        let arch = self.network.name;
         meta.insert(format!("{arch}.rope.freq_base"), Value::Float(theta as f32));
         let first = factors.first().copied().unwrap_or(1.0);
         if factors.iter().all(|&f| f == 1.0) {
@@ -154,7 +155,7 @@ impl Target for Model {
             let stacked = stacked(&name, stack)?;
             tensors.insert(name, stacked);
         }
-        let mut meta = network::metadata(&self.config, self.arch)?;
+        let mut meta = network::metadata(&self.config, self.network)?;
         self.rope(&mut meta, &mut tensors)?;
         Ok(Written {
             files: vec![File {
@@ -191,7 +192,7 @@ fn plain(name: &str, stored: &Stored, place: &Place) -> Result<Blocks, Problem> 
             let values = values.unwrap_or_default();
             let bytes: Vec<u8> = values
                 .iter()
-                .flat_map(|&v| (v as f32).to_le_bytes())
+                .flat_map(|&v| ((v + if place.above_one { 1.0 } else { 0.0 }) as f32).to_le_bytes())
                 .collect();
             (named("F32"), bytes.into())
         }

@@ -2,10 +2,11 @@
 //! [`crate::arch`].
 //!
 //! [`mod@file`] reads the container, [`blocks`] says what each type of tensors means, [`network`] which architecture a file
-//! is of and what its tensors are called there. The vocabulary is not read.
+//! is of and what its tensors are called there, by the tables of [`names`]. The vocabulary is not read.
 
 pub mod blocks;
 pub mod file;
+pub(crate) mod names;
 pub(crate) mod network;
 #[cfg(test)]
 mod tests;

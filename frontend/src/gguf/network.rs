@@ -1,91 +1,20 @@
 //! Which network a file holds: its settings as a checkpoint's, its tensors by a checkpoint's names.
 //!
-//! A row of [`NETWORKS`] says what llama.cpp's converter made of an architecture: renamed settings and tensors, experts
-//! stacked to one tensor, and rows of queries and keys reordered where its rotary embedding turns neighbours. The same tables
+//! [`super::names`] says what llama.cpp's converter made of an architecture: renamed settings and tensors, experts stacked to one
+//! tensor, and rows of queries and keys reordered where its rotary embedding turns neighbours. The same tables
 //! serve [`crate::export`], the other way round.
 
 use super::blocks;
 use super::file::{File, Meta, Stored, Written};
+use super::names::{INNER, NETWORKS, Network, OUTER, ROUTERS, SETTINGS};
 use crate::checkpoint::config::Config;
 use crate::checkpoint::weights::Weights;
 use crate::error::Problem;
 use bytes::Bytes;
-use lapidary_ir::encodings::Encoding;
+use lapidary_ir::encodings::{Encoding, dense};
+use lapidary_ir::{ElemType, Tensor};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-
-/// What is said of an architecture.
-pub(crate) struct Network {
-    /// `general.architecture`.
-    pub name: &'static str,
-    /// The architecture that it is built by, without experts and with them.
-    model_types: [&'static str; 2],
-    /// Rows of queries and keys are in the order of pairs that rotate together.
-    paired: bool,
-}
-
-/// Every architecture that is read.
-static NETWORKS: &[Network] = &[
-    Network {
-        name: "llama",
-        model_types: ["llama", "mixtral"],
-        paired: true,
-    },
-    Network {
-        name: "qwen2",
-        model_types: ["qwen2", ""],
-        paired: false,
-    },
-    Network {
-        name: "qwen3",
-        model_types: ["qwen3", ""],
-        paired: false,
-    },
-];
-
-/// Settings by the name behind the architecture's, and what checkpoints call them.
-const SETTINGS: &[(&str, &str)] = &[
-    ("embedding_length", "hidden_size"),
-    ("block_count", "num_hidden_layers"),
-    ("feed_forward_length", "intermediate_size"),
-    ("attention.head_count", "num_attention_heads"),
-    ("attention.head_count_kv", "num_key_value_heads"),
-    ("attention.key_length", "head_dim"),
-    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-    ("context_length", "max_position_embeddings"),
-    ("expert_count", "num_local_experts"),
-    ("expert_used_count", "num_experts_per_tok"),
-];
-
-/// Tensors outside of layers.
-const OUTER: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
-
-/// Tensors of a layer.
-const INNER: &[(&str, &str)] = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-    ("ffn_gate_inp", "block_sparse_moe.gate"),
-];
-
-/// Tensors of all experts of a layer, one after the other.
-const EXPERTS: &[(&str, &str)] = &[
-    ("ffn_gate_exps", "w1"),
-    ("ffn_down_exps", "w2"),
-    ("ffn_up_exps", "w3"),
-];
 
 /// Factors of the rotary embedding's wave lengths.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -102,7 +31,7 @@ pub fn of(mut file: File, name: &str) -> Result<(Config, Weights), Problem> {
     }
     let mut settings = Map::new();
     let arch = network.name;
-    for &(theirs, ours) in SETTINGS {
+    for &(theirs, ours) in SETTINGS.iter().chain(network.settings) {
         if let Some(value) = file.meta.get(&format!("{arch}.{theirs}")) {
             settings.insert(ours.to_owned(), json_of(value));
         }
@@ -114,9 +43,10 @@ pub fn of(mut file: File, name: &str) -> Result<(Config, Weights), Problem> {
         > 0;
     let model_type = network.model_types[usize::from(experts)];
     if model_type.is_empty() {
+        let only = if experts { "without" } else { "with" };
         return Err(Problem {
             place: format!("metadata `{arch}.expert_count` of `{name}`"),
-            reason: format!("experts of `{arch}` are not read"),
+            reason: format!("`{arch}` is read {only} experts only"),
             remedy: Some("use the checkpoint that the file was made from".to_owned()),
         });
     }
@@ -125,11 +55,14 @@ pub fn of(mut file: File, name: &str) -> Result<(Config, Weights), Problem> {
     settings.insert("vocab_size".to_owned(), json!(vocabulary.unwrap_or(0)));
     let tied = !file.tensors.contains_key("output.weight");
     settings.insert("tie_word_embeddings".to_owned(), json!(tied));
-    let biased = file.tensors.contains_key("blk.0.attn_q.bias");
-    settings.insert("attention_bias".to_owned(), json!(biased));
+    for (probe, ours) in [("attn_q", "attention_bias"), ("ffn_up", "mlp_bias")] {
+        let biased = file.tensors.contains_key(&format!("blk.0.{probe}.bias"));
+        settings.insert(ours.to_owned(), json!(biased));
+    }
     let factors = file.tensors.remove(ROPE_FACTORS);
     let rope = rope(&file, name, arch, factors.as_ref())?;
     settings.insert("rope_parameters".to_owned(), rope);
+    (network.complete)(&mut settings);
     let config = Config::of(settings, name);
     let heads = heads(&config)?;
     let mut terms = vec![];
@@ -203,17 +136,16 @@ fn rope(file: &File, name: &str, arch: &str, factors: Option<&Stored>) -> Result
         rope["rope_type"] = json!("factors");
         rope["factors"] = json!(values);
     }
-    let sizes = [
-        get("dimension_count"),
-        file.meta
-            .get(&format!("{arch}.attention.key_length"))
-            .map(json_of),
-    ];
-    if let [Some(Value::Number(turned)), Some(Value::Number(all))] = sizes
-        && turned != all
+    let size = |key: &str| file.meta.get(&format!("{arch}.{key}")).map(json_of);
+    let size = |key: &str| size(key).and_then(|v| v.as_f64());
+    let head = size("attention.key_length").or_else(|| {
+        let [width, heads] = ["embedding_length", "attention.head_count"].map(size);
+        Some(width? / heads?)
+    });
+    if let (Some(turned), Some(head)) = (size("rope.dimension_count"), head)
+        && turned != head
     {
-        let share = turned.as_f64().unwrap_or(0.0) / all.as_f64().unwrap_or(1.0);
-        rope["partial_rotary_factor"] = json!(share);
+        rope["partial_rotary_factor"] = json!(turned / head);
     }
     Ok(rope)
 }
@@ -244,33 +176,55 @@ fn named(
         .and_then(|rest| rest.split_once('.'))
     else {
         let ours = find(OUTER, name).ok_or_else(unknown)?;
-        let term = whole(stored).ok_or_else(odd)?;
+        let mut term = whole(stored).ok_or_else(odd)?;
+        if is_whole_norm(network, name) {
+            term = less_one(&term)?;
+        }
         return Ok(vec![(format!("{ours}.{kind}"), term)]);
     };
-    if let Some(ours) = find(EXPERTS, inner) {
+    if let Some(ours) = find(network.experts, inner) {
         let &[count, rows, columns] = &stored.shape[..] else {
             return Err(odd());
         };
         let expert = |e: usize| {
             let term = blocks::term(stored.kind, &[(rows, 1)], e * rows, columns, &stored.bytes);
-            (
-                format!("model.layers.{layer}.block_sparse_moe.experts.{e}.{ours}.{kind}"),
-                term,
-            )
+            let ours = ours.replace('#', &e.to_string());
+            (format!("model.layers.{layer}.{ours}.{kind}"), term)
         };
         return Ok((0..count).map(expert).collect());
     }
-    let ours = find(INNER, inner).ok_or_else(unknown)?;
+    let ours = find(network.inner, inner).or_else(|| find(INNER, inner));
+    let ours = ours.ok_or_else(unknown)?;
     let heads = match inner {
         "attn_q" if network.paired => Some(query),
         "attn_k" if network.paired => Some(key),
         _ => None,
     };
     let term = match heads {
+        // One row, whichever way it is written.
+        None if inner == "ffn_gate_inp_shexp" => {
+            let columns = stored.shape.last().copied().unwrap_or(1);
+            blocks::term(stored.kind, &[(1, 1)], 0, columns, &stored.bytes)
+        }
+        None if is_whole_norm(network, inner) => less_one(&whole(stored).ok_or_else(odd)?)?,
         None => whole(stored).ok_or_else(odd)?,
         Some(heads) => unpaired(stored, heads, size)?,
     };
     Ok(vec![(format!("model.layers.{layer}.{ours}.{kind}"), term)])
+}
+
+/// Whether a tensor is a normalization's whole factor, where a checkpoint has what is above one.
+fn is_whole_norm(network: &Network, theirs: &str) -> bool {
+    network.whole_norms && theirs.ends_with("norm")
+}
+
+/// Each number of a vector less one.
+fn less_one(vector: &Encoding) -> Result<Encoding, String> {
+    let values = vector.decode().map_err(|e| e.to_string())?.to_f64s();
+    let values = values.ok_or("is no vector of numbers")?;
+    let less = values.iter().map(|v| v - 1.0).collect();
+    let tensor = Tensor::from_f64(ElemType::F32, vector.shape.clone(), less);
+    Ok(dense::from_tensor(&tensor))
 }
 
 /// A vector or matrix as it is.
@@ -332,6 +286,8 @@ pub(crate) struct Place {
     pub expert: Option<usize>,
     /// It scores experts: such tensors are not quantized.
     pub router: bool,
+    /// It is what is above one of a normalization's factor, which goes into the file whole.
+    pub above_one: bool,
     /// Heads, and the size of each, whose rows are put in the order of pairs.
     heads: Option<[usize; 2]>,
 }
@@ -343,6 +299,7 @@ impl Place {
             name: name.to_owned(),
             expert: None,
             router: false,
+            above_one: false,
             heads: None,
         }
     }
@@ -412,20 +369,29 @@ pub(crate) fn place(
         .and_then(|rest| rest.split_once('.'));
     let Some((layer, inner)) = inner else {
         let theirs = find(OUTER, base).ok_or_else(unknown)?;
-        return Ok(Some(Place::of(&format!("{theirs}.{kind}"))));
+        let mut place = Place::of(&format!("{theirs}.{kind}"));
+        place.above_one = is_whole_norm(network, theirs);
+        return Ok(Some(place));
     };
-    if let Some((expert, which)) = inner
-        .strip_prefix("block_sparse_moe.experts.")
-        .and_then(|e| e.split_once('.'))
-    {
-        let theirs = find(EXPERTS, which).ok_or_else(unknown)?;
+    let expert = |ours: &str| -> Option<usize> {
+        let (before, after) = ours.split_once('#')?;
+        inner
+            .strip_prefix(before)?
+            .strip_suffix(after)?
+            .parse()
+            .ok()
+    };
+    let mut experts = network.experts.iter();
+    if let Some((theirs, e)) = experts.find_map(|(theirs, ours)| Some((theirs, expert(ours)?))) {
         let mut place = Place::of(&format!("blk.{layer}.{theirs}.{kind}"));
-        place.expert = Some(expert.parse().map_err(|_| unknown())?);
+        place.expert = Some(e);
         return Ok(Some(place));
     }
-    let theirs = find(INNER, inner).ok_or_else(unknown)?;
+    let theirs = find(network.inner, inner).or_else(|| find(INNER, inner));
+    let theirs = theirs.ok_or_else(unknown)?;
     let mut place = Place::of(&format!("blk.{layer}.{theirs}.{kind}"));
-    place.router = theirs == "ffn_gate_inp";
+    place.above_one = is_whole_norm(network, theirs);
+    place.router = ROUTERS.contains(&theirs);
     let [query, key, size] = heads(config)?;
     place.heads = match theirs {
         "attn_q" if network.paired => Some([query, size]),
@@ -442,11 +408,14 @@ pub(crate) fn place(
 }
 
 /// The settings as a file's metadata.
-pub(crate) fn metadata(config: &Config, arch: &str) -> Result<BTreeMap<String, Written>, Problem> {
+pub(crate) fn metadata(
+    config: &Config,
+    network: &Network,
+) -> Result<BTreeMap<String, Written>, Problem> {
     let mut out = BTreeMap::from([
         (
             "general.architecture".to_owned(),
-            Written::Text(arch.to_owned()),
+            Written::Text(network.name.to_owned()),
         ),
         (
             "tokenizer.ggml.model".to_owned(),
@@ -454,14 +423,16 @@ pub(crate) fn metadata(config: &Config, arch: &str) -> Result<BTreeMap<String, W
         ),
     ]);
     let [_, _, size] = heads(config)?;
+    let arch = network.name;
     let count = |name: &str, n: usize| {
         let n = u32::try_from(n).map_err(|_| config.problem(name, "is too large"));
         n.map(Written::Int)
     };
-    for &(theirs, ours) in SETTINGS {
+    for &(theirs, ours) in SETTINGS.iter().chain(network.settings) {
         let key = format!("{arch}.{theirs}");
-        if theirs.ends_with("epsilon") {
-            out.insert(key, Written::Float(config.float_or(ours, 1e-6)? as f32));
+        if theirs.ends_with("epsilon") || theirs.ends_with("softcapping") {
+            let value = config.float_opt(ours)?;
+            out.extend(value.map(|v| (key, Written::Float(v as f32))));
         } else if let Some(n) = config.size_opt(ours)? {
             out.insert(key, count(ours, n)?);
         }
