@@ -22,6 +22,8 @@ pub enum Command {
     Run(Run),
     /// Compile a model into an executable, library, object or listing.
     Build(Build),
+    /// Write a compressed model that other programs load too.
+    Compress(Compress),
     /// Show a model at a stage of compilation.
     Inspect(Inspect),
     /// Measure how fast a model runs here, kernel by kernel, beside what the machine can do.
@@ -38,7 +40,7 @@ pub enum Command {
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// An ONNX file, the folder of a checkpoint, or a module in the text form (`.lap`).
+    /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
     /// Fix a symbolic dimension: `--dim batch=1` (repeatable).
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
@@ -142,6 +144,42 @@ pub enum Emit {
     Asm,
     /// Program, code and weights in one file, for `include_model!`.
     Image,
+}
+
+/// `lapidary compress`.
+#[derive(Debug, Args)]
+pub struct Compress {
+    /// The model and how to compress it.
+    #[command(flatten)]
+    pub model: Model,
+    /// Where the model goes: a file `.onnx` or `.gguf`, or a folder of safetensors.
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// What to write, where the name does not say it.
+    #[arg(long, value_enum)]
+    pub format: Option<Export>,
+    /// Only look at the data, and list the jobs that machines which share the `--work` folder can do in any order.
+    #[arg(long, requires = "work", group = "part")]
+    pub plan: bool,
+    /// Only do this job of the plan.
+    #[arg(long, value_name = "N", requires = "work", group = "part")]
+    pub job: Option<usize>,
+    /// Only put together what the jobs have made; one that was not done is an error.
+    #[arg(long, requires = "work", group = "part")]
+    pub merge: bool,
+}
+
+/// Formats that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Export {
+    /// ONNX, from ONNX: weights are codes that `DequantizeLinear` or `MatMulNBits` reads.
+    Onnx,
+    /// A folder of safetensors for transformers and vLLM, from such a folder: `pack-quantized`.
+    CompressedTensors,
+    /// The same in GPTQ's form: all weights have the same number of bits, which `--bits` says.
+    Gptq,
+    /// GGUF for llama.cpp, from a folder of safetensors: Q8_0, Q6_K, Q4_K, Q4_0.
+    Gguf,
 }
 
 /// `lapidary inspect`.

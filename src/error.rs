@@ -41,6 +41,20 @@ pub enum Error {
         /// Why not.
         error: CompressError,
     },
+    /// A compressed model cannot be written in the wanted form.
+    #[error("{output}: {place}: {reason}")]
+    #[diagnostic(code(lapidary::export))]
+    Export {
+        /// What was to be written.
+        output: String,
+        /// Which part of the model.
+        place: String,
+        /// Why not.
+        reason: String,
+        /// What to do.
+        #[help]
+        help: String,
+    },
     /// Some nodes cannot be compiled.
     #[error("{file}: cannot be compiled:\n{errors}")]
     #[diagnostic(

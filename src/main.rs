@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => commands::run::run(&args),
         Command::Build(args) => commands::build::build(&args),
+        Command::Compress(args) => commands::compress::compress(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Eval(args) => commands::eval::eval(&args),

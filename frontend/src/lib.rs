@@ -1,12 +1,15 @@
 //! Files of other programs into the graph IR.
 //!
-//! [`import`] takes whatever a path names: an ONNX file ([`onnx`]), a checkpoint's folder ([`checkpoint`], with one
-//! file per architecture in [`arch`]), or the text form ([`text`]).
+//! [`import`] takes whatever a path names: an ONNX file ([`onnx`]), a GGUF file ([`gguf`]), a checkpoint's folder ([`checkpoint`], with one
+//! file per architecture in [`arch`] and one per way to pack weights in [`formats`]), or the text form ([`text`]).
 
 pub mod arch;
 pub mod checkpoint;
 mod error;
+pub mod export;
 mod files;
+pub mod formats;
+pub mod gguf;
 pub mod onnx;
 mod text;
 
@@ -16,10 +19,12 @@ use lapidary_ir::Module;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Imports what `path` names: a folder is a checkpoint, a file that ends in `.lap` the text form, any other ONNX.
+/// Imports what `path` names: a folder is a checkpoint, a file that ends in `.gguf` that, in `.lap` the text form, any
+/// other ONNX.
 pub fn import(path: &Path, options: &onnx::ImportOptions) -> Result<Module, ImportError> {
     match kind(path) {
         Kind::Checkpoint => checkpoint::import_folder(path, &options.dims),
+        Kind::Gguf => gguf::import_file(path, &options.dims),
         Kind::Text => text::import_file(path, &options.dims),
         Kind::Onnx => onnx::import_file(path, options),
     }
@@ -31,6 +36,7 @@ pub fn files_of(path: &Path) -> Vec<PathBuf> {
     let own = path.to_owned();
     match kind(path) {
         Kind::Checkpoint => checkpoint::files_of(path),
+        Kind::Gguf => vec![own],
         Kind::Text => {
             // Only modules with large constants have one.
             let weights = Some(path.with_extension(text::WEIGHTS)).filter(|w| w.exists());
@@ -45,6 +51,7 @@ pub fn files_of(path: &Path) -> Vec<PathBuf> {
 
 enum Kind {
     Checkpoint,
+    Gguf,
     Text,
     Onnx,
 }
@@ -55,6 +62,7 @@ fn kind(path: &Path) -> Kind {
     }
     match path.extension() {
         Some(e) if e == text::ENDING => Kind::Text,
+        Some(e) if e == gguf::ENDING => Kind::Gguf,
         _ => Kind::Onnx,
     }
 }

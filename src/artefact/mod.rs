@@ -23,7 +23,7 @@ use crate::error::Error;
 use lapidary_abi::program::Program;
 use lapidary_passes::lower::WeightPiece;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 /// What an artefact holds.
@@ -126,6 +126,53 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     })
 }
 
+/// Writes files out of pieces, all of them or none.
+///
+/// # Errors
+/// A file cannot be written; those that are in place already stay, as they are whole.
+pub fn write_pieces<P: AsRef<[u8]>>(files: &[(PathBuf, Vec<P>)]) -> Result<(), Error> {
+    let mut staged = vec![];
+    for (path, pieces) in files {
+        let write = |out: &mut dyn Write| {
+            let mut all = pieces.iter();
+            all.try_for_each(|p| out.write_all(p.as_ref()))
+                .map_err(at_path(path))
+        };
+        staged.push(Staged::new(path, false, write)?);
+    }
+    staged.into_iter().try_for_each(Staged::commit)
+}
+
+/// Writes a folder of files, whole or not at all. There may be none of its name, unless it is empty.
+///
+/// # Errors
+/// The folder exists, or a file cannot be written.
+pub fn write_folder<P: AsRef<[u8]>>(path: &Path, files: &[(String, Vec<P>)]) -> Result<(), Error> {
+    let fail = at_path(path);
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let folder = tempfile::Builder::new()
+        .prefix(".lapidary-")
+        .tempdir_in(parent)
+        .map_err(&fail)?;
+    for (name, pieces) in files {
+        let write = || {
+            let mut out =
+                BufWriter::with_capacity(1 << 20, std::fs::File::create(folder.path().join(name))?);
+            pieces.iter().try_for_each(|p| out.write_all(p.as_ref()))?;
+            out.flush()
+        };
+        write().map_err(&fail)?;
+    }
+    set_folder_mode(folder.path()).map_err(&fail)?;
+    std::fs::rename(folder.path(), path).map_err(&fail)?;
+    // What it would remove is not there any more.
+    let _ = folder.keep();
+    Ok(())
+}
+
 /// A complete file beside its place; gone unless it is committed. What makes several files stages all of them
 /// first, so that a disk that fills up leaves none.
 struct Staged<'p> {
@@ -167,6 +214,18 @@ fn set_mode(file: &std::fs::File, executable: bool) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = if executable { 0o755 } else { 0o644 };
     file.set_permissions(std::fs::Permissions::from_mode(mode))
+}
+
+/// As folders are made: those for temporary files are their owner's alone.
+#[cfg(unix)]
+fn set_folder_mode(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn set_folder_mode(_: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(unix))]

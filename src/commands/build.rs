@@ -99,7 +99,7 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
 }
 
 /// What became of the weights, a line for each.
-fn compressed(report: &compress::Report) -> String {
+pub(super) fn compressed(report: &compress::Report) -> String {
     let mut text = String::new();
     for w in &report.weights {
         let ([rows, columns], (before, after)) = (w.shape, w.bytes);
@@ -153,7 +153,7 @@ fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
 }
 
 /// The same for programs.
-fn compression(report: &compress::Report) -> serde_json::Value {
+pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
     let weight = |w: &compress::Chosen| {
         serde_json::json!({
             "name": w.name, "shape": w.shape, "choice": w.level, "encoding": w.encoding,

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod compress;
 pub mod eval;
 pub mod inspect;
 mod kernels;

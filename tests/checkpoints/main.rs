@@ -5,6 +5,7 @@
 //! it say that they are skipped.
 
 mod commands;
+mod formats;
 mod refused;
 #[allow(missing_docs, reason = "helpers of tests")]
 #[path = "../support/mod.rs"]

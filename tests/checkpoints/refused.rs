@@ -153,8 +153,8 @@ fn what_is_wrong_with_settings_is_said() {
         (
             "llama31-rope",
             "quantization_config",
-            json!({"quant_method": "gptq"}),
-            "weights quantized by `gptq` are not read yet",
+            json!({"quant_method": "quip"}),
+            "`quip` is not a known format",
         ),
         (
             "bert",

@@ -25,7 +25,7 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod roberta;
-mod rope;
+pub(crate) mod rope;
 
 pub use net::{Net, Stop};
 
@@ -96,16 +96,6 @@ pub fn of(config: &Config) -> Result<&'static Architecture, Problem> {
             ..config.problem(
                 "architectures",
                 format!("`{}` is not known", classes.join(", ")),
-            )
-        });
-    }
-    if let Some(quantization) = config.inner("quantization_config")? {
-        let method = quantization.text("quant_method")?.unwrap_or_default();
-        return Err(Problem {
-            remedy: Some("use the checkpoint that it was made from".to_owned()),
-            ..config.problem(
-                "quantization_config",
-                format!("weights quantized by `{method}` are not read yet"),
             )
         });
     }

@@ -9,6 +9,7 @@ use lapidary_ir::ops::OpError;
 use lapidary_ir::{Constant, Dim, ElemType, Module, Type, ValueId};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Tensors that older versions of transformers saved with every model although they are computed.
 const COMPUTED: &[&str] = &["rotary_emb.inv_freq", "embeddings.position_ids"];
@@ -184,6 +185,23 @@ impl<'c> Net<'c> {
     }
 
     fn constant(&self, name: &str, shape: &[usize]) -> Result<Constant, Problem> {
+        let misfit = |file: &str, found: &[usize]| Problem {
+            place: format!("tensor `{name}` of `{file}`"),
+            reason: format!(
+                "has shape {found:?}, but `{}` makes it {shape:?}",
+                self.config.file()
+            ),
+            remedy: Some(format!(
+                "does `{}` belong to these weights?",
+                self.config.file()
+            )),
+        };
+        if let Some((term, file)) = self.weights.term(name) {
+            return match term.shape == shape {
+                true => Ok(Constant::of_term(Arc::clone(term))),
+                false => Err(misfit(file, &term.shape)),
+            };
+        }
         let Some((stored, file)) = self.weights.take(name) else {
             let remedy = self.weights.similar(name);
             return Err(Problem {
@@ -200,11 +218,7 @@ impl<'c> Net<'c> {
             remedy: Some(remedy.to_owned()),
         };
         if stored.shape != shape {
-            let reason = format!(
-                "has shape {:?}, but `config.json` makes it {shape:?}",
-                stored.shape
-            );
-            return Err(wrong(reason, "does `config.json` belong to these weights?"));
+            return Err(misfit(file, &stored.shape));
         }
         match &stored.elem {
             Ok(elem) if elem.is_float() => Ok(Constant::dense(
@@ -239,8 +253,15 @@ impl<'c> Net<'c> {
         self.product(x, w, name, to, bias)
     }
 
-    /// `x w` with `w` of shape `[from, to]`, as GPT-2 stores them, and a bias.
+    /// `x w` with `w` of shape `[from, to]`, as GPT-2 stores them, and a bias. Packed weights are `[to, from]` always.
     pub fn conv1d(&mut self, x: ValueId, name: &str, from: usize, to: usize) -> Built {
+        if self
+            .weights
+            .term(&format!("{}{name}.weight", self.scope))
+            .is_some()
+        {
+            return self.linear(x, name, from, to, true);
+        }
         let w = self.weight(&format!("{name}.weight"), &[from, to]);
         self.product(x, w, name, to, true)
     }

@@ -1,5 +1,6 @@
 //! Rotary position embeddings: the frequencies of every form, and the angles of positions.
 
+use super::blocks::Heads;
 use super::net::{Net, Stop};
 use crate::checkpoint::config::Config;
 use crate::error::Problem;
@@ -96,6 +97,15 @@ impl Settings {
                 Ok(plain.iter().map(|f| f / factor).collect())
             }
             "llama3" => llama3(scaling, &plain),
+            // Each frequency by its own number: how GGUF files say the others.
+            "factors" => {
+                let factors = scaling.floats("factors")?;
+                if factors.len() != plain.len() || factors.contains(&0.0) {
+                    let reason = format!("must be {} numbers other than 0", plain.len());
+                    return Err(scaling.problem("factors", reason));
+                }
+                Ok(plain.iter().zip(factors).map(|(f, by)| f / by).collect())
+            }
             other => Err(Problem {
                 remedy: Some("known are default, linear, llama3".to_owned()),
                 ..scaling.problem(
@@ -134,6 +144,25 @@ impl Settings {
         let (cos, sin) = (all("cos")?, all("sin")?);
         Ok(Rope { cos, sin, dim })
     }
+}
+
+/// The base of a model by its usual settings, and what divides the frequency of each pair of a whole head.
+pub(crate) fn divided(config: &Config) -> Result<(f64, Vec<f64>), Problem> {
+    let heads = Heads::read(config, config.size("hidden_size")?)?;
+    // Of models with more than one, what layers without windows have.
+    let settings = match Settings::of_kind(config, "full_attention", 1e6)? {
+        Some(settings) => settings,
+        None => Settings::read(config, 10_000.0)?,
+    };
+    if settings.share != 1.0 || heads.size > MAX_DIM {
+        return Err(config.problem("partial_rotary_factor", "must be 1 here"));
+    }
+    let plain = Settings::plain(settings.theta).frequencies(heads.size)?;
+    let own = settings.frequencies(heads.size)?;
+    Ok((
+        settings.theta,
+        plain.iter().zip(own).map(|(p, f)| p / f).collect(),
+    ))
 }
 
 fn share(config: &Config) -> Result<f64, Problem> {

@@ -17,6 +17,8 @@ const MAX_BYTES: usize = 16 << 20;
 /// The settings of a checkpoint, or one object of settings inside them.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What the settings are read from, for messages.
+    file: String,
     /// Where in the file this object is, for messages.
     path: String,
     settings: Map<String, Value>,
@@ -43,8 +45,26 @@ impl Config {
         }
         let settings =
             serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not valid: {e}")))?;
-        let path = String::new();
-        Ok(Config { path, settings })
+        Ok(Config::of(settings, FILE))
+    }
+
+    /// Settings out of a file of this name.
+    pub(crate) fn of(settings: Map<String, Value>, file: &str) -> Config {
+        Config {
+            file: file.to_owned(),
+            path: String::new(),
+            settings,
+        }
+    }
+
+    /// All settings as they are.
+    pub(crate) fn into_settings(self) -> Map<String, Value> {
+        self.settings
+    }
+
+    /// What the settings are read from.
+    pub fn file(&self) -> &str {
+        &self.file
     }
 
     /// Whether there is a setting, other than `null`.
@@ -59,7 +79,7 @@ impl Config {
     /// A problem with a setting.
     pub fn problem(&self, name: &str, reason: impl Into<String>) -> Problem {
         Problem {
-            place: format!("`{}{name}` of `{FILE}`", self.path),
+            place: format!("`{}{name}` of `{}`", self.path, self.file),
             reason: reason.into(),
             remedy: None,
         }
@@ -132,6 +152,26 @@ impl Config {
         self.found(name, "a text", |v| v.as_str().map(str::to_owned))
     }
 
+    /// A list of numbers.
+    pub fn floats(&self, name: &str) -> Result<Vec<f64>, Problem> {
+        let all = |v: &Value| {
+            let numbers = v.as_array()?.iter().map(Value::as_f64);
+            numbers.collect::<Option<Vec<f64>>>()
+        };
+        let found = self.found(name, "a list of numbers", all)?;
+        self.needed(name, found)
+    }
+
+    /// A list of positive numbers, if there is the setting.
+    pub fn lengths(&self, name: &str) -> Result<Option<Vec<usize>>, Problem> {
+        let length = |v: &Value| v.as_u64().filter(|n| (1..=MAX_SIZE).contains(n));
+        let all = |v: &Value| {
+            let lengths = v.as_array()?.iter().map(|v| length(v).map(|n| n as usize));
+            lengths.collect::<Option<Vec<usize>>>()
+        };
+        self.found(name, "a list of positive whole numbers", all)
+    }
+
     /// A list of texts, if there is the setting.
     pub fn texts(&self, name: &str) -> Result<Option<Vec<String>>, Problem> {
         let all = |v: &Value| {
@@ -145,6 +185,7 @@ impl Config {
     pub fn inner(&self, name: &str) -> Result<Option<Config>, Problem> {
         let settings = self.found(name, "an object", |v| v.as_object().cloned())?;
         Ok(settings.map(|settings| Config {
+            file: self.file.clone(),
             path: format!("{}{name}.", self.path),
             settings,
         }))

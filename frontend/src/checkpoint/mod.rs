@@ -1,7 +1,7 @@
 //! Hugging Face checkpoints into the graph IR: a folder with `config.json` and weights in safetensors.
 //!
 //! [`config`] reads the settings in the forms of many years, [`safetensors`] and [`weights`] find the tensors, which
-//! stay views of their mapped files. What a network is made of is in [`crate::arch`], chosen by `model_type`.
+//! stay views of their mapped files; packed weights become terms ([`crate::formats`]). What a network is made of is in [`crate::arch`], chosen by `model_type`.
 
 pub mod config;
 pub mod safetensors;
@@ -9,7 +9,7 @@ pub mod weights;
 
 use crate::arch::{self, Net};
 use crate::error::{ImportError, Problem, Problems};
-use crate::{bind_dims, files::Files};
+use crate::{bind_dims, files::Files, formats};
 use config::Config;
 use lapidary_ir::Module;
 use std::collections::BTreeMap;
@@ -36,7 +36,8 @@ fn read(folder: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) ->
     let config = noted(Config::read(folder), problems)?;
     let architecture = noted(arch::of(&config), problems)?;
     let files = Files::new(Some(folder));
-    let weights = noted(Weights::read(folder, &files), problems)?;
+    let mut weights = noted(Weights::read(folder, &files), problems)?;
+    formats::unpack(&config, &mut weights, problems);
     let mut net = Net::new(&config, &weights, problems);
     (architecture.build)(&mut net).unwrap_or_else(|stop| net.stopped(stop));
     let mut module = net.finish(architecture)?;

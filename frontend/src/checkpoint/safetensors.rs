@@ -10,6 +10,7 @@ use bytes::Bytes;
 use lapidary_ir::ElemType;
 use lapidary_ir::types::{MAX_DIM, MAX_RANK};
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Longest header, as the format has it.
@@ -126,6 +127,33 @@ fn stored(entry: serde_json::Value, data: &Bytes) -> Result<Stored, String> {
     })
 }
 
+/// A file of these tensors, in pieces: a header, then their bytes as they are.
+pub(crate) fn write(tensors: &BTreeMap<String, Stored>) -> Vec<Bytes> {
+    let mut entries = serde_json::Map::new();
+    entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut at = 0;
+    for (name, stored) in tensors {
+        let dtype = match &stored.elem {
+            Ok(elem) => DTYPES
+                .iter()
+                .find(|(_, e)| e == elem)
+                .map_or("", |(name, _)| name),
+            Err(name) => name,
+        };
+        let end = at + stored.bytes.len();
+        let entry = json!({ "dtype": dtype, "shape": stored.shape, "data_offsets": [at, end] });
+        entries.insert(name.clone(), entry);
+        at = end;
+    }
+    let mut header = serde_json::Value::Object(entries).to_string().into_bytes();
+    // Data begins at a multiple of eight bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    let header = [&length[..], &header].concat();
+    let data = tensors.values().map(|stored| stored.bytes.clone());
+    std::iter::once(Bytes::from(header)).chain(data).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +177,15 @@ mod tests {
         assert_eq!(found["b"].bytes, [5u8, 6, 7, 8].as_slice());
         assert!(all.as_ptr_range().contains(&found["b"].bytes.as_ptr()));
         assert_eq!(found["c"].elem, Err("F4".to_owned()));
+        let again: Bytes = write(&found).concat().into();
+        let again = read(&again, "m").expect("a valid file");
+        for (name, stored) in &found {
+            assert_eq!(again[name].bytes, stored.bytes, "{name}");
+            assert_eq!(
+                (&again[name].elem, &again[name].shape),
+                (&stored.elem, &stored.shape)
+            );
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! The tensors of a checkpoint by name, out of one file or of many.
+//! The tensors of a checkpoint by name, out of one file or of many: plainly stored, or packed and then a term.
 
 use super::safetensors::{self, Stored};
 use crate::error::Problem;
 use crate::files::Files;
+use lapidary_ir::encodings::Encoding;
 use serde::Deserialize;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The file of a checkpoint that is in one piece.
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 
 /// What tells in which file each tensor of a checkpoint in pieces is.
 const INDEX: &str = "model.safetensors.index.json";
@@ -25,9 +27,15 @@ pub struct Weights {
 
 #[derive(Debug)]
 struct Held {
-    stored: Stored,
+    what: What,
     file: String,
     used: Cell<bool>,
+}
+
+#[derive(Debug)]
+enum What {
+    Stored(Stored),
+    Term(Arc<Encoding>),
 }
 
 #[derive(Deserialize)]
@@ -99,11 +107,96 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
-    /// The tensor and the name of its file. From now on it counts as used.
+    /// The tensor as it is stored, unless it is a term, and the name of its file. From now on it counts as used.
     pub fn take(&self, name: &str) -> Option<(&Stored, &str)> {
         let held = self.tensors.get(name)?;
         held.used.set(true);
-        Some((&held.stored, &held.file))
+        match &held.what {
+            What::Stored(stored) => Some((stored, &held.file)),
+            What::Term(_) => None,
+        }
+    }
+
+    /// The term of a packed weight, and the name of its file. From now on it counts as used.
+    pub fn term(&self, name: &str) -> Option<(&Arc<Encoding>, &str)> {
+        let held = self.tensors.get(name)?;
+        let What::Term(term) = &held.what else {
+            return None;
+        };
+        held.used.set(true);
+        Some((term, &held.file))
+    }
+
+    /// The tensors that are no terms, by name.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Stored)> {
+        self.tensors
+            .iter()
+            .filter_map(|(name, held)| match &held.what {
+                What::Stored(stored) => Some((name.as_str(), stored)),
+                What::Term(_) => None,
+            })
+    }
+
+    /// The file that a tensor is in.
+    pub fn file_of(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|held| held.file.as_str())
+    }
+
+    /// The modules that have a tensor whose name ends so.
+    pub(crate) fn modules(&self, ending: &str) -> Vec<String> {
+        let names = self.tensors.keys();
+        let modules = names.filter_map(|name| name.strip_suffix(ending));
+        modules.map(str::to_owned).collect()
+    }
+
+    /// From now on, the weight of a module is this term, whose parts lie where the module's tensor of this ending does.
+    pub(crate) fn put(&mut self, module: &str, ending: &str, term: Encoding) {
+        let file = self.file_of(&format!("{module}{ending}"));
+        let held = Held {
+            file: file.unwrap_or_default().to_owned(),
+            what: What::Term(Arc::new(term)),
+            used: Cell::new(false),
+        };
+        // Some writers name the parts after the weight, some after the module.
+        let module = module.strip_suffix(".weight").unwrap_or(module);
+        self.tensors.insert(format!("{module}.weight"), held);
+    }
+
+    /// A tensor of zeros may stay unused: quantizers write biases for modules that have none.
+    pub(crate) fn excuse_zeros(&self, name: &str) {
+        if let Some(held) = self.tensors.get(name)
+            && let What::Stored(stored) = &held.what
+            && stored.bytes.iter().all(|&b| b == 0)
+        {
+            held.used.set(true);
+        }
+    }
+
+    /// All of a file's tensors as terms.
+    pub(crate) fn of_terms(
+        terms: impl IntoIterator<Item = (String, Encoding)>,
+        file: &str,
+    ) -> Weights {
+        let held = |term| Held {
+            what: What::Term(Arc::new(term)),
+            file: file.to_owned(),
+            used: Cell::new(false),
+        };
+        let tensors = terms.into_iter().map(|(name, term)| (name, held(term)));
+        Weights {
+            tensors: tensors.collect(),
+        }
+    }
+
+    /// Tensors as if they were in a file.
+    #[cfg(test)]
+    pub(crate) fn of_stored(stored: impl IntoIterator<Item = (String, Stored)>) -> Weights {
+        let tensors = stored
+            .into_iter()
+            .map(|(name, stored)| (name, held(stored, SINGLE)));
+        Weights {
+            tensors: tensors.collect(),
+        }
     }
 
     /// Names of tensors that nothing took, with the names of their files.
@@ -129,7 +222,7 @@ impl Weights {
 
 fn held(stored: Stored, file: &str) -> Held {
     Held {
-        stored,
+        what: What::Stored(stored),
         file: file.to_owned(),
         used: Cell::new(false),
     }

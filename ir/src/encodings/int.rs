@@ -4,24 +4,27 @@
 //! bits = 4, row-major, low bits first:
 //! byte 0: [c1 c1 c1 c1 c0 c0 c0 c0]   byte 1: [c3 c3 c3 c3 c2 c2 c2 c2] …
 //! ```
-//! Codes run on over row ends; the last byte is zero-filled. `pack` is placement only, never a change of
-//! value; `lsb` (the default, above) is the one order so far. The element type (`u4`, `i4`, `u8` …) says
-//! whether codes are sign-extended.
+//! Codes run on over row ends; the last byte is zero-filled. Files that place codes in another order hold these bytes
+//! elsewhere: the child term `bytes` then says where (`strided`), in place of bytes of its own. The element type (`u4`,
+//! `i4`, `u8` …) says whether codes are sign-extended.
 //! Source: ONNX, "Packed 4-bit tensors"; `bits` is 1..=8.
 
 use super::sampling::Sampler;
+use super::strided::{self, Places};
 use super::{Constructor, DecodeError, Encoding};
 use crate::builder::Builder;
 use crate::ops::OpError;
 use crate::tensor::Data;
 use crate::{Attr, Attrs, ElemType, Tensor, ValueId, tensor};
 use bytes::Bytes;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// The constructor.
 pub static INT: Constructor = Constructor {
     name: "int",
     summary: "codes of 1 to 8 bits, packed low bits first",
-    children: &[],
+    children: &["bytes?"],
     has_blob: true,
     algebraic: false,
     contents: None,
@@ -42,6 +45,29 @@ pub fn int(elem: ElemType, bits: u32, shape: Vec<usize>, bytes: Bytes) -> Encodi
         children: vec![],
         blob: Some(bytes),
     }
+}
+
+/// A term of codes whose packed bytes, `u8` in a row, are another term.
+pub fn over(elem: ElemType, bits: u32, shape: Vec<usize>, bytes: Encoding) -> Encoding {
+    let mut e = int(elem, bits, shape, Bytes::new());
+    e.blob = None;
+    e.children.push(Arc::new(bytes));
+    e
+}
+
+/// The packed bytes of a term.
+///
+/// # Errors
+/// They are another term's, which is not valid.
+pub fn packed(e: &Encoding) -> Result<Cow<'_, [u8]>, DecodeError> {
+    let Some(bytes) = e.children.first() else {
+        return Ok(Cow::Borrowed(e.blob.as_deref().unwrap_or(&[])));
+    };
+    if bytes.ctor.name == "strided" {
+        return strided::bytes(bytes).map(Cow::Owned);
+    }
+    let codes = bytes.integers()?;
+    Ok(Cow::Owned(codes.into_iter().map(|b| b as u8).collect()))
 }
 
 /// Packs codes as this constructor stores them; only the low `bits` of each are kept.
@@ -79,7 +105,11 @@ fn check(e: &Encoding) -> Result<(), DecodeError> {
         .checked_mul(bits)
         .ok_or_else(|| e.error("shape is too large"))?
         .div_ceil(8);
-    let got = e.blob.as_ref().map_or(0, Bytes::len);
+    let got = match e.children.first() {
+        None => e.blob.as_ref().map_or(0, Bytes::len),
+        Some(b) if e.blob.is_none() && b.elem == ElemType::U8 && b.shape.len() == 1 => b.len(),
+        Some(_) => return Err(e.error("`bytes` are a list of u8, in place of bytes of its own")),
+    };
     if want == got {
         Ok(())
     } else {
@@ -89,9 +119,9 @@ fn check(e: &Encoding) -> Result<(), DecodeError> {
 
 fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
     let bits = e.int_param("bits").unwrap_or(8) as u32;
-    let bytes = e.blob.as_deref().unwrap_or(&[]);
+    let bytes = packed(e)?;
     let codes = unpack(
-        bytes,
+        &bytes,
         bits,
         e.elem.int_range().is_some_and(|(lo, _)| lo < 0),
     );
@@ -121,8 +151,10 @@ pub fn unpack(bytes: &[u8], bits: u32, signed: bool) -> impl Iterator<Item = i16
 }
 
 fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
-    let bytes = e.blob.clone().unwrap_or_default();
-    let x = b.bytes(bytes);
+    let x = match e.children.is_empty() {
+        true => b.bytes(e.blob.clone().unwrap_or_default()),
+        false => e.child(b, 0),
+    };
     let bits = e.params.get("bits").cloned().unwrap_or(Attr::Int(8));
     let attrs = [
         ("bits", bits),
@@ -140,12 +172,20 @@ fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> 
         .integers(n)
         .into_iter()
         .map(|c| c as u8 & ((1u16 << bits) - 1) as u8);
-    Some(int(
-        elem,
-        bits,
-        shape.to_vec(),
-        Bytes::from(pack(codes, bits)),
-    ))
+    let bytes = Bytes::from(pack(codes, bits));
+    if s.below(3) > 0 {
+        return Some(int(elem, bits, shape.to_vec(), bytes));
+    }
+    let (n, bits_of_all) = (bytes.len(), bytes.len() as i64 * 8);
+    // The same bytes, kept from the last to the first.
+    let reversed: Bytes = bytes.iter().rev().copied().collect::<Vec<u8>>().into();
+    let places = Places {
+        bits: 8,
+        first: bits_of_all - 8,
+        digits: vec![(n, -8)],
+    };
+    let bytes = strided::strided(ElemType::U8, vec![n], places, reversed);
+    Some(over(elem, bits, shape.to_vec(), bytes))
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub mod rotate;
 pub mod sampling;
 pub mod scale;
 pub mod sparse;
+pub mod strided;
 pub mod sum;
 pub mod tt;
 
@@ -50,6 +51,7 @@ use std::sync::Arc;
 /// Every constructor.
 pub static ENCODINGS: &[&Constructor] = &[
     &dense::DENSE,
+    &strided::STRIDED,
     &int::INT,
     &bits::BITS,
     &coded::CODED,
@@ -206,7 +208,11 @@ impl Encoding {
 
     /// All stored bytes of the term.
     pub fn stored_bytes(&self) -> u64 {
-        let own = self.blob.as_ref().map_or(0, Bytes::len) as u64;
+        // Terms may share the bytes of a file of which each means a part.
+        let own = match self.ctor.name {
+            "strided" => (self.len() as u64).saturating_mul(self.elem.size_bytes() as u64),
+            _ => self.blob.as_ref().map_or(0, Bytes::len) as u64,
+        };
         own + self.children.iter().map(|c| c.stored_bytes()).sum::<u64>()
     }
 
@@ -226,10 +232,10 @@ impl Encoding {
     }
 
     /// True if the bytes are fewer than, or other than, the elements': what reads them must decode. Codes of a type
-    /// that has no bytes of its own (`u4`) are not compressed by being packed.
+    /// that has no bytes of its own (`u4`) are not compressed by being packed, nor are elements by lying elsewhere.
     pub fn is_compressed(&self) -> bool {
         match self.ctor.name {
-            "dense" => false,
+            "dense" | "strided" => false,
             "int" => self.int_param("bits") != Some(i64::from(self.elem.bits())),
             _ => true,
         }
@@ -291,17 +297,21 @@ impl Encoding {
     /// # Errors
     /// It is not of integers, or one is out of the range of `i64`.
     pub fn integers(&self) -> Result<Vec<i64>, DecodeError> {
-        let bytes = self.blob.as_deref().unwrap_or(&[]);
         let signed = self.elem.int_range().is_some_and(|(lo, _)| lo < 0);
-        let bits = match (self.ctor.name, self.elem) {
-            ("int", _) => self.int_param("bits"),
-            ("dense", ElemType::U8 | ElemType::I8) => Some(8),
-            _ => None,
-        };
-        if let Some(bits) = bits {
-            self.check_own()?;
+        let plain = |bytes: &[u8], bits: i64| {
             let codes = int::unpack(bytes, bits as u32, signed).take(self.len());
-            return Ok(codes.map(i64::from).collect());
+            Ok(codes.map(i64::from).collect())
+        };
+        match (self.ctor.name, self.elem, self.int_param("bits")) {
+            ("int", _, Some(bits)) => {
+                self.check_own()?;
+                return plain(&int::packed(self)?, bits);
+            }
+            ("dense", ElemType::U8 | ElemType::I8, _) => {
+                self.check_own()?;
+                return plain(self.blob.as_deref().unwrap_or(&[]), 8);
+            }
+            _ => {}
         }
         let codes = self.decode()?.to_i64s();
         codes.ok_or_else(|| self.error("is not of integers"))
@@ -416,7 +426,7 @@ fn open_constant(
         return Ok(to);
     }
     // Inside a term, codes stay packed whatever their type: as a constant of their own they would not.
-    let packed = |e: &Encoding| e.is_compressed() || inner && e.ctor.name != "dense";
+    let packed = |e: &Encoding| e.is_compressed() || inner && e.ctor.name == "int";
     let term = match b.module.as_constant(v) {
         Some(c) if packed(c.encoding()) && which(v, c.encoding()) => Arc::clone(c.encoding()),
         _ => return Ok(v),

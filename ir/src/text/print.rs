@@ -15,6 +15,9 @@ const LITERAL_BYTES: usize = 256;
 /// Offsets in the side file are multiples of this, so that a mapped file can be used as it is.
 const ALIGN: u64 = 64;
 
+/// How many parts of the side file back the same bytes are looked for: those of one term.
+const RECENT: usize = 8;
+
 /// Depth at which a program too strange to be read back is cut off.
 const MAX_DEPTH: usize = 256;
 
@@ -264,9 +267,18 @@ fn write_blob(e: &Encoding, blob: &Bytes, blobs: &mut Blobs) -> String {
         Blobs::Inline | Blobs::Omit => hex(blob),
         Blobs::Elide => sum() + ")",
         Blobs::Side(parts) => {
-            let end = parts.last().map_or(0, |(at, b)| at + b.len() as u64);
-            let at = end.next_multiple_of(ALIGN);
-            parts.push((at, blob.clone()));
+            // Parts of one format's blocks are terms over the same bytes.
+            let same =
+                |(_, b): &&(u64, Bytes)| b.as_ptr() == blob.as_ptr() && b.len() == blob.len();
+            let at = match parts.iter().rev().take(RECENT).find(same) {
+                Some((at, _)) => *at,
+                None => {
+                    let end = parts.last().map_or(0, |(at, b)| at + b.len() as u64);
+                    let at = end.next_multiple_of(ALIGN);
+                    parts.push((at, blob.clone()));
+                    at
+                }
+            };
             format!("{}, {at})", sum())
         }
     }

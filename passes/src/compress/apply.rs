@@ -25,6 +25,7 @@ pub(super) fn apply(
         let mut chosen = Chosen {
             name: site.name.clone(),
             shape: site.shape,
+            by_columns: site.view == View::Columns,
             level,
             encoding: "dense".to_owned(),
             bytes: (own, own),

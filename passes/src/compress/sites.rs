@@ -32,7 +32,27 @@ pub(super) struct Site {
     pub shape: [usize; 2],
 }
 
+/// A weight that may be compressed, for those who choose what it is tried with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Its name.
+    pub name: String,
+    /// Rows (outputs) and columns (inputs).
+    pub shape: [usize; 2],
+    /// The model stores outputs as columns.
+    pub by_columns: bool,
+}
+
 impl Site {
+    /// What others know of it.
+    pub fn weight(&self) -> Weight {
+        Weight {
+            name: self.name.clone(),
+            shape: self.shape,
+            by_columns: self.view == View::Columns,
+        }
+    }
+
     /// Elements of the weight.
     pub fn elements(&self) -> usize {
         self.shape[0] * self.shape[1]
@@ -79,9 +99,8 @@ pub(super) fn find(module: &Module) -> Vec<Site> {
     let mut seen = HashSet::new();
     let site = |v: ValueId| {
         let (view, constant) = (views[&v]?, module.as_constant(v)?);
-        let plain = constant.elem().is_float()
-            && constant.elem().bits() >= 16
-            && constant.dense_bytes().is_some();
+        let plain =
+            constant.elem().is_float() && constant.elem().bits() >= 16 && !constant.is_compressed();
         let shape = constant.shape();
         let (&rows, inner) = shape.split_first()?;
         let shape = match view {

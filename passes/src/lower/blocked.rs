@@ -15,13 +15,13 @@ use super::linear::{self, Plan};
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
-use bytes::Bytes;
 use lapidary_abi::kernel::MAX_BLOCK;
-use lapidary_ir::encodings::Encoding;
+use lapidary_ir::encodings::{Encoding, int, strided};
 use lapidary_ir::kernel::blocks::{Format, PANEL};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -51,7 +51,9 @@ pub struct Weights {
     format: Format,
     /// Of the sum of a block's codes: minus the zero point, if it is the same for all.
     factor: i32,
-    codes: Bytes,
+    codes: Arc<Encoding>,
+    /// Added to codes and zero points, so that none is negative.
+    shift: i64,
     scales: Arc<Encoding>,
     zeros: Option<Arc<Encoding>>,
 }
@@ -102,12 +104,11 @@ impl Weights {
             return None;
         }
         let (scales, codes) = (term.children.first()?, term.children.get(1)?);
-        let bits = codes.int_param("bits").filter(|b| [2, 4, 8].contains(b))? as u32;
+        let (bits, shift) = stored(codes).filter(|(bits, _)| [2, 4, 8].contains(bits))?;
         let (&[n, k], &[rows, blocks]) = (&term.shape[..], &scales.shape[..]) else {
             return None;
         };
-        let unsigned = codes.elem.int_range().is_some_and(|(lo, _)| lo == 0);
-        if codes.ctor.name != "int" || !unsigned || blocks == 0 || n == 0 {
+        if blocks == 0 || n == 0 {
             return None;
         }
         let block = k / blocks;
@@ -120,16 +121,15 @@ impl Weights {
         if !fits || block > MAX_ROUNDED.min(MAX_BLOCK) || block == 0 {
             return None;
         }
-        let (mut factor, mut zeros) = (0, None);
+        let (mut factor, mut zeros) = (-(shift as i32), None);
         if let Some(zero) = term.children.get(2) {
-            let values = zero.decode().ok()?;
-            let values = values.integers()?;
+            let values = whole_numbers(zero)?;
             let first = *values.first()?;
-            if !values.iter().all(|z| (0..1 << bits).contains(z)) {
+            if !values.iter().all(|z| (0..1 << bits).contains(&(z + shift))) {
                 return None;
             }
             if values.iter().all(|&z| z == first) {
-                factor = -(first as i32);
+                factor = -((first + shift) as i32);
             } else if zero.shape == [n, blocks] {
                 (factor, zeros) = (-1, Some(zero.clone()));
             } else {
@@ -146,7 +146,8 @@ impl Weights {
                 zeros: zeros.is_some(),
             },
             factor,
-            codes: codes.blob.clone()?,
+            codes: codes.clone(),
+            shift,
             scales: scales.clone(),
             zeros,
         })
@@ -157,14 +158,22 @@ impl Weights {
         let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
         let scales = numbers(&self.scales)?;
         let scales = scales.floats().ok_or("scales are floats")?;
-        let zeros = self.zeros.as_deref().map(numbers).transpose()?;
-        let zeros = zeros.as_ref().and_then(|z| z.integers());
+        let zeros = self.zeros.as_deref().map(whole_numbers);
+        let zeros = zeros.map(|z| z.ok_or("zero points are whole numbers"));
+        let zeros = zeros.transpose()?;
+        let packed = match self.codes.ctor.name {
+            "int" => int::packed(&self.codes),
+            "strided" => strided::bytes(&self.codes).map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(self.codes.blob.as_deref().unwrap_or(&[]))),
+        };
+        let packed = packed.map_err(|e| e.to_string())?;
         let (f, width) = (self.format, PANEL as usize);
         let (block, bits) = (f.block as usize, f.bits as usize);
         let (k, mask) = (block * self.blocks, (0xFFu16 >> (8 - bits)) as u8);
         let code = |row: usize, at: usize| {
             let bit = (row * k + at) * bits;
-            self.codes[bit / 8] >> (bit % 8) & mask
+            // What is added to a signed code is its sign bit turned over.
+            (packed[bit / 8] >> (bit % 8) & mask) ^ self.shift as u8
         };
         let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
         for panel in 0..panels {
@@ -179,9 +188,9 @@ impl Weights {
                         _ => out.extend((scale as f32).to_le_bytes()),
                     }
                 }
-                if let Some(zeros) = zeros {
+                if let Some(zeros) = &zeros {
                     let zero = |row: &Option<usize>| {
-                        row.map_or(0, |row| zeros[row * self.blocks + at] as u8)
+                        row.map_or(0, |row| (zeros[row * self.blocks + at] + self.shift) as u8)
                     };
                     out.extend(rows.iter().map(zero));
                 }
@@ -201,6 +210,25 @@ impl Weights {
         }
         Ok(out)
     }
+}
+
+/// Bits of codes, and what must be added to them so that none is negative; none for codes that are terms of more parts.
+fn stored(codes: &Encoding) -> Option<(u32, i64)> {
+    let (low, _) = codes.elem.int_range()?;
+    let bits = match codes.ctor.name {
+        "int" => codes.int_param("bits")?,
+        "dense" | "strided" => i64::from(codes.elem.bits()).min(9),
+        _ => return None,
+    };
+    let shift = if low < 0 { 1i64 << (bits - 1) } else { 0 };
+    Some((bits as u32, shift))
+}
+
+/// The values of a term, if they are whole numbers: a zero point may be held by a table (GPTQ's are one more than stored).
+fn whole_numbers(e: &Encoding) -> Option<Vec<i64>> {
+    let values = e.decode().ok()?.to_f64s()?;
+    let whole = |v: f64| (v.fract() == 0.0 && v.abs() < 1e9).then_some(v as i64);
+    values.into_iter().map(whole).collect()
 }
 
 /// The node that rounds the left side of a product in blocks of this length, if that is row-major.
@@ -408,6 +436,8 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
 mod tests {
     use crate::lower::checks::{check, numbers};
     use lapidary_ir::builder::Builder;
+    use lapidary_ir::encodings::strided::Places;
+    use lapidary_ir::encodings::{Encoding, affine, codebook, dense, int, strided};
     use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
 
     /// Zero points of packed weights.
@@ -559,6 +589,74 @@ mod tests {
                 });
                 assert_eq!(kernels, 1, "{name}");
             }
+        }
+    }
+
+    /// Terms as files of other programs give them: signed codes, codes among other bytes, zero points of a table.
+    #[test]
+    fn terms_over_files_are_products_of_blocks() {
+        let (n, k) = (9, 64);
+        let file: Vec<u8> = (0..n * (k + 4)).map(|i| (i * 37 % 251) as u8).collect();
+        let file = bytes::Bytes::from(file);
+        // Rows of codes with four other bytes before each.
+        let among = |elem, bits| {
+            let digits = vec![(n, (8 * (k + 4)) as i64), (8 * k / bits, bits as i64)];
+            let places = Places {
+                bits,
+                first: 32,
+                digits,
+            };
+            strided::strided(elem, vec![n, k], places, file.clone())
+        };
+        let scales = |b: &mut Builder| {
+            let v = b.constant(&numbers(&[n, 2], 5));
+            let scales = b.module.as_constant(v).expect("a constant").encoding();
+            Encoding::clone(scales)
+        };
+        let zeros = |elem, values: fn(i128) -> i128| {
+            let values = (0..2 * n as i128).map(values).collect();
+            dense::from_tensor(&Tensor::from_int(elem, [n, 2], values))
+        };
+        let table = |codes| {
+            let next = (0..16).map(|q| f64::from((q + 1) % 16)).collect();
+            let table = Tensor::from_f64(ElemType::F32, [1, 1, 16, 1], next);
+            codebook::codebook(ElemType::F32, dense::from_tensor(&table), codes)
+        };
+        let nibbles = || {
+            let bytes = Places {
+                bits: 8,
+                first: 0,
+                digits: vec![(n * k / 2, 8)],
+            };
+            let bytes = strided::strided(ElemType::U8, vec![n * k / 2], bytes, file.clone());
+            int::over(ElemType::U8, 4, vec![n, k], bytes)
+        };
+        let cases: Vec<(&str, Encoding, Option<Encoding>)> = vec![
+            ("signed", among(ElemType::I8, 8), None),
+            (
+                "signed, zeros",
+                among(ElemType::I8, 4),
+                Some(zeros(ElemType::I8, |i| i % 7 - 3)),
+            ),
+            (
+                "unsigned",
+                among(ElemType::U8, 1),
+                Some(zeros(ElemType::U8, |_| 128)),
+            ),
+            (
+                "a table",
+                nibbles(),
+                Some(table(zeros(ElemType::U8, |i| i % 16))),
+            ),
+        ];
+        for (name, codes, zero) in cases {
+            let kernels = check(name, &[&[3, k]], false, |b, x| {
+                let term = affine::affine(ElemType::F32, scales(b), codes.clone(), zero.clone());
+                let w = b.term(&std::sync::Arc::new(term));
+                let w = b.transpose(w, &[1, 0]).expect("a matrix");
+                b.op("matmul", &[x[0], w]).expect("fits")
+            });
+            assert_eq!(kernels, 1, "{name}");
         }
     }
 

@@ -1,0 +1,58 @@
+//! GGUF files into the graph IR: metadata becomes settings, tensors become terms, and the network is that of
+//! [`crate::arch`].
+//!
+//! [`mod@file`] reads the container, [`blocks`] says what each type of tensors means, [`network`] which architecture a file
+//! is of and what its tensors are called there, by the tables of [`names`]. The vocabulary is not read.
+
+pub mod blocks;
+pub mod file;
+pub(crate) mod names;
+pub(crate) mod network;
+#[cfg(test)]
+mod tests;
+
+use crate::arch::{self, Net};
+use crate::bind_dims;
+use crate::error::{ImportError, Problem, Problems};
+use crate::files::map_source;
+use lapidary_ir::Module;
+use lapidary_ir::sources::Sources;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How names of files end.
+pub const ENDING: &str = "gguf";
+
+/// What to do where nothing better is known.
+const REMEDY: &str = "is the file complete, and made by llama.cpp's converter?";
+
+/// Imports a file, and fixes these dimensions (`batch`, `seq`). Inputs and outputs are those of a checkpoint's folder.
+pub fn import_file(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
+    let mut problems = Problems::new(REMEDY);
+    let module = read(path, dims, &mut problems);
+    match module {
+        Some(module) if problems.is_empty() => Ok(module),
+        _ => Err(problems.of(&path.display().to_string())),
+    }
+}
+
+fn read(path: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> Option<Module> {
+    let mut sources = Sources::default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let found = map_source(path, &mut sources)
+        .map_err(|reason| Problem {
+            place: "file".to_owned(),
+            reason,
+            remedy: Some("is the path right, and may you read it?".to_owned()),
+        })
+        .and_then(|bytes| file::read(&bytes, &name))
+        .and_then(|file| network::of(file, &name))
+        .and_then(|(config, weights)| Ok((arch::of(&config)?, config, weights)));
+    let (architecture, config, weights) = found.map_err(|p| problems.push(p)).ok()?;
+    let mut net = Net::new(&config, &weights, problems);
+    (architecture.build)(&mut net).unwrap_or_else(|stop| net.stopped(stop));
+    let mut module = net.finish(architecture)?;
+    bind_dims(&mut module, dims, problems);
+    module.sources = sources;
+    Some(module)
+}

@@ -1,0 +1,438 @@
+//! `lapidary compress`: what it writes is what other programs read. Judges are onnxruntime, gguf-py and compressed-tensors where
+//! `LAPIDARY_PYTHON` has them; tests say when they are skipped.
+
+use lapidary_frontend::gguf::{blocks, file};
+use lapidary_frontend::onnx::ImportOptions;
+use lapidary_ir::{Module, Tensor, eval};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root(of: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(of)
+}
+
+fn path(of: &Path) -> &str {
+    of.to_str().expect("test paths are UTF-8")
+}
+
+/// Runs a script with the Python that has other people's programs; false, said aloud, if there is none.
+fn script(file: &str, args: &[&str]) -> bool {
+    let Some(python) = std::env::var_os("LAPIDARY_PYTHON") else {
+        println!("skipped: LAPIDARY_PYTHON names no Python");
+        return false;
+    };
+    let out = Command::new(python)
+        .arg(root(file))
+        .args(args)
+        .output()
+        .expect("starts");
+    let (said, message) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert!(out.status.success(), "{args:?}: {message}");
+    if said.starts_with("skipped") {
+        println!("{said}");
+        return false;
+    }
+    true
+}
+
+fn compress(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command
+        .arg("compress")
+        .args(args)
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("starts")
+}
+
+fn done(out: &Output) -> String {
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn import(model: &Path) -> Module {
+    lapidary_frontend::import(model, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn floats(path: &Path) -> Vec<f32> {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.floats()
+        .expect("floats")
+        .iter()
+        .map(|&v| v as f32)
+        .collect()
+}
+
+/// Models of old and new opsets, with products, filters and tables: onnxruntime's results are ours.
+#[test]
+fn onnxruntime_runs_what_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for opset in ["11", "17", "21"] {
+        let model = at(&format!("{opset}.onnx"));
+        if !script("tests/compress.py", &["onnx-model", opset, path(&model)]) {
+            return;
+        }
+        for bits in ["8.5", "5"] {
+            let small = at("small.onnx");
+            // What opset 11 holds are products alone.
+            let bits = if opset == "11" { "12" } else { bits };
+            let said = done(&compress(&[
+                path(&model),
+                "-o",
+                path(&small),
+                "--bits",
+                bits,
+            ]));
+            assert!(said.contains("rtn"), "{said}");
+            let (before, after) = (
+                fs::metadata(&model).expect("there").len(),
+                fs::metadata(&small).expect("there").len(),
+            );
+            assert!(after < before, "{before} {after}");
+            script(
+                "tests/compress.py",
+                &[
+                    "onnx-run",
+                    path(&small),
+                    path(&at("x.f32")),
+                    path(&at("y.f32")),
+                ],
+            );
+            let module = import(&small);
+            let x = floats(&at("x.f32")).into_iter().map(f64::from).collect();
+            let x = Tensor::from_f64(lapidary_ir::ElemType::F32, [3, 4, 8, 8], x);
+            let y = eval::run(&module, vec![x.into()]).unwrap_or_else(|e| panic!("{e}"));
+            let (ours, theirs) = (
+                values(y[0].as_tensor().expect("a tensor")),
+                floats(&at("y.f32")),
+            );
+            let far = ours
+                .iter()
+                .zip(&theirs)
+                .map(|(a, b)| (a - b).abs() / (1.0 + b.abs()))
+                .fold(0.0, f32::max);
+            assert!(
+                far < 1e-4 && ours.len() == theirs.len(),
+                "opset {opset}, {bits} bits: {far}"
+            );
+        }
+    }
+}
+
+fn llama() -> PathBuf {
+    root("tests/checkpoints/models/llama31-rope")
+}
+
+/// Weights of a module by name.
+fn weight(module: &Module, name: &str) -> Option<Tensor> {
+    let mut all = (0..module.value_count() as u32).map(lapidary_ir::ValueId);
+    let v = all.find(|&v| module.value(v).name == name && module.as_constant(v).is_some())?;
+    Some(module.as_constant(v)?.decode().expect("valid"))
+}
+
+#[test]
+fn gguf_files_read_back_here_and_in_python() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let small = folder.path().join("small.gguf");
+    let said = done(&compress(&[
+        path(&llama()),
+        "-o",
+        path(&small),
+        "--bits",
+        "6",
+    ]));
+    assert!(
+        said.contains("rtn") && said.contains("small.gguf: "),
+        "{said}"
+    );
+    // Rows of queries are back in a checkpoint's order.
+    let (found, want) = (import(&small), import(&llama()));
+    for name in [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "mlp.down_proj",
+        "input_layernorm",
+    ] {
+        let far = farthest(&found, &want, &format!("model.layers.1.{name}.weight"));
+        assert!(far < 0.2, "{name}: {far}");
+    }
+    assert!(judged(&small).contains("Q8_0"));
+}
+
+/// The largest difference of a weight of two modules, as a share of its largest number.
+fn farthest(found: &Module, want: &Module, name: &str) -> f32 {
+    let [found, want] = [found, want].map(|m| values(&weight(m, name).expect("a weight")));
+    let most = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert_eq!(found.len(), want.len());
+    found
+        .iter()
+        .zip(&want)
+        .map(|(a, b)| (a - b).abs() / most)
+        .fold(0.0, f32::max)
+}
+
+/// Every tensor of a file is decoded by gguf-py to the same bits; the types that it has.
+fn judged(gguf: &Path) -> BTreeSet<&'static str> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = file::read(&fs::read(gguf).expect("written").into(), "m").expect("a valid file");
+    if script(
+        "tests/checkpoints/formats.py",
+        &["gguf-decode", path(gguf), path(folder.path())],
+    ) {
+        for (name, t) in &read.tensors {
+            let (&columns, rows) = t.shape.split_last().expect("a shape");
+            let rows = rows.iter().product();
+            let ours = blocks::term(t.kind, &[(rows, 1)], 0, columns, &t.bytes);
+            let theirs = floats(&folder.path().join(format!("{name}.f32")));
+            assert_eq!(values(&ours.decode().expect("valid")), theirs, "{name}");
+        }
+    }
+    read.tensors.values().map(|t| t.kind.name).collect()
+}
+
+/// Each type that is written, on a trained model: what it means in Python, and what it does to predictions.
+#[test]
+fn a_trained_model_keeps_its_predictions() {
+    let data = std::env::var_os("LAPIDARY_DATA").map(PathBuf::from);
+    let Some(data) = data.filter(|d| d.join("llama-wt2").exists()) else {
+        println!("skipped: LAPIDARY_DATA does not name the folder with `llama-wt2`");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let [recipe, small] = ["recipe.toml", "small.gguf"].map(|n| folder.path().join(n));
+    let entry = |(name, bits, symmetric): (&str, u32, bool)| {
+        format!(
+            "[[weight]]\nname = \"*{name}.weight\"\nmethod = \"rtn\"\nbits = {bits}\ngroup = 32\nsymmetric = {symmetric}\n"
+        )
+    };
+    let all = [
+        ("q_proj", 4, true),
+        ("k_proj", 4, false),
+        ("up_proj", 6, true),
+        ("gate_proj", 8, true),
+        ("down_proj", 4, false),
+    ];
+    fs::write(&recipe, all.map(entry).concat()).expect("written");
+    let model = data.join("llama-wt2");
+    let args = [path(&model), "-o", path(&small), "--recipe", path(&recipe)];
+    let said = done(&compress(&args));
+    for kind in ["Q4_1", "Q4_K", "Q6_K"] {
+        assert!(
+            said.contains(&format!("re-encoded as {kind}, error")),
+            "{said}"
+        );
+    }
+    let want = ["BF16", "F32", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0"];
+    assert_eq!(judged(&small).into_iter().collect::<Vec<_>>(), want);
+    let tokens = data.join("text/wikitext-2-test.bpe4096.u16.bin");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.args([
+        "eval",
+        path(&small),
+        "--tokens",
+        path(&tokens),
+        "--against",
+        path(&model),
+    ]);
+    command.args(["--seq", "256", "--windows", "2", "--json"]);
+    let out = command.output().expect("starts");
+    let report: serde_json::Value = serde_json::from_str(&done(&out)).expect("JSON");
+    let divergence = report["against"]["kl"].as_f64().unwrap_or(f64::NAN);
+    assert!(divergence > 0.0 && divergence < 0.02, "{report}");
+}
+
+/// Files with a few bytes changed are read, or refused with a reason; what is read decodes, or is refused.
+#[test]
+fn damaged_gguf_files_do_no_harm() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [small, damaged] = ["small.gguf", "damaged.gguf"].map(|n| folder.path().join(n));
+    done(&compress(&[
+        path(&llama()),
+        "-o",
+        path(&small),
+        "--bits",
+        "6",
+    ]));
+    let whole = fs::read(&small).expect("written");
+    let header = 3000.min(whole.len());
+    let mut random = lapidary_ir::random::SplitMix64::new(11);
+    let mut read = 0;
+    for i in 0..600 {
+        let mut bytes = whole.clone();
+        for _ in 0..1 + i % 3 {
+            let at = random.below(header);
+            bytes[at] = match i % 2 {
+                0 => random.below(256) as u8,
+                _ => bytes[at].wrapping_add(1 << random.below(8)),
+            };
+        }
+        if i % 7 == 0 {
+            bytes.truncate(random.below(bytes.len()));
+        }
+        fs::write(&damaged, bytes).expect("written");
+        match lapidary_frontend::import(&damaged, &ImportOptions::default()) {
+            Ok(module) => {
+                read += 1;
+                let errors = lapidary_ir::verify::errors(&module);
+                assert!(errors.is_empty(), "{i}: {}", errors[0]);
+            }
+            Err(e) => assert!(!e.problems.is_empty() && !e.to_string().is_empty(), "{i}"),
+        }
+    }
+    assert!(read > 10, "{read}");
+}
+
+#[test]
+fn folders_read_back_here_and_in_python() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let original = import(&llama());
+    for (name, args) in [
+        ("mixed", vec!["--bits", "9"]),
+        ("gptq", vec!["--bits", "4", "--format", "gptq"]),
+    ] {
+        let out = at(name);
+        let said = done(&compress(
+            &[&[path(&llama()), "-o", path(&out)], &args[..]].concat(),
+        ));
+        assert!(said.contains("rtn"), "{said}");
+        let module = import(&out);
+        for name in ["self_attn.q_proj", "mlp.down_proj"] {
+            let far = farthest(&module, &original, &format!("model.layers.1.{name}.weight"));
+            assert!(far > 0.0 && far < 0.2, "{name}: {far}");
+        }
+        // There is something of this name now.
+        let again = compress(&[&[path(&llama()), "-o", path(&out)], &args[..]].concat());
+        assert_eq!(again.status.code(), Some(1));
+    }
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .expect("there")
+        .map(|e| e.expect("there").file_name())
+        .collect();
+    assert!(
+        left.iter().all(|n| !n.to_string_lossy().starts_with('.')),
+        "{left:?}"
+    );
+    if !script(
+        "tests/compress.py",
+        &["decompress", path(&at("mixed")), path(&at("decoded"))],
+    ) {
+        return;
+    }
+    let module = import(&at("mixed"));
+    let mut compared = 0;
+    for entry in fs::read_dir(at("decoded")).expect("there") {
+        let entry = entry.expect("there").path();
+        let name = format!(
+            "{}.weight",
+            entry.file_stem().expect("a name").to_string_lossy()
+        );
+        let (ours, theirs) = (
+            values(&weight(&module, &name).expect("a weight")),
+            floats(&entry),
+        );
+        // Theirs is rounded to the type of the scales.
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-3 * b.abs() + 1e-6;
+        assert!(
+            ours.len() == theirs.len() && ours.iter().zip(&theirs).all(near),
+            "{name}"
+        );
+        compared += 1;
+    }
+    assert!(compared > 4);
+}
+
+#[test]
+fn what_cannot_be_written_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let recipe = folder.path().join("recipe.toml");
+    fs::write(
+        &recipe,
+        "[[weight]]\nname = \"*.q_proj.weight\"\nmethod = \"nf4\"\nbits = 4\ngroup = 64\n",
+    )
+    .expect("written");
+    let (model, other) = (llama(), root("Cargo.toml"));
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["-o", "x.zip", "--bits", "4", path(&other)],
+            "is no kind of model",
+        ),
+        (&["-o", path(&out), path(&model)], "nothing to compress to"),
+        (
+            &[
+                "-o",
+                path(&out),
+                "--format",
+                "onnx",
+                "--bits",
+                "4",
+                path(&model),
+            ],
+            "is a folder",
+        ),
+        (
+            &[
+                "-o",
+                path(&out),
+                "--format",
+                "gptq",
+                "--size",
+                "0.5x",
+                path(&model),
+            ],
+            "same number of bits",
+        ),
+        (
+            &[
+                "-o",
+                path(&out),
+                "--format",
+                "gptq",
+                "--bits",
+                "5",
+                path(&model),
+            ],
+            "no weights can have 5 bits",
+        ),
+        (
+            &["-o", path(&out), "--recipe", path(&recipe), path(&model)],
+            "does not hold",
+        ),
+        (
+            &["-o", path(&out), "--bits", "1", path(&model)],
+            "the smallest that the methods reach",
+        ),
+    ];
+    for (args, want) in cases {
+        let failed = compress(args);
+        let message = String::from_utf8_lossy(&failed.stderr).into_owned();
+        // Lines are broken where the terminal ends.
+        let words = |s: &str| {
+            s.split_whitespace()
+                .filter(|w| *w != "│")
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(failed.status.code(), Some(1), "{args:?}: {message}");
+        assert!(words(&message).contains(want), "{args:?}: {message}");
+        assert!(!out.exists());
+    }
+}
