@@ -2,6 +2,7 @@
 
 use clap::builder::TypedValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use lapidary::calibrate::SAMPLES;
 use lapidary_passes::compress::Budget;
 use std::path::PathBuf;
 
@@ -53,8 +54,8 @@ pub struct Model {
     /// Processor: `native`, `generic` or `x86-64-v2` … `x86-64-v4`, then features after commas (default: this machine's).
     #[arg(long)]
     pub cpu: Option<String>,
-    /// Compress the weights to this size: a share of what they are, `0.25x`, or bytes, `12MB`. No data is used: the
-    /// error is that of the weights.
+    /// Compress the weights to this size: a share of what they are, `0.25x`, or bytes, `12MB`. Without `--calibrate` the
+    /// error that is least is that of the weights, with it that of the model's results.
     #[arg(long, value_name = "SIZE", value_parser = Budget::size, group = "compression")]
     pub size: Option<Budget>,
     /// Compress the weights to so many bits each, on average.
@@ -63,6 +64,22 @@ pub struct Model {
     /// Compress the weights as this file says; `build` with `--size` or `--bits` writes one.
     #[arg(long, value_name = "FILE", group = "compression")]
     pub recipe: Option<PathBuf>,
+    /// Compress the weights until predictions diverge from the original's by so much at most, in nats; needs `--calibrate`.
+    #[arg(long, value_name = "NATS", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
+    pub max_kl: Option<f64>,
+    /// Compress the weights until the most probable class is the original's for this share of predictions at least; needs
+    /// `--calibrate`.
+    #[arg(long, value_name = "SHARE", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
+    pub min_top1: Option<f64>,
+    /// Data that compression looks at: tokens or a text; or an `.npz` or folder of arrays whose first axis is cut into samples.
+    #[arg(long, value_name = "DATA")]
+    pub calibrate: Option<PathBuf>,
+    /// Samples of the data to use, spread evenly.
+    #[arg(long, value_name = "N", default_value_t = SAMPLES, requires = "calibrate")]
+    pub samples: usize,
+    /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,
@@ -211,13 +228,16 @@ pub struct Bench {
     pub latencies_json: bool,
 }
 
-fn parse_bits(text: &str) -> Result<Budget, String> {
-    let bits = text
+fn parse_positive(text: &str) -> Result<f64, String> {
+    let number = text
         .parse::<f64>()
         .ok()
-        .filter(|b| b.is_finite() && *b > 0.0);
-    bits.map(Budget::Bits)
-        .ok_or_else(|| format!("`{text}` is no number of bits"))
+        .filter(|n| n.is_finite() && *n > 0.0);
+    number.ok_or_else(|| format!("`{text}` is no positive number"))
+}
+
+fn parse_bits(text: &str) -> Result<Budget, String> {
+    parse_positive(text).map(Budget::Bits)
 }
 
 /// `lapidary eval`.

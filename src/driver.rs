@@ -3,15 +3,17 @@
 //! Every command and the build-script interface go through here, so that they mean the same.
 
 use crate::backend::{BACKENDS, Backend};
+use crate::calibrate::Calibration;
 use crate::error::Error;
 use crate::specialize::{Given, specialize};
+use crate::work::WorkFolder;
 use lapidary_abi::program::Program;
 use lapidary_frontend::onnx::ImportOptions;
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
-use lapidary_passes::compress::{self, Budget, Recipe};
+use lapidary_passes::compress::{self, CompressError, Goal, Means, Recipe, Samples, Store};
 use lapidary_passes::egraph;
 use lapidary_passes::encode::encode;
 use lapidary_passes::fold::{Limits, fold_constants};
@@ -25,15 +27,15 @@ use lapidary_runtime::memory::Weights;
 use lapidary_runtime::{Model, ModelOptions};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What becomes of the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Compression {
-    /// The least error within a budget.
-    Budget(Budget),
+    /// What is best towards a goal.
+    Goal(Goal),
     /// What a recipe says.
     Recipe(Recipe),
 }
@@ -49,6 +51,10 @@ pub struct CompileOptions {
     pub backend: &'static Backend,
     /// Compress the weights first.
     pub compression: Option<Compression>,
+    /// Data that compression looks at.
+    pub calibration: Option<Calibration>,
+    /// Folder where compression keeps its work between runs.
+    pub work: Option<PathBuf>,
     /// Rewrite the graph; without it, it is compiled as imported.
     pub optimize: bool,
     /// Leave out weights that are zero where that is predicted to be faster.
@@ -94,6 +100,8 @@ impl CompileOptions {
                 ..Target::host()
             }),
             compression: None,
+            calibration: None,
+            work: None,
             optimize: true,
             sparse: true,
             prepare: true,
@@ -177,13 +185,41 @@ pub fn compress(
     file: &str,
     options: &CompileOptions,
 ) -> Result<Option<compress::Report>, Error> {
-    let progress = |weight: &str| options.progress.stage(&format!("compress {weight}"));
-    let report = match &options.compression {
-        None => return Ok(None),
-        Some(Compression::Budget(budget)) => compress::compress(module, *budget, &progress),
-        Some(Compression::Recipe(recipe)) => compress::follow(module, recipe, &progress),
+    let Some(compression) = &options.compression else {
+        return Ok(None);
     };
-    report.map(Some).map_err(|error| Error::Compress {
+    with_means(module, file, options, |module, means| match compression {
+        Compression::Goal(goal) => compress::compress(module, goal, means),
+        Compression::Recipe(recipe) => compress::follow(module, recipe, means),
+    })
+    .map(Some)
+}
+
+/// Does something with what the options give compression to work with.
+///
+/// # Errors
+/// The data or the work folder cannot be used, or it fails.
+pub fn with_means<T>(
+    module: &mut Module,
+    file: &str,
+    options: &CompileOptions,
+    work: impl FnOnce(&mut Module, &Means) -> Result<T, CompressError>,
+) -> Result<T, Error> {
+    let data = match &options.calibration {
+        Some(calibration) => Some(calibration.read(module, file, options)?),
+        None => None,
+    };
+    let store = match &options.work {
+        Some(folder) => Some(WorkFolder::at(folder)?),
+        None => None,
+    };
+    let means = Means {
+        data: data.as_ref().map(|d| d as &dyn Samples),
+        store: store.as_ref().map(|s| s as &dyn Store),
+        progress: &|begins| options.progress.stage(begins),
+        levels: None,
+    };
+    work(module, &means).map_err(|error| Error::Compress {
         file: file.to_owned(),
         error,
     })

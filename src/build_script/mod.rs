@@ -161,7 +161,7 @@ impl Build {
                 message,
                 help: "as in `.size(\"0.25x\")`".to_owned(),
             })?;
-            options.compression = Some(Compression::Budget(budget));
+            options.compression = Some(Compression::Goal(budget.into()));
         }
         Ok(options)
     }

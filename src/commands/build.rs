@@ -117,10 +117,36 @@ pub(super) fn compressed(report: &compress::Report) -> String {
         "weights: {before} -> {after} bytes ({:.3}x)\n",
         after as f64 / before.max(1) as f64
     );
-    if let Some((error, bound)) = report.bound {
+    match (report.bound, &report.measured) {
+        (Some((error, bound)), None) => {
+            text += &format!(
+                "mean relative error of a weight: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
+                 no data was given, so these are errors of weights, not of the model's results\n"
+            );
+        }
+        (Some((predicted, bound)), Some(m)) => text += &measured(m, predicted, bound),
+        (None, _) => (),
+    }
+    text
+}
+
+/// How far the compressed model's results are from the original's.
+fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
+    let (loss, (used, given)) = (m.difference.loss, m.samples);
+    let what = match m.distance {
+        compress::Distance::Divergence => "divergence of a prediction from the original's, in nats",
+        compress::Distance::Squares => {
+            "squared difference of the results, relative to the original's squares"
+        }
+    };
+    let mut text = format!(
+        "{what}: {loss:.3e} measured on {used} of {given} samples ({predicted:.3e} predicted, no choice is predicted below \
+         {bound:.3e})\n"
+    );
+    if let Some(agreement) = m.difference.agreement {
         text += &format!(
-            "mean relative error of a weight: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
-             no data was given, so these are errors of weights, not of the model's results\n"
+            "the most probable class is the original's for {:.2} % of predictions\n",
+            100.0 * agreement
         );
     }
     text
@@ -138,6 +164,8 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
         "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),
+        "loss": report.measured.map(|m| m.difference.loss),
+        "top1_agreement": report.measured.and_then(|m| m.difference.agreement),
     })
 }
 

@@ -8,12 +8,20 @@ use lapidary::{Error, driver};
 use lapidary_frontend::Problem;
 use lapidary_frontend::export::{self, Format, Weight, Written};
 use lapidary_ir::{Module, ValueId};
-use lapidary_passes::compress::{self, Budget, Entry, Level, Recipe, Report};
+use lapidary_passes::compress::{self, Budget, Entry, Goal, Level, Means, Recipe, Report};
 use std::path::{Path, PathBuf};
 
 /// Runs the command.
 pub fn compress(args: &Compress) -> Result<(), Error> {
     let format = format(args)?;
+    let folder = matches!(format, Format::CompressedTensors | Format::Gptq);
+    if folder && args.output.exists() {
+        // It would be found out in the end, after all the work.
+        return Err(Error::Usage {
+            message: format!("`{}` exists already", args.output.display()),
+            help: "name another folder, or remove this one".to_owned(),
+        });
+    }
     let options = args.model.options(None)?;
     let refused = |problem| refused(&args.output, problem);
     let target = format.target(&args.model.model).map_err(refused)?;
@@ -21,26 +29,33 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
     let mut module = driver::import(&args.model.model, &options)?;
     let compression = options.compression.as_ref().ok_or_else(|| Error::Usage {
         message: "there is nothing to compress to".to_owned(),
-        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`) or a recipe (`--recipe FILE`)"
+        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`), a limit (`--max-kl 0.02`) or a recipe (`--recipe FILE`)"
             .to_owned(),
     })?;
-    let progress = |weight: &str| options.progress.stage(&format!("compress {weight}"));
     let kinds = |w: &compress::Weight| target.grids(&w.name, w.shape, w.by_columns);
     let levels = |w: &compress::Weight| {
-        let held = kinds(w).into_iter().map(level);
+        let held = kinds(w).into_iter().map(|kind| level(kind, w.observed));
         std::iter::once(Level::keep()).chain(held).collect()
     };
-    let report = match compression {
-        Compression::Recipe(recipe) => compress::follow(&mut module, recipe, &progress),
-        Compression::Budget(budget) if format == Format::Gptq => {
-            let recipe = uniform(&module, *budget, &kinds)?;
-            compress::follow(&mut module, &recipe, &progress)
+    let observed = options.calibration.is_some();
+    let uniform = match compression {
+        Compression::Goal(goal) if format == Format::Gptq => {
+            Some(uniform(&module, goal, observed, &kinds)?)
         }
-        Compression::Budget(budget) => {
-            compress::compress_among(&mut module, *budget, &levels, &progress)
-        }
+        _ => None,
     };
-    let report = report.map_err(|error| Error::Compress { file, error })?;
+    let report = driver::with_means(&mut module, &file, &options, |module, means| {
+        let means = Means {
+            levels: Some(&levels),
+            ..*means
+        };
+        match (compression, &uniform) {
+            (Compression::Recipe(recipe), _) | (_, Some(recipe)) => {
+                compress::follow(module, recipe, &means)
+            }
+            (Compression::Goal(goal), None) => compress::compress(module, goal, &means),
+        }
+    })?;
     let written = target.write(&weights(&module, &report)).map_err(refused)?;
     options.progress.stage("write");
     let bytes = write(&args.output, format, &written)?;
@@ -71,10 +86,11 @@ fn format(args: &Compress) -> Result<Format, Error> {
     })
 }
 
-/// The method for a kind of grids: the range of fine grids is not worth a search.
-fn level(kind: export::Kind) -> Level {
+/// The method for a kind of grids, with data or without: the range of fine grids is not worth a search.
+fn level(kind: export::Kind, observed: bool) -> Level {
+    let method = if observed { "gptq-refit" } else { "rtn" };
     Level {
-        method: "rtn".to_owned(),
+        method: method.to_owned(),
         bits: kind.bits,
         group: kind.group,
         symmetric: kind.symmetric,
@@ -85,11 +101,12 @@ fn level(kind: export::Kind) -> Level {
 /// One kind for all weights that may have it: so many bits, in the longest groups.
 fn uniform(
     module: &Module,
-    budget: Budget,
+    goal: &Goal,
+    observed: bool,
     kinds: &dyn Fn(&compress::Weight) -> Vec<export::Kind>,
 ) -> Result<Recipe, Error> {
-    let bits = match budget {
-        Budget::Bits(bits) if bits.fract() == 0.0 => bits as u32,
+    let bits = match goal.budget {
+        Some(Budget::Bits(bits)) if bits.fract() == 0.0 => bits as u32,
         _ => {
             return Err(Error::Usage {
                 message: "this format has the same number of bits for all weights".to_owned(),
@@ -115,7 +132,7 @@ fn uniform(
     })?;
     let entry = |(w, _): &(&compress::Weight, _)| Entry {
         name: w.name.clone(),
-        level: level(*kind),
+        level: level(*kind, observed),
     };
     Ok(Recipe {
         weights: may.iter().map(entry).collect(),

@@ -11,10 +11,11 @@ pub mod run;
 use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
+use lapidary::calibrate::Calibration;
 use lapidary::driver::{Compression, Progress};
 use lapidary::{CompileOptions, Error, backend};
 use lapidary_ir::target::Target;
-use lapidary_passes::compress::Recipe;
+use lapidary_passes::compress::{Goal, Recipe};
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -35,10 +36,22 @@ impl cli::Model {
         let threads = threads as u32;
         options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
         options.dims = self.dims.iter().cloned().collect();
-        options.compression = match (&self.recipe, self.size.or(self.bits)) {
-            (Some(path), _) => Some(Compression::Recipe(read_recipe(path)?)),
-            (None, budget) => budget.map(Compression::Budget),
+        let goal = Goal {
+            budget: self.size.or(self.bits),
+            max_divergence: self.max_kl,
+            min_agreement: self.min_top1,
         };
+        options.compression = match &self.recipe {
+            Some(path) => Some(Compression::Recipe(read_recipe(path)?)),
+            None => (goal != Goal::default()).then_some(Compression::Goal(goal)),
+        };
+        options.calibration = self.calibrate.as_ref().map(|data| Calibration {
+            data: data.clone(),
+            model: self.model.clone(),
+            samples: self.samples,
+            seq: None,
+        });
+        options.work = self.work.clone();
         options.optimize = !self.no_optimize;
         options.sparse = !self.no_sparse;
         options.prepare = !self.no_prepare;

@@ -1,5 +1,6 @@
 //! What users ask of compression: a budget, or a recipe that names each weight's choice.
 
+use super::loss::Difference;
 use serde::{Deserialize, Serialize};
 
 /// What may be spent.
@@ -11,6 +12,43 @@ pub enum Budget {
     Bytes(u64),
     /// Bits for each element of the weights that are compressed, on average.
     Bits(f64),
+}
+
+/// What is asked of a compressed model: a budget, within which the loss is least; or limits, within which the bytes are
+/// fewest; or a budget, with limits that the result must keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Goal {
+    /// What may be spent.
+    pub budget: Option<Budget>,
+    /// Most divergence of predictions from the original's, in nats.
+    pub max_divergence: Option<f64>,
+    /// Least share of predictions whose most probable class is the original's.
+    pub min_agreement: Option<f64>,
+}
+
+impl Goal {
+    /// True if the difference from the original is limited.
+    pub fn limits(&self) -> bool {
+        self.max_divergence.is_some() || self.min_agreement.is_some()
+    }
+
+    /// True for a difference within the limits.
+    pub fn fits(&self, difference: &Difference) -> bool {
+        self.max_divergence
+            .is_none_or(|most| difference.loss <= most)
+            && self
+                .min_agreement
+                .is_none_or(|least| difference.agreement.is_some_and(|a| a >= least))
+    }
+}
+
+impl From<Budget> for Goal {
+    fn from(budget: Budget) -> Goal {
+        Goal {
+            budget: Some(budget),
+            ..Goal::default()
+        }
+    }
 }
 
 impl Budget {

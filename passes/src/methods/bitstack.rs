@@ -6,8 +6,50 @@
 //! section 3.
 
 use super::factor::{Singular, leading_svd};
+use super::grid::packed_codes;
 use super::matrix::Matrix;
+use super::{Candidate, Layer, Method, MethodError, Settings, dense, measured};
+use lapidary_ir::encodings::affine::affine;
+use lapidary_ir::encodings::emul::emul;
+use lapidary_ir::encodings::matmul::matmul;
+use lapidary_ir::encodings::sum::sum;
+use lapidary_ir::encodings::{Encoding, scale};
 use lapidary_ir::{ElemType, minifloat};
+
+/// The method; `bits` counts blocks.
+pub static BITSTACK: Method = Method {
+    name: "bitstack",
+    summary: "blocks of signs times magnitudes of low rank, each of one bit and an eighth for each weight",
+    source: "BitStack, section 3",
+    needs_statistics: false,
+    bits: 1..=8,
+    propose,
+};
+
+/// Factors of a block take as many 16-bit numbers as make an eighth of a bit for each weight: rank 16 at 4096 x 4096.
+fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
+    let (weight, rms) = (layer.weight(), layer.statistics().map(|s| s.rms()));
+    let (rows, columns) = (weight.rows(), weight.cols());
+    let rank = rows * columns / (128 * (rows + columns));
+    let blocks = settings.bits as usize;
+    let stack = bitstack(weight, rms.as_deref(), rank, blocks, settings.seed)?;
+    let mut terms: Vec<Encoding> = stack.blocks.iter().map(SignBlock::encoding).collect();
+    if terms.is_empty() {
+        // Nothing was left at once: a product of zeros.
+        let zeros = [Matrix::zeros(rows, 1), Matrix::zeros(1, columns)];
+        terms.push(matmul(
+            ElemType::F32,
+            zeros.map(|z| dense(ElemType::F16, &z)).into(),
+        ));
+    }
+    let stacked = sum(ElemType::F32, terms);
+    let back = Matrix::from_fn(1, columns, |_, c| 1.0 / stack.input_scales[c]);
+    measured(
+        layer,
+        scale::scale(ElemType::F32, dense(ElemType::F16, &back), stacked),
+        vec![],
+    )
+}
 
 /// One block: `sign * (u v)`, element-wise.
 #[derive(Clone, Debug)]
@@ -36,6 +78,20 @@ impl SignBlock {
         let signed = out.data_mut().iter_mut().zip(&self.positive);
         signed.filter(|(_, p)| !**p).for_each(|(m, _)| *m = -*m);
         out
+    }
+
+    /// The term `emul{signs, matmul{u, v}}`.
+    fn encoding(&self) -> Encoding {
+        // 2 (code - 1/2).
+        let number = |v: f64| dense(ElemType::F16, &Matrix::from_fn(1, 1, |_, _| v));
+        let bits: Vec<u8> = self.positive.iter().map(|&p| p.into()).collect();
+        let codes = packed_codes(1, &[self.u.rows(), self.v.cols()], &bits);
+        let signs = affine(ElemType::F32, number(2.0), codes, Some(number(0.5)));
+        let factors = [&self.u, &self.v].map(|f| dense(ElemType::F16, f));
+        emul(
+            ElemType::F32,
+            vec![signs, matmul(ElemType::F32, factors.into())],
+        )
     }
 
     /// Stored bytes: a bit for each weight, factors as `f16`.
@@ -103,14 +159,16 @@ fn scales(columns: usize, rms: Option<&[f64]>) -> Vec<f64> {
     if top <= 0.0 {
         return vec![1.0; columns];
     }
-    rms.iter().map(|v| (v / top).max(1e-3)).collect()
+    // Inverses are stored, as `f16`.
+    let stored = |v: f64| 1.0 / minifloat::round_to(ElemType::F16, 1.0 / v);
+    rms.iter().map(|v| stored((v / top).max(1e-3))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::methods::lowrank::weighted_lowrank;
-    use crate::methods::testing::{near, tl1};
+    use crate::methods::testing::{decoded, mse, near, tl1};
 
     #[test]
     fn errors_on_the_reference_layer_are_the_known_ones() {
@@ -152,6 +210,21 @@ mod tests {
             let plain = t.rel(&svd.decode().scale_columns(&back));
             assert!(t.rel(&stack.decode(blocks)) < plain);
         }
+    }
+
+    #[test]
+    fn the_term_is_the_stack() {
+        let t = tl1();
+        let settings = Settings {
+            bits: 3,
+            ..Settings::default()
+        };
+        let found = propose(&t.layer(), &settings).expect("a candidate");
+        let stack = bitstack(&t.w, Some(&t.stats.rms()), 1, 3, 0).expect("converges");
+        assert!(mse(&stack.decode(3), &decoded(&found.encoding)) < 1e-10);
+        // Beside the blocks: columns' scales, and two numbers with each block's signs.
+        let blocks: u64 = stack.blocks.iter().map(SignBlock::bytes).sum();
+        assert_eq!(found.bytes, blocks + 2 * 256 + 3 * 4);
     }
 
     #[test]

@@ -88,13 +88,15 @@ pub fn gptq(weight: &Matrix, hessian: &Matrix, settings: &GptqSettings) -> Gptq 
 /// As [`gptq`], with a Hessian that is factored already (layers that read one input share it).
 pub fn gptq_prepared(weight: &Matrix, prepared: Prepared, settings: &GptqSettings) -> Gptq {
     let mut swept = prepared.arrange(weight);
-    let fixed = (settings.order == Order::StaticGroups).then(|| {
-        let groups = settings.groups;
-        let own_order = prepared.restore(&swept);
-        threads::map(weight.rows(), |r| {
-            let parts = (0..groups.count).map(|g| &own_order.row(r)[groups.range(g)]);
-            parts.map(|p| settings.spec.fit(p)).collect()
-        })
+    // Scales that are codes are known once all of a row's are.
+    let known = settings.order == Order::StaticGroups || settings.spec.scale_bits > 0;
+    let fixed = known.then(|| {
+        let grouped = match settings.order {
+            Order::DynamicGroups => &swept,
+            _ => &prepared.restore(&swept),
+        };
+        let fit = |r: usize| settings.spec.fit_row(grouped.row(r), settings.groups);
+        threads::map(weight.rows(), fit)
     });
     let mut rounding = Grids {
         settings,
@@ -219,6 +221,7 @@ mod tests {
                 symmetric: false,
                 clip_exponent: None,
                 scale_elem: ElemType::F16,
+                scale_bits: 0,
             },
             groups: Groups::new(256, group_len),
             damping: 0.01,

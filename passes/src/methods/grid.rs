@@ -5,6 +5,7 @@
 //! Source: "GPTQ: Accurate Post-training Compression for Generative Pretrained Transformers", section 3, and the
 //! quantizer published with it (ranges, search of the clipping).
 
+pub use super::groups::Groups;
 use super::matrix::Matrix;
 use super::{MethodError, Settings};
 use bytes::Bytes;
@@ -13,42 +14,6 @@ use lapidary_ir::encodings::int::{int, pack};
 use lapidary_ir::encodings::{Encoding, dense};
 use lapidary_ir::{ElemType, Tensor, minifloat};
 use std::ops::Range;
-
-/// How a row of `columns` weights is cut: `count` groups of `len` (the last may be shorter).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Weights of a row.
-    pub columns: usize,
-    /// Weights of a group.
-    pub len: usize,
-    /// Groups of a row.
-    pub count: usize,
-}
-
-impl Groups {
-    /// Equal groups of at most `wanted` weights, as the `affine` constructor spreads `count` scales over a row; 0
-    /// wants the whole row.
-    pub fn new(columns: usize, wanted: usize) -> Groups {
-        let wanted = if wanted == 0 { columns } else { wanted };
-        let count = columns.div_ceil(wanted.max(1)).max(1);
-        let len = columns.div_ceil(count).max(1);
-        Groups {
-            columns,
-            len,
-            count,
-        }
-    }
-
-    /// The group of a column.
-    pub fn of(&self, column: usize) -> usize {
-        column / self.len
-    }
-
-    /// The columns of a group.
-    pub fn range(&self, group: usize) -> Range<usize> {
-        group * self.len..((group + 1) * self.len).min(self.columns)
-    }
-}
 
 /// How grids are fitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,8 +25,11 @@ pub struct GridSpec {
     /// Exponent of the error that the clipping of the range is searched by; `None` takes the whole range. 2.4 is the
     /// published heuristic, 2 the least squared error.
     pub clip_exponent: Option<f64>,
-    /// Element type that scales are stored in.
+    /// Element type that scales are stored in, unless they are codes.
     pub scale_elem: ElemType,
+    /// Bits of the codes that scales are stored as, up to 8, times one power of two for each row; 0 for floats. For grids
+    /// whose whole row is known before codes are chosen.
+    pub scale_bits: u32,
 }
 
 /// A grid of one group.
@@ -106,6 +74,7 @@ impl GridSpec {
             symmetric: settings.symmetric,
             clip_exponent: settings.clip.then_some(2.4),
             scale_elem: scale_type(settings.scale_elem)?,
+            scale_bits: settings.scale_bits.min(8),
         })
     }
 
@@ -140,6 +109,29 @@ impl GridSpec {
         best.1
     }
 
+    /// The grids of a row's groups, which share what their scales are codes of.
+    pub fn fit_row(&self, row: &[f64], groups: Groups) -> Vec<Grid> {
+        let fitted = (0..groups.count).map(|g| self.fit(&row[groups.range(g)]));
+        self.nested(fitted.collect())
+    }
+
+    /// The grids of a row with scales as they are stored.
+    fn nested(&self, mut grids: Vec<Grid>) -> Vec<Grid> {
+        if self.scale_bits == 0 {
+            return grids;
+        }
+        let scales: Vec<f64> = grids.iter().map(|g| g.scale).collect();
+        for (grid, scale) in grids.iter_mut().zip(coded_scales(&scales, self.scale_bits)) {
+            if !self.symmetric {
+                // The range begins where it began.
+                let zero = (grid.zero * grid.scale / scale).round_ties_even();
+                grid.zero = zero.clamp(0.0, grid.max);
+            }
+            grid.scale = scale;
+        }
+        grids
+    }
+
     /// The grid over `low..=high`, which contains 0.
     pub fn of_range(&self, low: f64, high: f64) -> Grid {
         let max = self.max_code();
@@ -163,7 +155,8 @@ fn power(e: f64, exponent: f64) -> f64 {
     if exponent == 2.0 {
         e * e
     } else {
-        e.powf(exponent)
+        // Errors are only compared: six digits are enough, and take a third of the time.
+        f64::from((e as f32).powf(exponent as f32))
     }
 }
 
@@ -197,6 +190,21 @@ pub fn stored_scale(scale: f64, elem: ElemType) -> f64 {
     minifloat::round_to(elem, scale.clamp(least, most))
 }
 
+/// The power of two that scales up to `top` are codes of `bits` bits of: the least that reaches it. The largest code has its
+/// highest bit set, so that the same unit is found again from scales that are stored.
+fn scale_unit(top: f64, bits: u32) -> f64 {
+    let most = f64::from((1u32 << bits) - 1);
+    (top / most).log2().ceil().clamp(-127.0, 119.0).exp2()
+}
+
+/// A row's scales as they are read where they are stored as codes.
+pub fn coded_scales(scales: &[f64], bits: u32) -> Vec<f64> {
+    let unit = scale_unit(scales.iter().copied().fold(0.0, f64::max), bits);
+    let most = f64::from((1u32 << bits) - 1);
+    let code = |s: &f64| (s / unit).round_ties_even().clamp(1.0, most);
+    scales.iter().map(|s| unit * code(s)).collect()
+}
+
 /// Zero points of [`AffineParts`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Zeros {
@@ -219,9 +227,11 @@ pub struct AffineParts {
     pub bits: u32,
     /// Codes, `[O, I]`.
     pub codes: Vec<u8>,
-    /// Element type of the scales.
+    /// Element type of the scales, unless they are codes.
     pub scale_elem: ElemType,
-    /// Scales, `[O, groups]`.
+    /// Bits of the scales' codes; 0 for floats.
+    pub scale_bits: u32,
+    /// Scales as they are read, `[O, groups]`.
     pub scales: Vec<f64>,
     /// Zero points.
     pub zeros: Zeros,
@@ -236,13 +246,12 @@ impl AffineParts {
         fit: impl Fn(usize, Range<usize>, &[f64]) -> Grid + Sync,
     ) -> AffineParts {
         let rows = super::threads::map(weights.rows(), |r| {
+            let part = |g: usize| &weights.row(r)[groups.range(g)];
+            let fitted = (0..groups.count).map(|g| fit(r, groups.range(g), part(g)));
+            let grids = spec.nested(fitted.collect());
             let mut codes = Vec::with_capacity(groups.columns);
-            let mut grids = Vec::with_capacity(groups.count);
-            for g in 0..groups.count {
-                let part = &weights.row(r)[groups.range(g)];
-                let grid = fit(r, groups.range(g), part);
-                codes.extend(part.iter().map(|&w| grid.code(w) as u8));
-                grids.push(grid);
+            for (g, grid) in grids.iter().enumerate() {
+                codes.extend(part(g).iter().map(|&w| grid.code(w) as u8));
             }
             (codes, grids)
         });
@@ -261,6 +270,7 @@ impl AffineParts {
             groups,
             bits: spec.bits,
             scale_elem: spec.scale_elem,
+            scale_bits: spec.scale_bits,
             scales: grids().map(|g| g.scale).collect(),
             zeros: if spec.symmetric {
                 Zeros::Shared(f64::from(1u32 << (spec.bits - 1)))
@@ -319,15 +329,53 @@ impl AffineParts {
             Zeros::Codes(z) => packed(by_group.clone(), &mut z.iter().map(|&z| z as u8)),
             Zeros::Floats(elem, z) => floats(*elem, &by_group, z),
         };
-        let scale = floats(self.scale_elem, &by_group, &self.scales);
-        affine(ElemType::F32, scale, codes, Some(zero))
+        affine(ElemType::F32, self.scale_term(), codes, Some(zero))
+    }
+
+    /// The term of the scales, `[O, groups]`: floats, or `affine{powers of two, codes}`.
+    pub fn scale_term(&self) -> Encoding {
+        let shape = [self.rows, self.groups.count];
+        if self.scale_bits == 0 {
+            let scales = Tensor::from_f64(self.scale_elem, shape, self.scales.clone());
+            return dense::from_tensor(&scales);
+        }
+        let of_row = |row: &[f64]| {
+            let top = row.iter().copied().fold(0.0, f64::max);
+            scale_unit(top, self.scale_bits)
+        };
+        let rows = || self.scales.chunks(self.groups.count);
+        let units: Vec<f64> = rows().map(of_row).collect();
+        let codes = rows()
+            .zip(&units)
+            .flat_map(|(row, unit)| row.iter().map(move |s| (s / unit) as u8));
+        let codes = packed_codes(self.scale_bits, &shape, &codes.collect::<Vec<u8>>());
+        let units = Tensor::from_f64(ElemType::F8E8M0, [self.rows, 1], units);
+        affine(ElemType::F32, dense::from_tensor(&units), codes, None)
+    }
+
+    /// The scales of a row as they are read once stored.
+    pub fn stored_scales(&self, scales: &[f64]) -> Vec<f64> {
+        let stored = |&s: &f64| stored_scale(s, self.scale_elem);
+        match self.scale_bits {
+            0 => scales.iter().map(stored).collect(),
+            bits => coded_scales(scales, bits),
+        }
     }
 }
 
-/// The term of codes `[O, I]` of so many bits.
-pub fn packed_codes(bits: u32, shape: [usize; 2], codes: &[u8]) -> Encoding {
+/// The term of codes of so many bits.
+pub fn packed_codes(bits: u32, shape: &[usize], codes: &[u8]) -> Encoding {
     let bytes = Bytes::from(pack(codes.iter().copied(), bits));
     int(code_type(bits), bits, shape.to_vec(), bytes)
+}
+
+/// The smallest unsigned type that counts so many things from 0 on.
+pub fn index_type(count: usize) -> ElemType {
+    match count {
+        0..=0x100 => ElemType::U8,
+        0x101..=0x1_0000 => ElemType::U16,
+        _ => ElemType::U32,
+    }
 }
 
 /// The smallest unsigned type of codes of so many bits.
@@ -344,20 +392,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_those_of_the_affine_constructor() {
-        for columns in 1..70 {
-            for wanted in 0..80 {
-                let g = Groups::new(columns, wanted);
-                assert_eq!(columns.div_ceil(g.count), g.len);
-                assert_eq!(columns.div_ceil(g.len), g.count, "{columns} by {wanted}");
-                assert!(wanted == 0 || g.len <= wanted);
-                let covered: usize = (0..g.count).map(|k| g.range(k).len()).sum();
-                assert_eq!(covered, columns);
-            }
-        }
-    }
-
-    #[test]
     fn zero_is_a_value_of_every_grid() {
         for symmetric in [false, true] {
             let spec = GridSpec {
@@ -365,6 +399,7 @@ mod tests {
                 symmetric,
                 clip_exponent: None,
                 scale_elem: ElemType::F16,
+                scale_bits: 0,
             };
             for weights in [&[1.0, 3.0][..], &[-2.0, -0.5], &[-1.0, 0.7], &[0.0, 0.0]] {
                 let grid = spec.fit(weights);
@@ -381,6 +416,24 @@ mod tests {
         assert_eq!(stored_scale(1e30, ElemType::F16), 65504.0);
         assert_eq!(stored_scale(0.1, ElemType::F16), f64::from(half_of(0.1)));
         assert!(stored_scale(3e38, ElemType::BF16).is_finite());
+    }
+
+    #[test]
+    fn coded_scales_are_found_again_and_near() {
+        for seed in 0..50 {
+            let drawn = crate::methods::testing::random(1, 9, seed);
+            let scales: Vec<f64> = drawn.data().iter().map(|v| (3.0 * v).exp2()).collect();
+            let top = scales.iter().copied().fold(0.0, f64::max);
+            for bits in 2..=8 {
+                let stored = coded_scales(&scales, bits);
+                assert_eq!(coded_scales(&stored, bits), stored, "seed {seed}");
+                let unit = scale_unit(top, bits);
+                for (a, b) in scales.iter().zip(&stored) {
+                    assert!((a - b).abs() <= unit / 2.0 || *b == unit);
+                    assert!((b / unit).fract() == 0.0 && b / unit < f64::from(1 << bits));
+                }
+            }
+        }
     }
 
     fn half_of(v: f64) -> f32 {

@@ -95,7 +95,7 @@ impl HqqSettings {
 
 /// The generalized soft threshold: what of an error is taken to be an outlier.
 fn shrink(x: f64, beta: f64, p: f64) -> f64 {
-    let left = x.abs() - x.abs().powf(p - 1.0) / beta;
+    let left = x.abs() - f64::from((x.abs() as f32).powf(p as f32 - 1.0)) / beta;
     if left > 0.0 { left.copysign(x) } else { 0.0 }
 }
 
@@ -124,6 +124,7 @@ pub fn hqq(weights: &Matrix, settings: &HqqSettings, groups: Groups) -> AffinePa
         groups,
         bits: settings.bits,
         scale_elem: settings.elem,
+        scale_bits: 0,
         scales: grids().map(|g| g.0).collect(),
         zeros: Zeros::Floats(settings.elem, grids().map(|g| g.1).collect()),
         codes: rows.iter().flat_map(|(codes, _)| codes).copied().collect(),

@@ -170,6 +170,19 @@ pub static MXFP4: Method = Method {
     },
 };
 
+/// The method: e2m1 by blocks of 16 with scales of e4m3.
+pub static NVFP4: Method = Method {
+    name: "nvfp4",
+    summary: "4-bit floats, blocks of 16 with scales of 8-bit floats, times one float for the tensor",
+    source: "NVIDIA's NVFP4, as ModelOpt writes it",
+    needs_statistics: false,
+    bits: 4..=4,
+    propose: |layer, _| {
+        let parts = nvfp4(layer.weight());
+        measured(layer, parts.encoding(4, ElemType::F8E4M3FN), vec![])
+    },
+};
+
 /// The method: e4m3 with a scale for each row.
 pub static FP8: Method = Method {
     name: "fp8",
@@ -184,18 +197,24 @@ pub static FP8: Method = Method {
 };
 
 impl LevelParts {
-    /// The term `scale{scales, codebook{table, int codes}}` of `f32[O, I]`, scales as `scale_elem`.
+    /// The term `scale{scales, codebook{table, int codes}}` of `f32[O, I]`, scales as `scale_elem`; those that are nested
+    /// are `scale{tensor's, scales}`.
     fn encoding(&self, bits: u32, scale_elem: ElemType) -> Encoding {
         let table = self.table.iter().map(|v| if v.is_nan() { 0.0 } else { *v });
         let table = Tensor::from_f64(ElemType::F32, [1, 1, self.table.len(), 1], table.collect());
-        let codes = packed_codes(bits, [self.rows, self.blocks.columns], &self.codes);
+        let codes = packed_codes(bits, &[self.rows, self.blocks.columns], &self.codes);
         let levels = codebook(ElemType::F32, dense::from_tensor(&table), codes);
         let scales = Tensor::from_f64(
             scale_elem,
             [self.rows, self.blocks.count],
             self.scales.clone(),
         );
-        scale::scale(ElemType::F32, dense::from_tensor(&scales), levels)
+        let mut scales = dense::from_tensor(&scales);
+        if self.tensor_scale != 1.0 {
+            let whole = Tensor::from_f64(ElemType::F32, [1, 1], vec![self.tensor_scale]);
+            scales = scale::scale(ElemType::F32, dense::from_tensor(&whole), scales);
+        }
+        scale::scale(ElemType::F32, scales, levels)
     }
 }
 
@@ -308,7 +327,7 @@ pub fn fp8(weights: &Matrix) -> LevelParts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::testing::{mse, near, random};
+    use crate::methods::testing::{decoded, mse, near, random};
 
     #[test]
     fn errors_of_normals_are_the_known_ones() {
@@ -341,6 +360,22 @@ mod tests {
         assert_eq!(levels.nearest(0.5), (0.0, 0));
         assert_eq!(levels.nearest(2.0), (1.0, 1));
         assert_eq!(levels.nearest(9.0), (3.0, 2));
+    }
+
+    #[test]
+    fn terms_are_the_parts() {
+        let w = random(6, 64, 4);
+        for (parts, elem) in [
+            (nvfp4(&w), ElemType::F8E4M3FN),
+            (mxfp4(&w), ElemType::F8E8M0),
+            (nf4(&w, 32, ElemType::F16), ElemType::F16),
+        ] {
+            let term = parts.encoding(4, elem);
+            assert!(mse(&parts.decode(), &decoded(&term)) < 1e-12, "{elem}");
+        }
+        let (codes, scales, tensor, table) = (6 * 64 / 2, 6 * 4, 4, 16 * 4);
+        let term = nvfp4(&w).encoding(4, ElemType::F8E4M3FN);
+        assert_eq!(term.stored_bytes(), codes + scales + tensor + table);
     }
 
     #[test]

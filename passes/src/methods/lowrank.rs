@@ -263,6 +263,7 @@ mod tests {
                 symmetric: false,
                 clip_exponent: None,
                 scale_elem: ElemType::F16,
+                scale_bits: 0,
             };
             let rounded = round_to_nearest(&t.w, &spec, Groups::new(256, 64)).decode();
             let svd = weighted_lowrank(&t.w.sub(&rounded), None, 8, 0).expect("converges");

@@ -13,13 +13,20 @@
 
 pub mod awq;
 pub mod bitstack;
+pub mod entropy;
+pub mod eora;
 pub mod factor;
+pub mod filters;
 pub mod gptq;
+pub mod gptvq;
 pub mod grid;
+pub mod groups;
 pub mod hqq;
 pub mod levels;
 pub mod lowrank;
 pub mod matrix;
+pub mod mpo;
+pub mod nested;
 pub mod obs;
 pub mod palette;
 pub mod pattern;
@@ -28,9 +35,11 @@ pub mod quest;
 pub mod refit;
 pub mod rtn;
 pub mod smoothquant;
+mod sparse;
 pub mod sparsegpt;
 pub mod spqr;
 pub mod statistics;
+pub mod structured;
 pub mod sweep;
 pub mod ternary;
 pub mod threads;
@@ -42,6 +51,7 @@ pub(crate) mod testing;
 use lapidary_ir::encodings::{DecodeError, Encoding};
 use lapidary_ir::{ElemType, Tensor};
 use matrix::Matrix;
+use pattern::Pattern;
 use statistics::Statistics;
 use std::sync::OnceLock;
 
@@ -50,16 +60,30 @@ pub static METHODS: &[&Method] = &[
     &rtn::RTN,
     &gptq::GPTQ,
     &refit::GPTQ_REFIT,
+    &awq::AWQ,
     &hqq::HQQ,
+    &spqr::SPQR,
     &ternary::TERNARY,
+    &ternary::TRITS,
     &ternary::BINARY,
     &palette::PALETTE,
+    &entropy::ENTROPY,
     &levels::NF4_BLOCKS,
     &levels::MXFP4,
+    &levels::NVFP4,
     &levels::FP8,
     &quest::QUEST,
+    &gptvq::GPTVQ,
+    &gptvq::AQLM,
+    &bitstack::BITSTACK,
+    &pruning::MAGNITUDE,
+    &pruning::WANDA,
+    &sparsegpt::SPARSEGPT,
     &lowrank::SVD,
     &lowrank::SVD_LLM,
+    &mpo::MPO,
+    &eora::EORA,
+    &nested::NESTED,
 ];
 
 /// Definition of a method.
@@ -92,6 +116,14 @@ pub struct Settings {
     pub clip: bool,
     /// Element type of scales.
     pub scale_elem: ElemType,
+    /// Bits of the codes that scales of grids are stored as, times a power of two for each row; 0 for `scale_elem`.
+    pub scale_bits: u32,
+    /// Which weights pruning keeps.
+    pub pattern: Pattern,
+    /// Rank of a low-rank correction; 0 for one of a quarter of a bit for each weight.
+    pub rank: usize,
+    /// Stored bits for each weight, where a method can meet any number of them; 0 asks for `bits`.
+    pub rate: f64,
     /// Start of the random numbers, where there are any.
     pub seed: u64,
 }
@@ -104,6 +136,10 @@ impl Default for Settings {
             symmetric: false,
             clip: false,
             scale_elem: ElemType::F16,
+            scale_bits: 0,
+            pattern: Pattern::Rows { sparsity: 0.5 },
+            rank: 0,
+            rate: 0.0,
             seed: 0,
         }
     }
@@ -230,11 +266,15 @@ pub(crate) fn measured(
     encoding: Encoding,
     assumptions: Vec<String>,
 ) -> Result<Candidate, MethodError> {
-    let decoded = encoding.decode()?;
-    let (weight, values) = (layer.weight(), decoded.to_f64s().unwrap_or_default());
-    let decoded = Matrix::new(weight.rows(), weight.cols(), values)
-        .ok_or_else(|| MethodError::Shape("the term has another shape than the weight".into()))?;
+    let decoded = decoded(layer, &encoding)?;
     candidate(layer, encoding, &decoded, assumptions)
+}
+
+/// What a term for the layer's weight decodes to.
+pub(crate) fn decoded(layer: &Layer, encoding: &Encoding) -> Result<Matrix, MethodError> {
+    let (weight, values) = (layer.weight(), encoding.decode()?.to_f64s());
+    Matrix::new(weight.rows(), weight.cols(), values.unwrap_or_default())
+        .ok_or_else(|| MethodError::Shape("the term has another shape than the weight".into()))
 }
 
 /// A plainly stored matrix.
@@ -267,7 +307,16 @@ mod tests {
 
     /// Every method at every width, over ragged shapes, groups and grids, with and without calibration.
     fn each(check: impl Fn(&Method, &Layer, &Settings, Candidate)) {
-        let shapes = [(5, 1, 0), (3, 24, 7), (9, 40, 16), (70, 48, 0)];
+        let shapes = [(5, 1, 0), (3, 24, 7), (9, 40, 20), (70, 48, 0)];
+        let patterns = [
+            Pattern::Rows { sparsity: 0.5 },
+            Pattern::Tensor { sparsity: 0.97 },
+            Pattern::NOfM { keep: 2, of: 4 },
+            Pattern::Blocks {
+                len: 4,
+                sparsity: 0.5,
+            },
+        ];
         for (seed, (outputs, inputs, group_len)) in (0..).zip(shapes) {
             let weight = random(outputs, inputs, seed).map(|v| f64::from(v as f32));
             let statistics = Statistics::from_inputs(&correlated(inputs, 200, seed + 50));
@@ -282,6 +331,13 @@ mod tests {
                                 group_len,
                                 symmetric,
                                 clip: calibrated && inputs < 30,
+                                scale_bits: if inputs == 40 { 6 } else { 0 },
+                                rate: if inputs == 24 {
+                                    f64::from(bits.min(5)) + 0.5
+                                } else {
+                                    0.0
+                                },
+                                pattern: patterns[seed as usize],
                                 ..Settings::default()
                             };
                             match (method.propose)(&layer, &settings) {

@@ -90,7 +90,7 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
     let weights = layer.statistics().map(|s| s.hessian.diagonal());
     let parts = palette(layer.weight(), weights.as_deref(), &palette_settings)?;
     let table = Tensor::from_f64(elem, [1, 1, parts.entries, 1], parts.tables.clone());
-    let codes = packed_codes(settings.bits, [parts.rows, parts.columns], &parts.codes);
+    let codes = packed_codes(settings.bits, &[parts.rows, parts.columns], &parts.codes);
     let encoding = codebook(ElemType::F32, dense::from_tensor(&table), codes);
     candidate(layer, encoding, &parts.decode(), assumptions)
 }

@@ -38,6 +38,17 @@ pub enum Pattern {
     },
 }
 
+impl Pattern {
+    /// Columns that compete with each other, or go together; 1 where they are not consecutive.
+    pub fn run(&self) -> usize {
+        match *self {
+            Pattern::NOfM { of, .. } => of.max(1),
+            Pattern::Blocks { len, .. } => len.max(1),
+            Pattern::Tensor { .. } | Pattern::Rows { .. } => 1,
+        }
+    }
+}
+
 /// Which weights are kept, `[O, I]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {

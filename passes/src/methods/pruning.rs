@@ -6,9 +6,64 @@
 //! Source: Zhu, Gupta, "To Prune, or Not to Prune", section 3 (magnitude and the schedule); Sun et al., "A Simple and
 //! Effective Pruning Approach for Large Language Models" (Wanda), section 3.
 
+use super::grid::{AffineParts, GridSpec, Groups, scale_type};
 use super::matrix::Matrix;
 use super::pattern::{Mask, Pattern, mask};
 use super::statistics::Statistics;
+use super::{Candidate, Layer, Method, MethodError, Settings, sparse};
+
+/// The method: keeps the largest weights.
+pub static MAGNITUDE: Method = Method {
+    name: "magnitude",
+    summary: "keeps the largest weights, as codes or (above 8 bits) as floats",
+    source: "To Prune, or Not to Prune, section 3",
+    needs_statistics: false,
+    bits: 2..=16,
+    propose: |layer, settings| masked(layer, settings, magnitude(layer.weight(), settings.pattern)),
+};
+
+/// The method: keeps the weights that add most to the output.
+pub static WANDA: Method = Method {
+    name: "wanda",
+    summary: "keeps the weights with the largest |w| |x|, as codes or (above 8 bits) as floats",
+    source: "A Simple and Effective Pruning Approach for Large Language Models, section 3",
+    needs_statistics: true,
+    bits: 2..=16,
+    propose: |layer, settings| {
+        let statistics = layer.needed_statistics()?;
+        masked(
+            layer,
+            settings,
+            wanda(layer.weight(), statistics, settings.pattern),
+        )
+    },
+};
+
+/// What a mask keeps, as it is or rounded to nearest.
+fn masked(layer: &Layer, settings: &Settings, mask: Mask) -> Result<Candidate, MethodError> {
+    let kept = mask.apply(layer.weight());
+    let Some(spec) = kept_grid(settings)? else {
+        return sparse::values(layer, &kept, &mask, settings.pattern, settings.scale_elem);
+    };
+    let groups = Groups::new(kept.cols(), settings.group_len);
+    let parts = AffineParts::quantize(&kept, &spec, groups, |_, _, part| spec.fit(part));
+    sparse::codes(layer, &parts, &mask, settings.pattern)
+}
+
+/// The grid that kept weights are rounded to: symmetric, so that what is dropped is code 0 everywhere. None where they
+/// stay floats.
+pub(super) fn kept_grid(settings: &Settings) -> Result<Option<GridSpec>, MethodError> {
+    if settings.bits > 8 {
+        return scale_type(settings.scale_elem).map(|_| None);
+    }
+    // Grids are fitted as a sweep reaches them, so their scales cannot be codes.
+    let symmetric = Settings {
+        symmetric: true,
+        scale_bits: 0,
+        ..settings.clone()
+    };
+    GridSpec::from_settings(&symmetric).map(Some)
+}
 
 /// Keeps the largest weights.
 pub fn magnitude(weights: &Matrix, pattern: Pattern) -> Mask {
@@ -86,6 +141,7 @@ mod tests {
             symmetric: false,
             clip_exponent: None,
             scale_elem: ElemType::F16,
+            scale_bits: 0,
         };
         let rounded = round_to_nearest(&t.w, &spec, Groups::new(256, 16)).decode();
         let pattern = Pattern::Blocks {

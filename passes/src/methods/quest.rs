@@ -27,7 +27,7 @@ pub static QUEST: Method = Method {
         let steps = by_row(parts.steps).ok_or_else(|| MethodError::Shape("no rows".into()))?;
         // Half-integers are exact in 16 bits.
         let middle = Matrix::from_fn(1, 1, |_, _| f64::from(parts.levels - 1) / 2.0);
-        let codes = packed_codes(settings.bits, [rows, columns], &parts.codes);
+        let codes = packed_codes(settings.bits, &[rows, columns], &parts.codes);
         let turned = affine(
             ElemType::F32,
             dense(elem, &steps),

@@ -8,7 +8,7 @@
 
 use super::factor::solve;
 use super::gptq::{GptqSettings, Order, gptq};
-use super::grid::{AffineParts, GridSpec, Groups, stored_scale};
+use super::grid::{AffineParts, GridSpec, Groups};
 use super::matrix::Matrix;
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, sweep, threads};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
@@ -33,7 +33,7 @@ pub fn refit(parts: &AffineParts, weight: &Matrix, hessian: &Matrix) -> AffinePa
         let systems = systems(parts, weight, hessian, rows.clone());
         let solved = rows.zip(systems).flat_map(|(r, (a, b))| {
             let old = &parts.scales[r * groups.count..][..groups.count];
-            best_scales(&a, &b, old, parts.scale_elem)
+            best_scales(&a, &b, old, |s| parts.stored_scales(s))
         });
         solved.collect::<Vec<f64>>()
     });
@@ -83,7 +83,12 @@ fn systems(
     out
 }
 
-fn best_scales(a: &Matrix, b: &Matrix, old: &[f64], elem: lapidary_ir::ElemType) -> Vec<f64> {
+fn best_scales(
+    a: &Matrix,
+    b: &Matrix,
+    old: &[f64],
+    stored: impl Fn(&[f64]) -> Vec<f64>,
+) -> Vec<f64> {
     let error = |s: &[f64]| {
         let pairs = (0..s.len()).map(|k| {
             let dot: f64 = a.row(k).iter().zip(s).map(|(a, s)| a * s).sum();
@@ -101,11 +106,7 @@ fn best_scales(a: &Matrix, b: &Matrix, old: &[f64], elem: lapidary_ir::ElemType)
     if found.data().iter().any(|&s| s <= 0.0) {
         return old.to_vec();
     }
-    let stored: Vec<f64> = found
-        .data()
-        .iter()
-        .map(|&s| stored_scale(s, elem))
-        .collect();
+    let stored = stored(found.data());
     if error(&stored) < error(old) {
         stored
     } else {
@@ -149,6 +150,7 @@ mod tests {
             symmetric,
             clip_exponent: None,
             scale_elem: ElemType::F16,
+            scale_bits: 0,
         }
     }
 

@@ -43,6 +43,7 @@ mod tests {
             symmetric: false,
             clip_exponent: None,
             scale_elem: ElemType::F16,
+            scale_bits: 0,
         }
     }
 

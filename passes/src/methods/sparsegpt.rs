@@ -5,12 +5,46 @@
 //! pass.
 //! Source: Frantar, Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", section 3.
 
-use super::MethodError;
 use super::grid::{AffineParts, Grid, GridSpec, Groups};
 use super::matrix::Matrix;
 use super::pattern::{Mask, Pattern, drop_lowest, run_drop, share};
-use super::sweep::{self, Prepared, Rounding};
+use super::sweep::{self, Prepared, Rounding, prepare};
+use super::{Candidate, Layer, Method, MethodError, Settings, pruning, sparse};
 use std::ops::Range;
+
+/// The method.
+pub static SPARSEGPT: Method = Method {
+    name: "sparsegpt",
+    summary: "prunes with error feedback by the Hessian, and rounds what stays to codes unless bits are above 8",
+    source: "SparseGPT, section 3",
+    needs_statistics: true,
+    bits: 2..=16,
+    propose,
+};
+
+fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
+    let statistics = layer.needed_statistics()?;
+    let run = settings.pattern.run();
+    let groups = Groups::of_runs(layer.weight().cols(), settings.group_len, run);
+    let grid = pruning::kept_grid(settings)?.map(|spec| (spec, groups));
+    let prepared = prepare(&statistics.hessian, 0.01, false);
+    let found = sparsegpt(
+        layer.weight(),
+        &prepared,
+        &SparseGptSettings {
+            pattern: settings.pattern,
+            grid,
+            block: sweep::BLOCK,
+        },
+    )?;
+    let (mask, pattern) = (&found.mask, settings.pattern);
+    let mut candidate = match &found.parts {
+        Some(parts) => sparse::codes(layer, parts, mask, pattern)?,
+        None => sparse::values(layer, &found.weights, mask, pattern, settings.scale_elem)?,
+    };
+    candidate.assumptions.extend(prepared.assumptions);
+    Ok(candidate)
+}
 
 /// Settings of the core.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,11 +112,7 @@ pub fn sparsegpt(
 
 /// Columns of a run or group, and of the longer of both.
 fn lengths(settings: &SparseGptSettings) -> Result<(usize, usize), MethodError> {
-    let run = match settings.pattern {
-        Pattern::NOfM { of, .. } => of.max(1),
-        Pattern::Blocks { len, .. } => len.max(1),
-        _ => 1,
-    };
+    let run = settings.pattern.run();
     let Some((_, groups)) = settings.grid else {
         return Ok((run, run));
     };
@@ -317,6 +347,7 @@ mod tests {
                 symmetric: false,
                 clip_exponent: None,
                 scale_elem: ElemType::F16,
+                scale_bits: 0,
             };
             let groups = Groups::new(256, group_len);
             for pattern in [
@@ -353,6 +384,7 @@ mod tests {
             symmetric: false,
             clip_exponent: None,
             scale_elem: ElemType::F16,
+            scale_bits: 0,
         };
         let joint = SparseGptSettings {
             grid: Some((spec, Groups::new(256, 16))),

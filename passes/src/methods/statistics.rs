@@ -84,6 +84,126 @@ impl Statistics {
     }
 }
 
+/// Sums over rows of inputs, from which [`Statistics`] follow; gathered part by part.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    rows: u64,
+    gram: Matrix,
+    sum: Vec<f64>,
+    abs_sum: Vec<f64>,
+    abs_max: Vec<f64>,
+}
+
+impl Moments {
+    /// Of no rows yet, of this many inputs.
+    pub fn new(inputs: usize) -> Moments {
+        Moments {
+            rows: 0,
+            gram: Matrix::zeros(inputs, inputs),
+            sum: vec![0.0; inputs],
+            abs_sum: vec![0.0; inputs],
+            abs_max: vec![0.0; inputs],
+        }
+    }
+
+    /// Adds the sums of `rows` more rows: `X^T X` `[I, I]`, and for each input the sum, the sum and the maximum of absolute
+    /// values. Nothing of no rows is added, whatever their maximum.
+    ///
+    /// # Errors
+    /// Lengths disagree.
+    pub fn add(
+        &mut self,
+        rows: u64,
+        gram: &[f32],
+        sum: &[f32],
+        abs_sum: &[f32],
+        abs_max: &[f32],
+    ) -> Result<(), String> {
+        let n = self.sum.len();
+        if gram.len() != n * n || [sum, abs_sum, abs_max].iter().any(|v| v.len() != n) {
+            return Err(format!("moments are not of {n} inputs"));
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let add = |to: &mut [f64], from: &[f32]| {
+            to.iter_mut()
+                .zip(from)
+                .for_each(|(t, &f)| *t += f64::from(f));
+        };
+        add(self.gram.data_mut(), gram);
+        add(&mut self.sum, sum);
+        add(&mut self.abs_sum, abs_sum);
+        for (to, &from) in self.abs_max.iter_mut().zip(abs_max) {
+            *to = to.max(f64::from(from));
+        }
+        self.rows += rows;
+        Ok(())
+    }
+
+    /// Adds the sums of other inputs of the same weight.
+    pub fn merge(&mut self, other: &Moments) {
+        self.gram = self.gram.add(&other.gram);
+        let add = |to: &mut Vec<f64>, from: &[f64]| {
+            to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+        };
+        add(&mut self.sum, &other.sum);
+        add(&mut self.abs_sum, &other.abs_sum);
+        for (to, &from) in self.abs_max.iter_mut().zip(&other.abs_max) {
+            *to = to.max(from);
+        }
+        self.rows += other.rows;
+    }
+
+    /// Appends the sums as bytes.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.rows.to_le_bytes());
+        for part in [self.gram.data(), &self.sum, &self.abs_sum, &self.abs_max] {
+            out.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+        }
+    }
+
+    /// Reads the sums of this many inputs from the front of bytes; none if there are not as many.
+    pub fn read(inputs: usize, bytes: &mut &[u8]) -> Option<Moments> {
+        let (rows, rest) = bytes.split_first_chunk::<8>()?;
+        *bytes = rest;
+        let mut numbers = |n: usize| {
+            let (part, rest) = bytes.split_at_checked(n.checked_mul(8)?)?;
+            *bytes = rest;
+            Some(
+                part.as_chunks::<8>()
+                    .0
+                    .iter()
+                    .map(|&b| f64::from_le_bytes(b))
+                    .collect::<Vec<f64>>(),
+            )
+        };
+        Some(Moments {
+            rows: u64::from_le_bytes(*rows),
+            gram: Matrix::new(inputs, inputs, numbers(inputs.checked_mul(inputs)?)?)?,
+            sum: numbers(inputs)?,
+            abs_sum: numbers(inputs)?,
+            abs_max: numbers(inputs)?,
+        })
+    }
+
+    /// The statistics; none of no rows.
+    pub fn statistics(&self) -> Option<Statistics> {
+        if self.rows == 0 {
+            return None;
+        }
+        let n = self.rows as f64;
+        let over = |v: &[f64]| v.iter().map(|s| s / n).collect();
+        Some(Statistics {
+            hessian: self.gram.map(|v| 2.0 / n * v),
+            mean: over(&self.sum),
+            mean_abs: over(&self.abs_sum),
+            max_abs: self.abs_max.clone(),
+            samples: self.rows,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +245,46 @@ mod tests {
         let covariance = centred.gram().map(|v| v / 500.0);
         assert!(s.covariance().sub(&covariance).square_sum() < 1e-20);
         assert!(s.check().is_ok());
+    }
+
+    #[test]
+    fn moments_of_parts_are_those_of_the_whole() {
+        let x = random(40, 3, 8).map(|v| f64::from(v as f32));
+        let mut sum = Moments::new(3);
+        for rows in [0..15, 15..15, 15..40] {
+            let part = x.block(rows, 0..3);
+            let narrow = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+            let columns = |f: &dyn Fn(f32, f64) -> f32, start: f32| -> Vec<f32> {
+                (0..3)
+                    .map(|c| (0..part.rows()).fold(start, |acc, r| f(acc, part[(r, c)])))
+                    .collect()
+            };
+            let sums = columns(&|a, v| a + v as f32, 0.0);
+            let abs = columns(&|a, v| a + v.abs() as f32, 0.0);
+            let max = columns(&|a, v| a.max(v.abs() as f32), f32::NEG_INFINITY);
+            sum.add(
+                part.rows() as u64,
+                &narrow(part.gram().data()),
+                &sums,
+                &abs,
+                &max,
+            )
+            .expect("lengths agree");
+        }
+        let (own, want) = (sum.statistics().expect("rows"), Statistics::from_inputs(&x));
+        assert!(own.hessian.sub(&want.hessian).square_sum() < 1e-10);
+        for (a, b) in [
+            (&own.mean, &want.mean),
+            (&own.mean_abs, &want.mean_abs),
+            (&own.max_abs, &want.max_abs),
+        ] {
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+        assert_eq!(own.samples, 40);
+        assert!(
+            sum.add(1, &[0.0; 4], &[0.0; 2], &[0.0; 2], &[0.0; 2])
+                .is_err()
+        );
     }
 
     impl Matrix {

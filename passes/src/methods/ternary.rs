@@ -16,6 +16,8 @@ use super::palette::PaletteParts;
 use super::sweep::{self, Prepared, Rounding, prepare};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use lapidary_ir::ElemType;
+use lapidary_ir::encodings::affine::affine;
+use lapidary_ir::encodings::coded::base3::base3;
 use std::ops::Range;
 
 /// Ternary weights.
@@ -26,6 +28,27 @@ pub static TERNARY: Method = Method {
     needs_statistics: false,
     bits: 2..=2,
     propose: |layer, settings| propose(layer, settings, Kind::Ternary),
+};
+
+/// Ternary weights, five of them in a byte.
+pub static TRITS: Method = Method {
+    name: "trits",
+    summary: "as ternary, with five codes in a byte: 1.6 bits for each",
+    source: "Spectra, section 3; BiViT (least squares)",
+    needs_statistics: false,
+    bits: 2..=2,
+    propose: |layer, settings| {
+        let mut found = propose(layer, settings, Kind::Ternary)?;
+        let [scale, codes, zero] = &found.encoding.children[..] else {
+            return Ok(found);
+        };
+        let unpacked: Vec<u8> = codes.integers()?.iter().map(|&c| c as u8).collect();
+        let packed = base3(codes.shape.clone(), &unpacked);
+        let [scale, zero] = [scale, zero].map(|e| e.as_ref().clone());
+        found.encoding = affine(ElemType::F32, scale, packed, Some(zero));
+        found.bytes = found.encoding.stored_bytes();
+        Ok(found)
+    },
 };
 
 /// Binary weights.
@@ -148,6 +171,7 @@ fn parts(rows: Vec<CodeRow>, kind: Kind, groups: Groups, elem: ElemType) -> Affi
             .map(|&c| stored(c))
             .collect(),
         scale_elem: elem,
+        scale_bits: 0,
         // Codes 0 and 1 are two scales apart.
         scales: rows
             .iter()

@@ -6,6 +6,7 @@
 use super::matrix::Matrix;
 use super::statistics::Statistics;
 use super::{Layer, factor};
+use lapidary_ir::encodings::Encoding;
 use lapidary_ir::random::SplitMix64;
 use std::sync::OnceLock;
 
@@ -80,6 +81,12 @@ pub fn near(value: f64, golden: f64, tolerance: f64) {
         (value / golden - 1.0).abs() <= tolerance,
         "{value:.6} is not within {tolerance} of {golden}"
     );
+}
+
+/// What a term of a matrix decodes to.
+pub fn decoded(term: &Encoding) -> Matrix {
+    let values = term.decode().expect("a valid term").to_f64s();
+    Matrix::new(term.shape[0], term.shape[1], values.expect("numbers")).expect("a matrix")
 }
 
 /// Sum of squared differences by the sum of squares.

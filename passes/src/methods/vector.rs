@@ -115,17 +115,25 @@ pub fn vector_palette(
     })
 }
 
-/// The nearest entry of each point; of equally near ones the first.
+/// The nearest entry of each point; of equally near ones the first. In pieces, as a table of all distances is large.
 fn nearest(points: &Matrix, importance: &Matrix, table: &Matrix) -> Vec<u16> {
-    // Σ h (x-c)² less Σ h x² is Σ h c² - 2 Σ h x c.
-    let squares = importance.mul_transposed(&table.map(|v| v * v));
-    let products = points.zip(importance, |x, h| h * x).mul_transposed(table);
-    threads::map(points.rows(), |p| {
-        let distance = |(s, x): (&f64, &f64)| s - 2.0 * x;
-        let all = squares.row(p).iter().zip(products.row(p)).map(distance);
-        let best = all.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
-        best.map_or(0, |(k, _)| k as u16)
-    })
+    let squared = table.map(|v| v * v);
+    let pieces = threads::map(points.rows().div_ceil(threads::ROWS), |piece| {
+        let rows = piece * threads::ROWS..((piece + 1) * threads::ROWS).min(points.rows());
+        let part = |m: &Matrix| m.block(rows.clone(), 0..m.cols());
+        let (points, importance) = (part(points), part(importance));
+        // Σ h (x-c)² less Σ h x² is Σ h c² - 2 Σ h x c.
+        let squares = importance.mul_transposed(&squared);
+        let products = points.zip(&importance, |x, h| h * x).mul_transposed(table);
+        let of = |p: usize| {
+            let distance = |(s, x): (&f64, &f64)| s - 2.0 * x;
+            let all = squares.row(p).iter().zip(products.row(p)).map(distance);
+            let best = all.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+            best.map_or(0, |(k, _)| k as u16)
+        };
+        (0..points.rows()).map(of).collect::<Vec<u16>>()
+    });
+    pieces.concat()
 }
 
 fn fit(

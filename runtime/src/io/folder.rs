@@ -129,7 +129,8 @@ fn read_array(bytes: &[u8], port: &Port) -> Result<Value, RunError> {
     }
 }
 
-fn read_archive(path: &Path, ports: &[Port]) -> Result<Vec<Value>, RunError> {
+/// Reads a value for each port from an `.npz`.
+pub fn read_archive(path: &Path, ports: &[Port]) -> Result<Vec<Value>, RunError> {
     let file = fs::read(path).map_err(|e| system(path, e))?;
     let members = npz::read(&file).map_err(|e| at(path, e))?;
     let find = |(n, port): (usize, &Port)| {

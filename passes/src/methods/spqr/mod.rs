@@ -7,14 +7,28 @@
 //! Source: Dettmers et al., "SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression",
 //! section 4.
 
+mod term;
+#[cfg(test)]
+mod tests;
+
 use super::grid::{Groups, stored_scale};
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding};
-use super::{MethodError, threads};
+use super::sweep::{self, Prepared, Rounding, prepare};
+use super::{Candidate, Layer, Method, MethodError, Settings, measured, threads};
 use lapidary_ir::{ElemType, minifloat};
 use std::ops::Range;
 
-/// Consecutive rows that share the grids of their scales and zero points.
+/// The method; groups are those of the settings, at most 32 columns.
+pub static SPQR: Method = Method {
+    name: "spqr",
+    summary: "tiny groups whose scales are 3-bit codes, error feedback, and outliers kept apart as 16-bit floats",
+    source: "SpQR, section 4",
+    needs_statistics: true,
+    bits: 2..=8,
+    propose,
+};
+
+/// Most consecutive rows that share the grids of their scales and zero points.
 pub const SECOND_ORDER_ROWS: usize = 16;
 
 /// Settings of the core.
@@ -103,9 +117,11 @@ pub struct Spqr {
     pub scale_codes: Vec<u8>,
     /// Codes of the zero points, `[O, groups]`.
     pub zero_codes: Vec<u8>,
-    /// Scale and zero point of the scales, `[O / 16, groups]`.
+    /// Equal bands of rows that share the grids of scales and zero points.
+    pub bands: Groups,
+    /// Scale and zero point of the scales, `[bands, groups]`.
     pub scale_grids: Vec<[f64; 2]>,
-    /// Scale and zero point of the zero points, `[O / 16, groups]`.
+    /// Scale and zero point of the zero points, `[bands, groups]`.
     pub zero_grids: Vec<[f64; 2]>,
     /// Each row's outliers, in rising columns.
     pub outliers: Vec<Vec<Outlier>>,
@@ -127,7 +143,7 @@ impl Spqr {
         count as f64 / self.codes.len().max(1) as f64
     }
 
-    /// Stored bits by weights: codes, two codes for each group, four `f16` for each group of 16 rows, and a value and a
+    /// Stored bits by weights, where 16 divides the rows: codes, two codes for each group, four `f16` for each group of 16 rows, and a value and a
     /// column for each outlier.
     pub fn bits_per_weight(&self) -> f64 {
         let s = &self.settings;
@@ -149,7 +165,7 @@ impl Spqr {
 
     fn grid(&self, row: usize, group: usize) -> (f64, f64) {
         let at = row * self.groups.count + group;
-        let second = row / SECOND_ORDER_ROWS * self.groups.count + group;
+        let second = self.bands.of(row) * self.groups.count + group;
         let decode = |[scale, zero]: [f64; 2], code: u8| scale * (f64::from(code) - zero);
         (
             decode(self.scale_grids[second], self.scale_codes[at]),
@@ -185,6 +201,27 @@ impl Spqr {
     }
 }
 
+fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
+    let group_len = match settings.group_len {
+        0 => 16,
+        len => len.min(32),
+    };
+    let statistics = layer.needed_statistics()?;
+    let found = spqr(
+        layer.weight(),
+        prepare(&statistics.hessian, 0.01, false),
+        &SpqrSettings {
+            bits: settings.bits,
+            group_len,
+            // What rounding costs quarters with each bit, and the threshold is published for three.
+            outlier_threshold: 0.2 * 4f64.powi(3 - settings.bits as i32),
+            ..SpqrSettings::default()
+        },
+    )?;
+    let term = found.encoding();
+    measured(layer, term, found.assumptions)
+}
+
 /// Encodes `weight` `[O, I]`.
 pub fn spqr(
     weight: &Matrix,
@@ -198,11 +235,13 @@ pub fn spqr(
         ));
     }
     let groups = Groups::new(weight.cols(), settings.group_len);
+    let bands = Groups::new(weight.rows(), SECOND_ORDER_ROWS);
     let mut swept = prepared.arrange(weight);
     let diagonal = prepared.upper.diagonal();
     let mut rounding = TinyGroups {
         settings,
         groups,
+        bands,
         threshold: settings.outlier_threshold * mean_variance(&swept, &diagonal),
         diagonal,
         grids: vec![],
@@ -211,14 +250,14 @@ pub fn spqr(
     // A block is a group, whose grids are fitted to all rows at once because rows share their scales' grids.
     let (rows, _) = sweep::sweep(&mut swept, &prepared.upper, groups.len, &mut rounding);
     let second = |pick: fn(&SecondOrder) -> FloatGrid| {
-        let bands = weight.rows().div_ceil(SECOND_ORDER_ROWS);
-        let at = (0..bands).flat_map(|b| (0..groups.count).map(move |g| (b, g)));
+        let at = (0..bands.count).flat_map(|b| (0..groups.count).map(move |g| (b, g)));
         let grid = at.map(|(b, g)| pick(&rounding.second[g][b]));
         grid.map(|g| [g.scale, g.zero]).collect()
     };
     Ok(Spqr {
         settings: *settings,
         groups,
+        bands,
         scale_codes: rows.iter().flat_map(|r| &r.scale_codes).copied().collect(),
         zero_codes: rows.iter().flat_map(|r| &r.zero_codes).copied().collect(),
         scale_grids: second(|s| s.scales),
@@ -250,6 +289,7 @@ struct SecondOrder {
 struct TinyGroups<'a> {
     settings: &'a SpqrSettings,
     groups: Groups,
+    bands: Groups,
     threshold: f64,
     diagonal: Vec<f64>,
     /// Codes and grid of each row, in the group at hand.
@@ -341,7 +381,7 @@ impl Rounding for TinyGroups<'_> {
             self.fit(&weights.row(r)[columns.clone()], diagonal)
         });
         let (mut grids, mut second) = (Vec::with_capacity(weights.rows()), vec![]);
-        for band in exact.chunks(SECOND_ORDER_ROWS) {
+        for band in exact.chunks(self.bands.len) {
             let of = |pick: fn(&FloatGrid) -> f64| {
                 let values: Vec<f64> = band.iter().map(pick).collect();
                 FloatGrid::of(&values, self.settings.scale_bits)
@@ -387,102 +427,5 @@ impl Rounding for TinyGroups<'_> {
         let value = minifloat::round_to(ElemType::F16, weight.clamp(-65504.0, 65504.0));
         state.outliers.push(Outlier { column, value });
         value
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::methods::statistics::Statistics;
-    use crate::methods::sweep::prepare;
-    use crate::methods::testing::{mse, near, random, tl1};
-    use lapidary_ir::random::SplitMix64;
-    use std::collections::BTreeSet;
-
-    fn settings(outlier_threshold: f64) -> SpqrSettings {
-        SpqrSettings {
-            outlier_threshold,
-            ..SpqrSettings::default()
-        }
-    }
-
-    #[test]
-    fn errors_on_the_reference_layer_are_the_known_ones() {
-        let t = tl1();
-        for (threshold, golden, share) in [
-            (f64::INFINITY, 0.00199, 0.0),
-            (0.5, 0.00152, 0.0044),
-            (0.2, 0.00120, 0.0165),
-            (0.1, 0.00092, 0.040),
-        ] {
-            let prepared = prepare(&t.stats.hessian, 0.01, false);
-            let found = spqr(&t.w, prepared, &settings(threshold)).expect("sound");
-            near(t.rel(&found.decode()), golden, 0.1);
-            assert!((found.outlier_share() - share).abs() < 0.15 * share + 1e-9);
-            near(
-                found.bits_per_weight(),
-                3.625 + 32.0 * found.outlier_share(),
-                1e-12,
-            );
-        }
-    }
-
-    #[test]
-    fn planted_outliers_are_found() {
-        let t = tl1();
-        let (mut w, mut rng, mut planted) = (t.w.clone(), SplitMix64::new(9), BTreeSet::new());
-        while planted.len() < 200 {
-            planted.insert(rng.below(128 * 256));
-        }
-        for &at in &planted {
-            let v = w.data()[at];
-            w.data_mut()[at] = 12.0 * v.signum() * v.abs().max(1.0 / 16.0);
-        }
-        let prepared = prepare(&t.stats.hessian, 0.01, false);
-        let found = spqr(&w, prepared, &settings(0.2)).expect("sound");
-        let rows = found.outliers.iter().enumerate();
-        let kept: BTreeSet<usize> = rows
-            .flat_map(|(r, row)| row.iter().map(move |o| r * 256 + o.column))
-            .collect();
-        let hit = planted.intersection(&kept).count();
-        assert!(hit >= 190, "{hit} of 200");
-        assert!(found.outlier_share() < 0.03);
-        let prepared = prepare(&t.stats.hessian, 0.01, false);
-        let without = spqr(&w, prepared, &settings(f64::INFINITY)).expect("sound");
-        let rel = |m: &Matrix| w.sub(m).quadratic(&t.stats.hessian);
-        assert!(rel(&found.decode()) < 0.5 * rel(&without.decode()));
-    }
-
-    #[test]
-    fn adding_and_replacing_read_the_same() {
-        let t = tl1();
-        let prepared = prepare(&t.stats.hessian, 0.01, true);
-        let found = spqr(&t.w, prepared, &settings(0.1)).expect("sound");
-        let mut summed = found.dense();
-        for (r, row) in found.additive_outliers().iter().enumerate() {
-            row.iter().for_each(|o| summed[(r, o.column)] += o.value);
-        }
-        let decoded = found.decode().select_columns(&found.order);
-        assert!(mse(&decoded, &summed) < 1e-28);
-    }
-
-    #[test]
-    fn ragged_and_degenerate_layers_are_encoded() {
-        for (rows, columns) in [(1, 1), (17, 33), (40, 16)] {
-            let x = random(60, columns, 3);
-            let h = Statistics::from_inputs(&x).hessian;
-            for w in [random(rows, columns, 4), Matrix::zeros(rows, columns)] {
-                let found = spqr(&w, prepare(&h, 0.01, true), &settings(0.2)).expect("sound");
-                let decoded = found.decode();
-                assert!(decoded.is_finite());
-                assert!(w.sub(&decoded).square_sum() <= 0.2 * w.square_sum());
-            }
-        }
-        let w = random(2, 4, 1);
-        let bad = SpqrSettings {
-            bits: 1,
-            ..SpqrSettings::default()
-        };
-        assert!(spqr(&w, prepare(&Matrix::identity(4), 0.0, false), &bad).is_err());
     }
 }
