@@ -251,6 +251,11 @@ fn onnx_reader() {
 }
 
 #[test]
+fn gguf_reader() {
+    fuzz("gguf", targets::gguf, targets::numbers::mutate);
+}
+
+#[test]
 fn text_reader() {
     fuzz("text", targets::text, targets::words::mutate);
 }

@@ -4,14 +4,17 @@
 //! Used by the targets in `fuzz_targets/`, with libFuzzer, and by the test `tests/fuzz.rs`, without.
 
 mod generate;
+pub mod numbers;
 pub mod random;
 pub mod wire;
 pub mod words;
 
+use lapidary_frontend::gguf;
 use lapidary_frontend::onnx::{ImportOptions, import_bytes};
 use lapidary_ir::diagnostic::{Code, SHARED_NAME, STRUCTURE, TYPE_DIFFERS, TYPE_RULE};
 use lapidary_ir::infer::infer_module;
-use lapidary_ir::{Module, text, verify};
+use lapidary_ir::{Module, ValueId, text, verify};
+use std::collections::BTreeMap;
 
 /// The ONNX reader: what it accepts is valid, prints and reads back.
 pub fn onnx(data: &[u8]) {
@@ -24,6 +27,23 @@ pub fn onnx(data: &[u8]) {
             let errors = verify::errors(&module);
             assert!(errors.is_empty(), "imported, but not valid: {}", errors[0]);
             reads_back(&module);
+        }
+        Err(error) => assert!(!error.problems.is_empty() && !error.to_string().is_empty()),
+    }
+}
+
+/// The GGUF reader: what it accepts is valid, and every tensor decodes or says why not.
+pub fn gguf(data: &[u8]) {
+    match gguf::import_bytes(&data.to_vec().into(), "fuzz.gguf", &BTreeMap::new()) {
+        Ok(module) => {
+            let errors = verify::errors(&module);
+            assert!(errors.is_empty(), "imported, but not valid: {}", errors[0]);
+            let constants = (0..module.value_count() as u32).map(ValueId);
+            constants
+                .filter_map(|v| module.as_constant(v))
+                .for_each(|c| {
+                    let _ = c.decode();
+                });
         }
         Err(error) => assert!(!error.problems.is_empty() && !error.to_string().is_empty()),
     }

@@ -4,7 +4,7 @@ use super::{build, print};
 use crate::cli::{Compress, Export};
 use lapidary::artefact::{write_folder, write_pieces};
 use lapidary::driver::Compression;
-use lapidary::{CompileOptions, Error, driver};
+use lapidary::{Error, driver};
 use lapidary_frontend::Problem;
 use lapidary_frontend::export::{self, Format, Weight, Written};
 use lapidary_ir::{Module, ValueId};
@@ -14,6 +14,14 @@ use std::path::{Path, PathBuf};
 /// Runs the command.
 pub fn compress(args: &Compress) -> Result<(), Error> {
     let format = format(args)?;
+    let folder = matches!(format, Format::CompressedTensors | Format::Gptq);
+    if folder && args.output.exists() {
+        // It would be found out in the end, after all the work.
+        return Err(Error::Usage {
+            message: format!("`{}` exists already", args.output.display()),
+            help: "name another folder, or remove this one".to_owned(),
+        });
+    }
     let options = args.model.options(None)?;
     let refused = |problem| refused(&args.output, problem);
     let target = format.target(&args.model.model).map_err(refused)?;
@@ -21,19 +29,21 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
     let mut module = driver::import(&args.model.model, &options)?;
     let compression = options.compression.clone().ok_or_else(|| Error::Usage {
         message: "there is nothing to compress to".to_owned(),
-        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`) or a recipe (`--recipe FILE`)"
+        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`), a limit (`--max-kl 0.02`) or a recipe (`--recipe FILE`)"
             .to_owned(),
     })?;
     let kinds = |w: &compress::Weight| target.grids(&w.name, w.shape, w.by_columns);
-    let method = method(&options);
     let levels = |w: &compress::Weight| {
-        let held = kinds(w).into_iter().map(|kind| level(method, kind));
+        let held = kinds(w).into_iter().map(|kind| level(kind, w.observed));
         std::iter::once(Level::keep()).chain(held).collect()
     };
     let compression = match compression {
-        Compression::Goal(goal) if format == Format::Gptq => {
-            Compression::Recipe(uniform(&module, &goal, method, &kinds)?)
-        }
+        Compression::Goal(goal) if format == Format::Gptq => Compression::Recipe(uniform(
+            &module,
+            &goal,
+            options.calibration.is_some(),
+            &kinds,
+        )?),
         other => other,
     };
     let made = driver::with_means(
@@ -124,22 +134,16 @@ fn format(args: &Compress) -> Result<Format, Error> {
     })
 }
 
-/// The best method whose grids files can hold.
-fn method(options: &CompileOptions) -> &'static str {
-    match options.calibration {
-        Some(_) => "gptq-refit",
-        None => "rtn",
-    }
-}
-
-/// The method for a kind of grids: the range of fine grids is not worth a search.
-fn level(method: &str, kind: export::Kind) -> Level {
+/// The method for a kind of grids, with data or without: the range of fine grids is not worth a search.
+fn level(kind: export::Kind, observed: bool) -> Level {
+    let method = if observed { "gptq-refit" } else { "rtn" };
     Level {
         method: method.to_owned(),
         bits: kind.bits,
         group: kind.group,
         symmetric: kind.symmetric,
         clip: kind.bits < 8,
+        ..Level::default()
     }
 }
 
@@ -147,7 +151,7 @@ fn level(method: &str, kind: export::Kind) -> Level {
 fn uniform(
     module: &Module,
     goal: &Goal,
-    method: &str,
+    observed: bool,
     kinds: &dyn Fn(&compress::Weight) -> Vec<export::Kind>,
 ) -> Result<Recipe, Error> {
     let bits = match goal.budget {
@@ -177,7 +181,7 @@ fn uniform(
     })?;
     let entry = |(w, _): &(&compress::Weight, _)| Entry {
         name: w.name.clone(),
-        level: level(method, *kind),
+        level: level(*kind, observed),
     };
     Ok(Recipe {
         weights: may.iter().map(entry).collect(),

@@ -190,10 +190,9 @@ fn plain(name: &str, stored: &Stored, place: &Place) -> Result<Blocks, Problem> 
             let values = Tensor::from_bytes(elem, stored.shape.clone(), &stored.bytes)
                 .and_then(|t| t.to_f64s());
             let values = values.unwrap_or_default();
-            let bytes: Vec<u8> = values
-                .iter()
-                .flat_map(|&v| ((v + if place.above_one { 1.0 } else { 0.0 }) as f32).to_le_bytes())
-                .collect();
+            let below = if place.above_one { 1.0 } else { 0.0 };
+            let whole = values.iter().map(|v| (v + below) as f32);
+            let bytes: Vec<u8> = whole.flat_map(f32::to_le_bytes).collect();
             (named("F32"), bytes.into())
         }
         ElemType::F16 => (named("F16"), stored.bytes.clone()),

@@ -14,6 +14,7 @@
 use super::{Format, Parts, codes};
 use crate::error::Problem;
 use lapidary_ir::encodings::r#gen::generate;
+use lapidary_ir::encodings::strided::{Places, strided};
 use lapidary_ir::encodings::{Encoding, affine, codebook, dense, scale, sum};
 use lapidary_ir::{ElemType, Tensor};
 use serde::Deserialize;
@@ -124,32 +125,15 @@ fn scales(p: &Parts, state: &State, n: usize) -> Result<Encoding, Problem> {
     let outer = p.floats("weight.nested_absmax", &[outer])?.dense(&[outer]);
     let values = codebook::codebook(ElemType::F32, map, codes);
     let scaled = scale::scale(ElemType::F32, outer, values);
-    // One number for all: a run of its own length that every element reads.
-    let offset = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [1], vec![offset]));
-    let ones = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [1, 1, 1], vec![1.0]));
-    let zeros = codes_of_zero(runs);
-    let all = scale::scale(
-        ElemType::F32,
-        offset,
-        codebook::codebook(ElemType::F32, ones, zeros),
-    );
-    Ok(sum::sum(ElemType::F32, vec![scaled, all]))
-}
-
-/// So many codes 0, in one byte.
-fn codes_of_zero(n: usize) -> Encoding {
-    use lapidary_ir::encodings::strided::{Places, strided};
+    // One number that every element reads.
     let places = Places {
-        bits: 8,
+        bits: 32,
         first: 0,
-        digits: vec![(n, 0)],
+        digits: vec![(runs, 0)],
     };
-    strided(
-        ElemType::U8,
-        vec![n],
-        places,
-        bytes::Bytes::from_static(&[0]),
-    )
+    let offset = (offset as f32).to_le_bytes().to_vec();
+    let offset = strided(ElemType::F32, vec![runs], places, offset.into());
+    Ok(sum::sum(ElemType::F32, vec![scaled, offset]))
 }
 
 /// A list as a matrix.

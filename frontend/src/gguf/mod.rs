@@ -15,6 +15,7 @@ use crate::arch::{self, Net};
 use crate::bind_dims;
 use crate::error::{ImportError, Problem, Problems};
 use crate::files::map_source;
+use bytes::Bytes;
 use lapidary_ir::Module;
 use lapidary_ir::sources::Sources;
 use std::collections::BTreeMap;
@@ -38,21 +39,44 @@ pub fn import_file(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, 
 
 fn read(path: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> Option<Module> {
     let mut sources = Sources::default();
+    let mapped = map_source(path, &mut sources).map_err(|reason| Problem {
+        place: "file".to_owned(),
+        reason,
+        remedy: Some("is the path right, and may you read it?".to_owned()),
+    });
+    let bytes = mapped.map_err(|p| problems.push(p)).ok()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let found = map_source(path, &mut sources)
-        .map_err(|reason| Problem {
-            place: "file".to_owned(),
-            reason,
-            remedy: Some("is the path right, and may you read it?".to_owned()),
-        })
-        .and_then(|bytes| file::read(&bytes, &name))
-        .and_then(|file| network::of(file, &name))
+    let mut module = build(&bytes, &name, dims, problems)?;
+    module.sources = sources;
+    Some(module)
+}
+
+/// Imports the bytes of a file of this name.
+pub fn import_bytes(
+    bytes: &Bytes,
+    name: &str,
+    dims: &BTreeMap<String, i64>,
+) -> Result<Module, ImportError> {
+    let mut problems = Problems::new(REMEDY);
+    match build(bytes, name, dims, &mut problems) {
+        Some(module) if problems.is_empty() => Ok(module),
+        _ => Err(problems.of(name)),
+    }
+}
+
+fn build(
+    bytes: &Bytes,
+    name: &str,
+    dims: &BTreeMap<String, i64>,
+    problems: &mut Problems,
+) -> Option<Module> {
+    let found = file::read(bytes, name)
+        .and_then(|file| network::of(file, name))
         .and_then(|(config, weights)| Ok((arch::of(&config)?, config, weights)));
     let (architecture, config, weights) = found.map_err(|p| problems.push(p)).ok()?;
     let mut net = Net::new(&config, &weights, problems);
     (architecture.build)(&mut net).unwrap_or_else(|stop| net.stopped(stop));
     let mut module = net.finish(architecture)?;
     bind_dims(&mut module, dims, problems);
-    module.sources = sources;
     Some(module)
 }

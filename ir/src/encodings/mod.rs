@@ -208,10 +208,13 @@ impl Encoding {
 
     /// All stored bytes of the term.
     pub fn stored_bytes(&self) -> u64 {
+        let blob = self.blob.as_ref().map_or(0, Bytes::len) as u64;
         // Terms may share the bytes of a file of which each means a part.
         let own = match self.ctor.name {
-            "strided" => (self.len() as u64).saturating_mul(self.elem.size_bytes() as u64),
-            _ => self.blob.as_ref().map_or(0, Bytes::len) as u64,
+            "strided" => {
+                blob.min((self.len() as u64).saturating_mul(self.elem.size_bytes() as u64))
+            }
+            _ => blob,
         };
         own + self.children.iter().map(|c| c.stored_bytes()).sum::<u64>()
     }

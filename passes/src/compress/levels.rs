@@ -42,9 +42,30 @@ fn level(method: &str, bits: u32, group: usize, clip: bool) -> Level {
         method: method.to_owned(),
         bits,
         group,
-        symmetric: false,
         clip,
+        ..Level::default()
     }
+}
+
+/// Entropy-coded grids, which take any number of bits.
+fn entropy(rates: &[f64]) -> impl Iterator<Item = Level> {
+    rates.iter().map(|&rate| Level {
+        method: "entropy".to_owned(),
+        rate,
+        ..Level::default()
+    })
+}
+
+/// Grids of groups with error feedback, whose scales are codes of 8 bits.
+fn feedback(grids: &[(u32, usize)]) -> impl Iterator<Item = Level> {
+    grids.iter().map(|&(bits, group)| Level {
+        method: "gptq-refit".to_owned(),
+        bits,
+        group,
+        clip: bits < 5,
+        scale_bits: if group > 0 { 8 } else { 0 },
+        ..Level::default()
+    })
 }
 
 /// Levels that need no data, from large to small.
@@ -77,31 +98,29 @@ fn without_data() -> Vec<Level> {
 
 /// Levels that look at the inputs of the weight, from large to small.
 fn with_data() -> Vec<Level> {
-    vec![
-        Level::keep(),
-        level("palette", 8, 0, false),
-        level("gptq-refit", 8, 0, false),
-        level("gptq-refit", 6, 0, false),
-        level("gptq-refit", 5, 0, false),
-        level("gptq-refit", 5, 64, false),
-        level("gptq-refit", 4, 32, true),
-        level("gptq-refit", 4, 64, true),
-        level("gptq-refit", 4, 0, true),
-        level("gptq-refit", 3, 16, true),
-        level("gptq-refit", 3, 32, true),
-        level("gptq-refit", 3, 64, true),
-        level("gptq-refit", 3, 0, true),
-        level("gptq-refit", 2, 16, true),
-        level("gptq-refit", 2, 32, true),
-        level("gptq-refit", 2, 64, true),
-        level("gptq-refit", 2, 0, true),
-    ]
+    let mut levels = vec![Level::keep(), level("palette", 8, 0, false)];
+    levels.extend(feedback(&[
+        (8, 0),
+        (6, 0),
+        (5, 64),
+        (4, 32),
+        (4, 64),
+        (4, 0),
+        (3, 16),
+        (3, 32),
+        (3, 64),
+        (2, 16),
+    ]));
+    levels.extend(entropy(&[
+        6.0, 5.0, 4.5, 4.0, 3.6, 3.3, 3.0, 2.75, 2.5, 2.25, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8,
+    ]));
+    levels
 }
 
 /// What a weight is tried with.
 fn ladder(site: &Site, statistics: Option<&Statistics>, means: &Means) -> Vec<Level> {
     match (means.levels, statistics) {
-        (Some(of), _) => of(&site.weight()),
+        (Some(of), _) => of(&site.described(statistics.is_some())),
         (None, Some(_)) => with_data(),
         (None, None) => without_data(),
     }
@@ -188,6 +207,8 @@ pub(super) fn propose(
         group_len: level.group,
         symmetric: level.symmetric,
         clip: level.clip,
+        scale_bits: level.scale_bits,
+        rate: level.rate,
         ..Settings::default()
     };
     (method.propose)(&layer, &settings).map(Some).map_err(fails)

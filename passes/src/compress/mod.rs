@@ -137,16 +137,21 @@ pub enum CompressError {
     Graph(OpError),
 }
 
+/// The weights of a module that may be compressed, in the order of the program.
+pub fn weights(module: &Module) -> Vec<Weight> {
+    find(module).iter().map(|s| s.described(false)).collect()
+}
+
 /// What compression works with.
 pub struct Means<'a> {
     /// Data to look at.
     pub data: Option<&'a dyn Samples>,
     /// Where work is kept between runs.
     pub store: Option<&'a dyn Store>,
-    /// What a weight is tried with, where not with everything: a file's format may hold some encodings only.
-    pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
+    /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
+    pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
 }
 
 impl Default for Means<'_> {
@@ -154,15 +159,10 @@ impl Default for Means<'_> {
         Means {
             data: None,
             store: None,
-            levels: None,
             progress: &|_| (),
+            levels: None,
         }
     }
-}
-
-/// The weights of a module that may be compressed, in the order of the program.
-pub fn weights(module: &Module) -> Vec<Weight> {
-    find(module).iter().map(Site::weight).collect()
 }
 
 /// Tries everything with the weight of this number in [`weights`], and keeps the result in the store, where [`compress`] finds it,

@@ -100,6 +100,12 @@ pub struct Level {
     /// Searches the clipping of each group's range.
     #[serde(default)]
     pub clip: bool,
+    /// Bits of the codes that scales of groups are stored as; 0 for 16-bit floats.
+    #[serde(default)]
+    pub scale_bits: u32,
+    /// Stored bits for each weight, of methods that can meet any number; 0 for `bits`.
+    #[serde(default)]
+    pub rate: f64,
 }
 
 fn four() -> u32 {
@@ -125,6 +131,20 @@ pub struct Entry {
     pub level: Level,
 }
 
+impl Default for Level {
+    fn default() -> Level {
+        Level {
+            method: "rtn".to_owned(),
+            bits: four(),
+            group: 0,
+            symmetric: false,
+            clip: false,
+            scale_bits: 0,
+            rate: 0.0,
+        }
+    }
+}
+
 impl Level {
     /// True if the weight stays as it is.
     pub fn keeps(&self) -> bool {
@@ -136,9 +156,7 @@ impl Level {
         Level {
             method: "keep".to_owned(),
             bits: 0,
-            group: 0,
-            symmetric: false,
-            clip: false,
+            ..Level::default()
         }
     }
 }

@@ -41,15 +41,18 @@ pub struct Weight {
     pub shape: [usize; 2],
     /// The model stores outputs as columns.
     pub by_columns: bool,
+    /// There are statistics of its inputs.
+    pub observed: bool,
 }
 
 impl Site {
-    /// What others know of it.
-    pub fn weight(&self) -> Weight {
+    /// As others see it.
+    pub fn described(&self, observed: bool) -> Weight {
         Weight {
             name: self.name.clone(),
             shape: self.shape,
             by_columns: self.view == View::Columns,
+            observed,
         }
     }
 

@@ -170,8 +170,7 @@ fn what_cannot_be_met_is_said() {
                 method: "magic".into(),
                 bits: 4,
                 group: 0,
-                symmetric: false,
-                clip: false,
+                ..Level::default()
             },
         }],
     };
