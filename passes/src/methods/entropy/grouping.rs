@@ -11,7 +11,7 @@ use crate::methods::matrix::Matrix;
 use lapidary_ir::ElemType;
 
 /// Weights that classes and the first step are found by.
-const SAMPLE: usize = 1 << 20;
+const SAMPLE: usize = 1 << 18;
 
 /// Most classes of an axis.
 const MOST_CLASSES: usize = 16;
