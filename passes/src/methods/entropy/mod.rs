@@ -2,7 +2,7 @@
 //!
 //! A grid that need not fit into `2^b` codes has one step for all weights, so it needs neither ranges nor scales of
 //! groups: what they would cost goes to the codes, and frequent codes take less than rare ones. At a given size this loses
-//! about half of what grids of groups lose. Three things make it better still. Codes are chosen by their error *and* their
+//! less than half of what grids of groups lose. Three things make it better still. Codes are chosen by their error *and* their
 //! length (what a bit saves is known: at the rate `R` the error falls as `4^-R`, so a bit is worth `ln 2 / 6` of a squared
 //! step). With a Hessian, columns are swept with error feedback. There an error of column `j` counts `1 / U_jj²`, so steps
 //! are best in proportion to `U_jj`; columns with like `U_jj` make up a *class* with a step and a table of its own, as do rows
@@ -12,9 +12,10 @@
 //! one class     affine{step; coded{rans}; zero}
 //! more          gather{rows; gather{columns; concat{concat{affine{..}, ..}, ..}}}
 //! ```
-//! Source: Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm", section 5 (grids
-//! without clipping behind an entropy coder); Sullivan, "Efficient Scalar Quantization of Exponential and Laplacian
-//! Random Variables" (codes by error and length). Steps of classes are reverse water-filling over the errors' weights.
+//! Source: Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm" (error feedback on grids
+//! without clipping); Sullivan, "Efficient Scalar Quantization of Exponential and Laplacian Random Variables" (codes by
+//! error and length). Steps of classes are reverse water-filling over the weights of errors (Cover, Thomas, "Elements of
+//! Information Theory", section 10.3.3).
 
 mod grouping;
 mod parts;
@@ -35,7 +36,7 @@ use std::ops::Range;
 pub static ENTROPY: Method = Method {
     name: "entropy",
     summary: "a uniform grid without ends, its codes behind an entropy coder, with error feedback where there is a Hessian",
-    source: "The Geometry of LLM Quantization, section 5",
+    source: "The Geometry of LLM Quantization (grids without clipping)",
     needs_statistics: false,
     bits: 1..=6,
     propose,
