@@ -59,6 +59,7 @@ pub fn entropy(weight: &Matrix, hessian: Option<(&Matrix, &Prepared)>, rate: f64
     let swept = hessian.map_or_else(|| weight.clone(), |(_, p)| p.arrange(weight));
     let diagonal = hessian.map_or_else(|| vec![1.0; weight.cols()], |(_, p)| p.upper.diagonal());
     let (grouping, mut step) = Grouping::of(&swept, &diagonal, rate);
+    let least = grouping.least_step(&swept);
     let mut lengths = grouping.lengths(&swept, &grouping.rows, step);
     let mut best: Option<(f64, EntropyParts)> = None;
     // The logarithms of the nearest steps that take more bits and fewer, and their bits.
@@ -85,14 +86,18 @@ pub fn entropy(weight: &Matrix, hessian: Option<(&Matrix, &Prepared)>, rate: f64
         } else {
             coarse = Some(here)
         }
-        step = match (fine, coarse) {
+        let next = match (fine, coarse) {
             (Some((low, more)), Some((high, less))) if more > less => {
                 low + (high - low) * (more - rate) / (more - less)
             }
             // At high rates a step of twice the length saves a bit, at low ones less.
             _ => here.0 + ((bits - rate) / (1.0 - (-rate).exp2())).clamp(-2.0, 2.0),
+        };
+        let next = next.exp2().max(least);
+        if next == step {
+            break;
         }
-        .exp2();
+        step = next;
     }
     let (_, parts) = best.expect("there was one round at least");
     refit(parts, weight, hessian.map(|(h, _)| h))
@@ -331,6 +336,16 @@ mod tests {
             assert!(parts.encoding().stored_bytes() < grid.encoding().stored_bytes());
             assert!(t.rel(&parts.decode()) < 0.6 * t.rel(&grid.decode()));
         }
+    }
+
+    #[test]
+    fn far_outliers_are_kept_and_bits_given_up() {
+        let mut w = random(64, 128, 5);
+        w[(3, 7)] = 2000.0;
+        let parts = entropy(&w, None, 4.0);
+        assert!(parts.encoding().bits_per_weight() < 1.5);
+        let far = (parts.decode()[(3, 7)] - 2000.0).abs();
+        assert!(far < 2000.0 / f64::from(MOST), "{far}");
     }
 
     #[test]
