@@ -3,13 +3,14 @@
 //! A method is one file here and one line in [`METHODS`]. It is given a [`Layer`] (a weight `[O, I]` and perhaps
 //! calibration statistics) and [`Settings`], and returns a [`Candidate`]; it never edits the graph, and the same
 //! input gives the same candidate. Each file has a *numeric core* (a function from matrices to plain parts: codes,
-//! scales, tables, masks, factors) and a last step that writes the parts as an encoding term. Cores whose terms need
-//! constructors that the algebra does not have yet are public here and not in the list. Cores take shapes as they are
-//! stated; [`Layer::new`] is where they are checked.
+//! scales, tables, masks, factors) and a last step that writes the parts as an encoding term. What is about more than one
+//! weight, or changes a layer's bias or inputs as well, is public here and not in the list: [`smoothquant`], the covariance
+//! settings of [`lowrank`], [`filters`], and all of [`structured`]. Cores take shapes as they are stated; [`Layer::new`] is
+//! where they are checked.
 //!
-//! Shared by them: [`matrix`] and [`factor`] (linear algebra), [`statistics`] (calibration), [`grid`] (uniform
+//! Shared by them: [`matrix`] and [`factor`] (linear algebra), [`statistics`] (calibration), [`groups`] and [`grid`] (uniform
 //! grids), [`levels`] (tables of levels), [`sweep`] (error feedback from column to column), [`pattern`] (which weights
-//! are kept).
+//! are kept) and `sparse` (their terms).
 
 pub mod awq;
 pub mod bitstack;
@@ -67,6 +68,7 @@ pub static METHODS: &[&Method] = &[
     &ternary::TRITS,
     &ternary::BINARY,
     &palette::PALETTE,
+    &palette::SKETCH,
     &entropy::ENTROPY,
     &levels::NF4_BLOCKS,
     &levels::MXFP4,

@@ -13,7 +13,7 @@
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::levels::Levels;
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding};
+use super::sweep::{self, Prepared, Rounding, prepare};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::dense;
@@ -23,11 +23,21 @@ use std::ops::Range;
 /// The method, with one table for the weight.
 pub static PALETTE: Method = Method {
     name: "palette",
-    summary: "each weight becomes one of a few numbers that k-means chose",
+    summary: "each weight becomes one of a few numbers that k-means chose, with error feedback where there is a Hessian",
     source: "SqueezeLLM, section 4.1",
     needs_statistics: false,
     bits: 1..=8,
-    propose,
+    propose: |layer, settings| propose(layer, settings, 0),
+};
+
+/// The method, with a table for each row.
+pub static SKETCH: Method = Method {
+    name: "sketch",
+    summary: "as palette, with a table for each row",
+    source: "Sketch to Adapt: Fine-Tunable Sketches for Efficient LLM Adaptation",
+    needs_statistics: false,
+    bits: 1..=4,
+    propose: |layer, settings| propose(layer, settings, 1),
 };
 
 /// Distinct values that are kept apart; more are merged by their leading bits.
@@ -79,17 +89,34 @@ impl PaletteParts {
     }
 }
 
-fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
-    let (elem, assumptions) = wide_enough(scale_type(settings.scale_elem)?, layer.weight());
+/// Tables for so many rows (0: all). With statistics values are weighted by what an error of their column costs once the others
+/// react, and codes chosen by the column sweep.
+fn propose(
+    layer: &Layer,
+    settings: &Settings,
+    rows_per_table: usize,
+) -> Result<Candidate, MethodError> {
+    let weight = layer.weight();
+    let (elem, mut assumptions) = wide_enough(scale_type(settings.scale_elem)?, weight);
     let palette_settings = PaletteSettings {
         bits: settings.bits,
-        rows_per_table: 0,
+        rows_per_table,
         elem,
     };
-    // Weighted by what an error of the column costs alone.
-    let weights = layer.statistics().map(|s| s.hessian.diagonal());
-    let parts = palette(layer.weight(), weights.as_deref(), &palette_settings)?;
-    let table = Tensor::from_f64(elem, [1, 1, parts.entries, 1], parts.tables.clone());
+    let prepared = layer.statistics().map(|s| prepare(&s.hessian, 0.01, true));
+    let weights = prepared.as_ref().map(reacting_weights);
+    let mut parts = palette(weight, weights.as_deref(), &palette_settings)?;
+    if let Some(prepared) = &prepared {
+        parts = with_feedback(&parts, weight, prepared);
+        assumptions.extend(prepared.assumptions.iter().cloned());
+    }
+    let tables = [
+        parts.rows.div_ceil(parts.rows_per_table),
+        1,
+        parts.entries,
+        1,
+    ];
+    let table = Tensor::from_f64(elem, tables, parts.tables.clone());
     let codes = packed_codes(settings.bits, &[parts.rows, parts.columns], &parts.codes);
     let encoding = codebook(ElemType::F32, dense::from_tensor(&table), codes);
     candidate(layer, encoding, &parts.decode(), assumptions)
@@ -351,7 +378,6 @@ impl Rounding for Tables<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::sweep::prepare;
     use crate::methods::testing::{mse, near, random, tl1};
 
     fn settings(bits: u32, rows_per_table: usize) -> PaletteSettings {

@@ -7,21 +7,30 @@
 
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::matrix::Matrix;
+use super::sweep::{self, Prepared, Rounding, prepare};
 use super::{Method, MethodError, dense, measured, threads};
 use lapidary_ir::encodings::affine::affine;
 use lapidary_ir::encodings::rotate;
 use lapidary_ir::{ElemType, minifloat};
+use std::ops::Range;
 
 /// The method.
 pub static QUEST: Method = Method {
     name: "quest",
-    summary: "rotated by blocks of a Hadamard matrix, on the grid that is best for normal values",
+    summary: "rotated by blocks of a Hadamard matrix, on the grid that is best for normal values, with error feedback where there is a Hessian",
     source: "QuEST, section 3",
     needs_statistics: false,
     bits: 1..=8,
     propose: |layer, settings| {
-        let (elem, assumptions) = wide_enough(scale_type(settings.scale_elem)?, layer.weight());
-        let parts = quest(layer.weight(), settings.bits, elem)?;
+        let (elem, mut assumptions) = wide_enough(scale_type(settings.scale_elem)?, layer.weight());
+        let mut parts = quest(layer.weight(), settings.bits, elem)?;
+        if let Some(statistics) = layer.statistics() {
+            // What the layer reads is turned as well.
+            let turned = turn(&turn(&statistics.hessian).transpose());
+            let prepared = prepare(&turned, 0.01, true);
+            parts = with_feedback(&parts, &turn(layer.weight()), &prepared);
+            assumptions.extend(prepared.assumptions);
+        }
         let (rows, columns) = (parts.steps.len(), parts.columns);
         let by_row = |values: Vec<f64>| Matrix::new(values.len(), 1, values);
         let steps = by_row(parts.steps).ok_or_else(|| MethodError::Shape("no rows".into()))?;
@@ -163,6 +172,48 @@ pub fn quest(weight: &Matrix, bits: u32, elem: ElemType) -> Result<QuestParts, M
     ))
 }
 
+/// Chooses the codes anew, by the column sweep of the rotated weight and Hessian with error feedback; steps stay.
+pub fn with_feedback(parts: &QuestParts, rotated: &Matrix, prepared: &Prepared) -> QuestParts {
+    let mut swept = prepared.arrange(rotated);
+    let mut rounding = Steps {
+        parts,
+        order: &prepared.order,
+    };
+    let (rows, _) = sweep::sweep(&mut swept, &prepared.upper, sweep::BLOCK, &mut rounding);
+    QuestParts {
+        codes: rows.concat(),
+        ..parts.clone()
+    }
+}
+
+struct Steps<'a> {
+    parts: &'a QuestParts,
+    order: &'a [usize],
+}
+
+impl Rounding for Steps<'_> {
+    type Row = Vec<u8>;
+
+    fn start(&self, _: usize) -> Vec<u8> {
+        vec![0; self.order.len()]
+    }
+
+    fn group_len(&self) -> usize {
+        self.order.len()
+    }
+
+    fn begin_group(&self, _: &mut Vec<u8>, _: usize, _: Range<usize>, _: &[f64]) {}
+
+    fn round(&self, codes: &mut Vec<u8>, row: usize, column: usize, weight: f64) -> f64 {
+        let (step, most) = (self.parts.steps[row], f64::from(self.parts.levels - 1));
+        let code = (weight / step + most / 2.0)
+            .round_ties_even()
+            .clamp(0.0, most);
+        codes[self.order[column]] = code as u8;
+        step * (code - most / 2.0)
+    }
+}
+
 /// Mean squared error of a standard normal value on `levels` levels from `-clip` to `clip`.
 pub fn normal_error(levels: u32, clip: f64) -> f64 {
     let step = 2.0 * clip / f64::from(levels - 1);
@@ -209,7 +260,7 @@ pub fn best_clip(levels: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::testing::{mse, near, random};
+    use crate::methods::testing::{mse, near, random, tl1};
 
     #[test]
     fn errors_of_normals_are_the_known_ones() {
@@ -248,6 +299,21 @@ mod tests {
         let y = x.mul_transposed(&w);
         assert!(rx.mul_transposed(&rw).sub(&y).square_sum() / y.square_sum() < 1e-24);
         assert_eq!((block_of(100), block_of(384), block_of(1)), (4, 128, 1));
+    }
+
+    #[test]
+    fn feedback_gains_and_needs_the_turned_hessian() {
+        let t = tl1();
+        let plain = quest(&t.w, 3, ElemType::F16).expect("whole");
+        let turned = turn(&turn(&t.stats.hessian).transpose());
+        let fed = |h: &Matrix| {
+            let prepared = prepare(h, 0.01, true);
+            t.rel(&with_feedback(&plain, &turn(&t.w), &prepared).decode())
+        };
+        assert!(fed(&turned) < 0.2 * t.rel(&plain.decode()));
+        assert!(fed(&turned) < fed(&t.stats.hessian));
+        let alone = prepare(&Matrix::identity(256), 0.0, false);
+        assert_eq!(with_feedback(&plain, &turn(&t.w), &alone), plain);
     }
 
     #[test]

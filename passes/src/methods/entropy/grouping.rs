@@ -11,7 +11,7 @@ use crate::methods::matrix::Matrix;
 use lapidary_ir::ElemType;
 
 /// Weights that classes and the first step are found by.
-const SAMPLE: usize = 1 << 20;
+const SAMPLE: usize = 1 << 18;
 
 /// Most classes of an axis.
 const MOST_CLASSES: usize = 16;
@@ -112,17 +112,24 @@ impl Grouping {
         all.iter().map(|l| l.total).sum::<f64>() / sampled as f64
     }
 
-    fn first_step(&self, swept: &Matrix, rate: f64) -> f64 {
+    /// The least step with which no weight has a code too large to store; 0 if all weights are.
+    pub fn least_step(&self, swept: &Matrix) -> f64 {
         let top = |r: usize| {
             let row = swept.row(r).iter().zip(&self.columns);
             let places = row.map(|(w, &k)| w.abs() / self.relative[k]);
             places.fold(0.0, f64::max)
         };
-        let top = (0..swept.rows()).map(top).fold(0.0, f64::max);
-        if top == 0.0 {
+        (0..swept.rows()).map(top).fold(0.0, f64::max) / f64::from(MOST)
+    }
+
+    fn first_step(&self, swept: &Matrix, rate: f64) -> f64 {
+        let least = self.least_step(swept);
+        if least == 0.0 {
             return 1.0;
         }
-        let (mut low, mut high) = ((top / f64::from(MOST)).log2(), (2.0 * top).log2());
+        let mut low = least.log2();
+        // Twice the largest weight.
+        let mut high = low + f64::from(2 * MOST).log2();
         for _ in 0..20 {
             let middle = (low + high) / 2.0;
             if self.bits(swept, &self.rows, middle.exp2()) > rate {

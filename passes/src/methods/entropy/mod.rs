@@ -2,7 +2,7 @@
 //!
 //! A grid that need not fit into `2^b` codes has one step for all weights, so it needs neither ranges nor scales of
 //! groups: what they would cost goes to the codes, and frequent codes take less than rare ones. At a given size this loses
-//! about half of what grids of groups lose. Three things make it better still. Codes are chosen by their error *and* their
+//! less than half of what grids of groups lose. Three things make it better still. Codes are chosen by their error *and* their
 //! length (what a bit saves is known: at the rate `R` the error falls as `4^-R`, so a bit is worth `ln 2 / 6` of a squared
 //! step). With a Hessian, columns are swept with error feedback. There an error of column `j` counts `1 / U_jj²`, so steps
 //! are best in proportion to `U_jj`; columns with like `U_jj` make up a *class* with a step and a table of its own, as do rows
@@ -12,9 +12,10 @@
 //! one class     affine{step; coded{rans}; zero}
 //! more          gather{rows; gather{columns; concat{concat{affine{..}, ..}, ..}}}
 //! ```
-//! Source: Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm", section 5 (grids
-//! without clipping behind an entropy coder); Sullivan, "Efficient Scalar Quantization of Exponential and Laplacian
-//! Random Variables" (codes by error and length). Steps of classes are reverse water-filling over the errors' weights.
+//! Source: Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm" (error feedback on grids
+//! without clipping); Sullivan, "Efficient Scalar Quantization of Exponential and Laplacian Random Variables" (codes by
+//! error and length). Steps of classes are reverse water-filling over the weights of errors (Cover, Thomas, "Elements of
+//! Information Theory", section 10.3.3).
 
 mod grouping;
 mod parts;
@@ -35,7 +36,7 @@ use std::ops::Range;
 pub static ENTROPY: Method = Method {
     name: "entropy",
     summary: "a uniform grid without ends, its codes behind an entropy coder, with error feedback where there is a Hessian",
-    source: "The Geometry of LLM Quantization, section 5",
+    source: "The Geometry of LLM Quantization (grids without clipping)",
     needs_statistics: false,
     bits: 1..=6,
     propose,
@@ -58,6 +59,7 @@ pub fn entropy(weight: &Matrix, hessian: Option<(&Matrix, &Prepared)>, rate: f64
     let swept = hessian.map_or_else(|| weight.clone(), |(_, p)| p.arrange(weight));
     let diagonal = hessian.map_or_else(|| vec![1.0; weight.cols()], |(_, p)| p.upper.diagonal());
     let (grouping, mut step) = Grouping::of(&swept, &diagonal, rate);
+    let least = grouping.least_step(&swept);
     let mut lengths = grouping.lengths(&swept, &grouping.rows, step);
     let mut best: Option<(f64, EntropyParts)> = None;
     // The logarithms of the nearest steps that take more bits and fewer, and their bits.
@@ -84,14 +86,18 @@ pub fn entropy(weight: &Matrix, hessian: Option<(&Matrix, &Prepared)>, rate: f64
         } else {
             coarse = Some(here)
         }
-        step = match (fine, coarse) {
+        let next = match (fine, coarse) {
             (Some((low, more)), Some((high, less))) if more > less => {
                 low + (high - low) * (more - rate) / (more - less)
             }
             // At high rates a step of twice the length saves a bit, at low ones less.
             _ => here.0 + ((bits - rate) / (1.0 - (-rate).exp2())).clamp(-2.0, 2.0),
+        };
+        let next = next.exp2().max(least);
+        if next == step {
+            break;
         }
-        .exp2();
+        step = next;
     }
     let (_, parts) = best.expect("there was one round at least");
     refit(parts, weight, hessian.map(|(h, _)| h))
@@ -330,6 +336,16 @@ mod tests {
             assert!(parts.encoding().stored_bytes() < grid.encoding().stored_bytes());
             assert!(t.rel(&parts.decode()) < 0.6 * t.rel(&grid.decode()));
         }
+    }
+
+    #[test]
+    fn far_outliers_are_kept_and_bits_given_up() {
+        let mut w = random(64, 128, 5);
+        w[(3, 7)] = 2000.0;
+        let parts = entropy(&w, None, 4.0);
+        assert!(parts.encoding().bits_per_weight() < 1.5);
+        let far = (parts.decode()[(3, 7)] - 2000.0).abs();
+        assert!(far < 2000.0 / f64::from(MOST), "{far}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Groups that are removed against groups that are silenced, on small programs.
 
 use super::cut::{CutError, cut, silence};
+use super::fold::cut_with_means;
 use super::groups::{Dependencies, Group, Member};
-use crate::methods::testing::random;
+use crate::methods::matrix::Matrix;
+use crate::methods::statistics::Statistics;
+use crate::methods::testing::{near, random};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::infer_module;
 use lapidary_ir::ops::compose::Len;
@@ -313,4 +316,63 @@ fn what_no_rule_is_known_of_is_left_alone() {
     let y = n.linear(a, "b", [6, 2]);
     let m = n.done(&[y]);
     assert!(Dependencies::of(&m).groups().is_empty());
+}
+
+#[test]
+fn means_of_what_goes_move_to_the_bias() {
+    // One linear layer behind a sigmoid, whose values have means far from 0.
+    let (mut n, x) = Net::new(&[&[40, 6]]);
+    let h = n.linear(x[0], "first", [6, 8]);
+    let h = n.op("sigmoid", &[h]);
+    let turned = n.weight("second", &[5, 8]);
+    let w = n.with("transpose", &[turned], &[("perm", Attr::Ints(vec![1, 0]))]);
+    let y = n.op("matmul", &[h, w]);
+    let m = n.done(&[y]);
+    let hidden = {
+        let mut m = m.clone();
+        m.region_mut(Module::TOP).outputs[0] = h;
+        Matrix::new(40, 8, run(&m)).expect("as many")
+    };
+    let statistics = Statistics::from_inputs(&hidden);
+    let found = Dependencies::of(&m);
+    let gone: Vec<&Group> = found.groups().iter().skip(2).step_by(3).collect();
+    let places: Vec<usize> = gone
+        .iter()
+        .flat_map(|g| g.indices(turned, 1))
+        .copied()
+        .collect();
+    assert_eq!(places, [2, 5]);
+    let (mut bare, mut folded) = (m.clone(), m.clone());
+    cut(&mut bare, &found, &gone).expect("can be removed");
+    let mean = |v: ValueId| (v == h).then(|| statistics.mean.clone());
+    cut_with_means(&mut folded, &found, &gone, &mean).expect("can be removed");
+    let whole = run(&m);
+    let error = |m: &Module| {
+        let pairs = run(m).into_iter().zip(&whole).map(|(a, b)| (a - b).powi(2));
+        pairs.sum::<f64>() / 40.0
+    };
+    let weight = m
+        .as_constant(turned)
+        .expect("a constant")
+        .encoding()
+        .decode();
+    let weight = weight.expect("decodes").to_f64s().expect("numbers");
+    let lost = Matrix::from_fn(5, 8, |r, c| {
+        if places.contains(&c) {
+            weight[r * 8 + c]
+        } else {
+            0.0
+        }
+    });
+    near(
+        error(&bare),
+        lost.quadratic(&statistics.second_moment()),
+        1e-9,
+    );
+    near(
+        error(&folded),
+        lost.quadratic(&statistics.covariance()),
+        1e-9,
+    );
+    assert!(error(&folded) < 0.5 * error(&bare));
 }
