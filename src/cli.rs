@@ -158,6 +158,15 @@ pub struct Compress {
     /// What to write, where the name does not say it.
     #[arg(long, value_enum)]
     pub format: Option<Export>,
+    /// Only look at the data, and list the jobs that machines which share the `--work` folder can do in any order.
+    #[arg(long, requires = "work", group = "part")]
+    pub plan: bool,
+    /// Only do this job of the plan.
+    #[arg(long, value_name = "N", requires = "work", group = "part")]
+    pub job: Option<usize>,
+    /// Only put together what the jobs have made; one that was not done is an error.
+    #[arg(long, requires = "work", group = "part")]
+    pub merge: bool,
 }
 
 /// Formats that are written.

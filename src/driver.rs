@@ -13,7 +13,9 @@ use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
-use lapidary_passes::compress::{self, CompressError, Goal, Means, Recipe, Samples, Store};
+use lapidary_passes::compress::{
+    self, CompressError, Goal, Level, Means, Recipe, Samples, Store, Weight,
+};
 use lapidary_passes::egraph;
 use lapidary_passes::encode::encode;
 use lapidary_passes::fold::{Limits, fold_constants};
@@ -188,14 +190,20 @@ pub fn compress(
     let Some(compression) = &options.compression else {
         return Ok(None);
     };
-    with_means(module, file, options, |module, means| match compression {
-        Compression::Goal(goal) => compress::compress(module, goal, means),
-        Compression::Recipe(recipe) => compress::follow(module, recipe, means),
-    })
+    with_means(
+        module,
+        file,
+        options,
+        None,
+        |module, means| match compression {
+            Compression::Goal(goal) => compress::compress(module, goal, means),
+            Compression::Recipe(recipe) => compress::follow(module, recipe, means),
+        },
+    )
     .map(Some)
 }
 
-/// Does something with what the options give compression to work with.
+/// Does something with what the options give compression to work with; `levels` is [`Means::levels`].
 ///
 /// # Errors
 /// The data or the work folder cannot be used, or it fails.
@@ -203,6 +211,7 @@ pub fn with_means<T>(
     module: &mut Module,
     file: &str,
     options: &CompileOptions,
+    levels: Option<&dyn Fn(&Weight) -> Vec<Level>>,
     work: impl FnOnce(&mut Module, &Means) -> Result<T, CompressError>,
 ) -> Result<T, Error> {
     let data = match &options.calibration {
@@ -216,8 +225,8 @@ pub fn with_means<T>(
     let means = Means {
         data: data.as_ref().map(|d| d as &dyn Samples),
         store: store.as_ref().map(|s| s as &dyn Store),
+        levels,
         progress: &|begins| options.progress.stage(begins),
-        levels: None,
     };
     work(module, &means).map_err(|error| Error::Compress {
         file: file.to_owned(),

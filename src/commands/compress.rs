@@ -4,18 +4,18 @@ use super::{build, print};
 use crate::cli::{Compress, Export};
 use lapidary::artefact::{write_folder, write_pieces};
 use lapidary::driver::Compression;
-use lapidary::{Error, driver};
+use lapidary::{CompileOptions, Error, driver};
 use lapidary_frontend::Problem;
 use lapidary_frontend::export::{self, Format, Weight, Written};
 use lapidary_ir::{Module, ValueId};
-use lapidary_passes::compress::{self, Budget, Entry, Goal, Level, Means, Recipe, Report};
+use lapidary_passes::compress::{self, Budget, CompressError, Entry, Goal, Level, Recipe, Report};
 use std::path::{Path, PathBuf};
 
 /// Runs the command.
 pub fn compress(args: &Compress) -> Result<(), Error> {
     let format = format(args)?;
     let folder = matches!(format, Format::CompressedTensors | Format::Gptq);
-    if folder && args.output.exists() {
+    if folder && !args.plan && args.job.is_none() && args.output.exists() {
         // It would be found out in the end, after all the work.
         return Err(Error::Usage {
             message: format!("`{}` exists already", args.output.display()),
@@ -27,40 +27,86 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
     let target = format.target(&args.model.model).map_err(refused)?;
     let file = args.model.file();
     let mut module = driver::import(&args.model.model, &options)?;
-    let compression = options.compression.as_ref().ok_or_else(|| Error::Usage {
+    let compression = options.compression.clone().ok_or_else(|| Error::Usage {
         message: "there is nothing to compress to".to_owned(),
-        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`), a limit (`--max-kl 0.02`) or a recipe (`--recipe FILE`)"
+        help: "say a size (`--size 0.25x`), bits (`--bits 4.5`) or a recipe (`--recipe FILE`)"
             .to_owned(),
     })?;
     let kinds = |w: &compress::Weight| target.grids(&w.name, w.shape, w.by_columns);
+    let method = method(&options);
     let levels = |w: &compress::Weight| {
-        let held = kinds(w).into_iter().map(|kind| level(kind, w.observed));
+        let held = kinds(w).into_iter().map(|kind| level(method, kind));
         std::iter::once(Level::keep()).chain(held).collect()
     };
-    let observed = options.calibration.is_some();
-    let uniform = match compression {
+    let compression = match compression {
         Compression::Goal(goal) if format == Format::Gptq => {
-            Some(uniform(&module, goal, observed, &kinds)?)
+            Compression::Recipe(uniform(&module, &goal, method, &kinds)?)
         }
-        _ => None,
+        other => other,
     };
-    let report = driver::with_means(&mut module, &file, &options, |module, means| {
-        let means = Means {
-            levels: Some(&levels),
-            ..*means
-        };
-        match (compression, &uniform) {
-            (Compression::Recipe(recipe), _) | (_, Some(recipe)) => {
-                compress::follow(module, recipe, &means)
+    let made = driver::with_means(
+        &mut module,
+        &file,
+        &options,
+        Some(&levels),
+        |module, means| {
+            if args.plan {
+                compress::prepare(module, means)?;
+                return Ok(Made::Plan(compress::weights(module)));
             }
-            (Compression::Goal(goal), None) => compress::compress(module, goal, &means),
+            if let Some(job) = args.job {
+                compress::job(module, job, means)?;
+                return Ok(Made::Job);
+            }
+            if args.merge
+                && let [first, ..] = compress::missing(module, means)?[..]
+            {
+                return Err(CompressError::Undone(first));
+            }
+            let report = match &compression {
+                Compression::Recipe(recipe) => compress::follow(module, recipe, means),
+                Compression::Goal(goal) => compress::compress(module, goal, means),
+            };
+            report.map(Made::Report)
+        },
+    )?;
+    let report = match made {
+        Made::Report(report) => report,
+        Made::Plan(weights) => {
+            print(&plan(args, &weights));
+            return Ok(());
         }
-    })?;
+        Made::Job => return Ok(()),
+    };
     let written = target.write(&weights(&module, &report)).map_err(refused)?;
     options.progress.stage("write");
     let bytes = write(&args.output, format, &written)?;
     print(&summary(args, &report, &written, bytes));
     Ok(())
+}
+
+/// What came of a run of the command.
+enum Made {
+    /// A list of jobs, one for each weight.
+    Plan(Vec<compress::Weight>),
+    /// One job.
+    Job,
+    /// The compressed module.
+    Report(Report),
+}
+
+/// The jobs, by number.
+fn plan(args: &Compress, weights: &[compress::Weight]) -> String {
+    if args.model.json {
+        let job = |(n, w): (usize, &compress::Weight)| serde_json::json!({ "job": n, "weight": w.name, "shape": w.shape });
+        let jobs: Vec<_> = weights.iter().enumerate().map(job).collect();
+        return format!("{}\n", serde_json::json!({ "jobs": jobs }));
+    }
+    let job = |(n, w): (usize, &compress::Weight)| {
+        let [rows, columns] = w.shape;
+        format!("{n} `{}` [{rows},{columns}]\n", w.name)
+    };
+    weights.iter().enumerate().map(job).collect()
 }
 
 /// What the user asks for, or what the output's name says.
@@ -86,9 +132,16 @@ fn format(args: &Compress) -> Result<Format, Error> {
     })
 }
 
-/// The method for a kind of grids, with data or without: the range of fine grids is not worth a search.
-fn level(kind: export::Kind, observed: bool) -> Level {
-    let method = if observed { "gptq-refit" } else { "rtn" };
+/// The best method whose grids files can hold.
+fn method(options: &CompileOptions) -> &'static str {
+    match options.calibration {
+        Some(_) => "gptq-refit",
+        None => "rtn",
+    }
+}
+
+/// The method for a kind of grids: the range of fine grids is not worth a search.
+fn level(method: &str, kind: export::Kind) -> Level {
     Level {
         method: method.to_owned(),
         bits: kind.bits,
@@ -102,7 +155,7 @@ fn level(kind: export::Kind, observed: bool) -> Level {
 fn uniform(
     module: &Module,
     goal: &Goal,
-    observed: bool,
+    method: &str,
     kinds: &dyn Fn(&compress::Weight) -> Vec<export::Kind>,
 ) -> Result<Recipe, Error> {
     let bits = match goal.budget {
@@ -132,7 +185,7 @@ fn uniform(
     })?;
     let entry = |(w, _): &(&compress::Weight, _)| Entry {
         name: w.name.clone(),
-        level: level(*kind, observed),
+        level: level(method, *kind),
     };
     Ok(Recipe {
         weights: may.iter().map(entry).collect(),

@@ -98,6 +98,33 @@ fn with_data() -> Vec<Level> {
     ]
 }
 
+/// What a weight is tried with.
+fn ladder(site: &Site, statistics: Option<&Statistics>, means: &Means) -> Vec<Level> {
+    match (means.levels, statistics) {
+        (Some(of), _) => of(&site.weight()),
+        (None, Some(_)) => with_data(),
+        (None, None) => without_data(),
+    }
+}
+
+/// True if what was tried with a weight is in the store.
+pub(super) fn is_kept(
+    module: &Module,
+    site: &Site,
+    statistics: Option<&Statistics>,
+    means: &Means,
+) -> Result<bool, CompressError> {
+    let Some(store) = means.store else {
+        return Ok(false);
+    };
+    let key = key_of(
+        &matrix(module, site)?,
+        statistics,
+        &ladder(site, statistics, means),
+    );
+    Ok(work::tried(store, key).is_some())
+}
+
 /// Tries every level with a weight; those that a method cannot do are left out. Terms, which together may be larger than the
 /// weight, are kept only if there is data or a store: without, the choice needs no more than their errors and bytes.
 pub(super) fn try_all(
@@ -107,11 +134,7 @@ pub(super) fn try_all(
     means: &Means,
 ) -> Result<Vec<Tried>, CompressError> {
     let matrix = matrix(module, site)?;
-    let levels = match (means.levels, statistics) {
-        (Some(levels), _) => levels(&site.described(statistics.is_some())),
-        (None, Some(_)) => with_data(),
-        (None, None) => without_data(),
-    };
+    let levels = ladder(site, statistics, means);
     let key = means
         .store
         .map(|store| (store, key_of(&matrix, statistics, &levels)));

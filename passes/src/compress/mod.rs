@@ -32,6 +32,7 @@ use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
 use levels::{Pick, Tried, again, try_all};
 use loss::Meter;
+pub use sites::Weight;
 use sites::{MIN_ELEMENTS, Site, bytes_of, find, stored};
 
 /// What was made of the weights.
@@ -122,6 +123,9 @@ pub enum CompressError {
     /// There is no such job.
     #[error("there is no job {0}; there are {1}")]
     Job(usize, usize),
+    /// Jobs are to be put together, and one was not done.
+    #[error("job {0} was not done")]
+    Undone(usize),
     /// The choice failed.
     #[error(transparent)]
     Knapsack(#[from] KnapsackError),
@@ -133,34 +137,16 @@ pub enum CompressError {
     Graph(OpError),
 }
 
-/// A weight that may be compressed, for those who say what it is tried with.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Weight {
-    /// Its name.
-    pub name: String,
-    /// Rows (outputs) and columns (inputs).
-    pub shape: [usize; 2],
-    /// The model stores outputs as columns.
-    pub by_columns: bool,
-    /// Its inputs were observed, so that methods that look at them may be tried.
-    pub observed: bool,
-}
-
-/// The weights of a module that may be compressed, in the order of the program.
-pub fn weights(module: &Module) -> Vec<Weight> {
-    find(module).iter().map(|s| s.described(false)).collect()
-}
-
 /// What compression works with.
 pub struct Means<'a> {
     /// Data to look at.
     pub data: Option<&'a dyn Samples>,
     /// Where work is kept between runs.
     pub store: Option<&'a dyn Store>,
+    /// What a weight is tried with, where not with everything: a file's format may hold some encodings only.
+    pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
-    /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
-    pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
 }
 
 impl Default for Means<'_> {
@@ -168,18 +154,19 @@ impl Default for Means<'_> {
         Means {
             data: None,
             store: None,
-            progress: &|_| (),
             levels: None,
+            progress: &|_| (),
         }
     }
 }
 
-/// The work that [`compress`] finds done if [`job`] did it before, on whatever machine: a job for each weight, by name.
-pub fn jobs(module: &Module) -> Vec<String> {
-    find(module).into_iter().map(|s| s.name).collect()
+/// The weights of a module that may be compressed, in the order of the program.
+pub fn weights(module: &Module) -> Vec<Weight> {
+    find(module).iter().map(Site::weight).collect()
 }
 
-/// Does one job, and keeps the result in the store.
+/// Tries everything with the weight of this number in [`weights`], and keeps the result in the store, where [`compress`] finds it,
+/// on whatever machine that was.
 ///
 /// # Errors
 /// There is no such job; or as [`compress`].
@@ -191,6 +178,22 @@ pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressE
     let statistics = observe::observe(module, &sites, means)?;
     (means.progress)(&format!("compress {}", site.name));
     try_all(module, site, statistics[index].as_deref(), means).map(|_| ())
+}
+
+/// The numbers of the weights whose jobs were not done, or not kept.
+///
+/// # Errors
+/// As [`job`].
+pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressError> {
+    let sites = find(module);
+    let statistics = observe::observe(module, &sites, means)?;
+    let mut missing = vec![];
+    for (i, (site, known)) in sites.iter().zip(&statistics).enumerate() {
+        if !levels::is_kept(module, site, known.as_deref(), means)? {
+            missing.push(i);
+        }
+    }
+    Ok(missing)
 }
 
 /// Looks at the data, once for all jobs, and keeps what it says in the store.

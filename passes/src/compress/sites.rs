@@ -1,6 +1,6 @@
 //! Where a module has weights that may be compressed, and what reads them.
 
-use super::{CompressError, Weight};
+use super::CompressError;
 use crate::methods::matrix::Matrix;
 use lapidary_ir::tensor::count;
 use lapidary_ir::{Module, NodeId, ValueId};
@@ -32,14 +32,24 @@ pub(super) struct Site {
     pub shape: [usize; 2],
 }
 
+/// A weight that may be compressed, for those who choose what it is tried with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Its name.
+    pub name: String,
+    /// Rows (outputs) and columns (inputs).
+    pub shape: [usize; 2],
+    /// The model stores outputs as columns.
+    pub by_columns: bool,
+}
+
 impl Site {
-    /// As others see it.
-    pub fn described(&self, observed: bool) -> Weight {
+    /// What others know of it.
+    pub fn weight(&self) -> Weight {
         Weight {
             name: self.name.clone(),
             shape: self.shape,
             by_columns: self.view == View::Columns,
-            observed,
         }
     }
 

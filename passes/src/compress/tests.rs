@@ -448,7 +448,9 @@ fn work_is_done_once_whoever_does_it() {
         };
         // As many machines would: in any order, one of them twice.
         prepare(&original, &means).expect("runs");
-        assert_eq!(jobs(&original), ["filters", "w", "v"]);
+        assert_eq!(missing(&original, &means).expect("reads"), [0, 1, 2]);
+        let names: Vec<String> = weights(&original).into_iter().map(|w| w.name).collect();
+        assert_eq!(names, ["filters", "w", "v"]);
         for i in [2, 0, 2, 1] {
             job(&original, i, &means).expect("runs");
         }
@@ -456,6 +458,7 @@ fn work_is_done_once_whoever_does_it() {
             job(&original, 3, &means),
             Err(CompressError::Job(3, 3))
         ));
+        assert!(missing(&original, &means).expect("reads").is_empty());
         let puts = store.puts.get();
         assert_eq!(run(&means), alone);
         assert_eq!(store.puts.get(), puts, "nothing was left to do");
