@@ -3,8 +3,6 @@
 use crate::error::Error;
 use bytes::Bytes;
 use lapidary_passes::compress::{Failure, Store};
-use memmap2::Mmap;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -26,14 +24,8 @@ impl WorkFolder {
 
 impl Store for WorkFolder {
     fn get(&self, name: &str) -> Option<Bytes> {
-        let file = File::open(self.0.join(name)).ok()?;
-        if file.metadata().ok()?.len() == 0 {
-            return Some(Bytes::new());
-        }
-        // SAFETY: entries are replaced by renaming and never written in place, so what is mapped does not change; that
-        // nobody else truncates the files of the folder is asked of the user, as for every model that is mapped.
-        let map = unsafe { Mmap::map(&file) }.ok()?;
-        Some(Bytes::from_owner(map))
+        // Entries are replaced by renaming and never written in place, so what is mapped does not change.
+        lapidary_frontend::map(&self.0.join(name)).ok()
     }
 
     fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), Failure> {

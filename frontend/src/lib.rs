@@ -14,6 +14,7 @@ pub mod onnx;
 mod text;
 
 pub use error::{ImportError, Problem};
+pub use files::map;
 
 use lapidary_ir::Module;
 use std::collections::BTreeSet;
