@@ -452,3 +452,157 @@ fn what_cannot_be_written_is_said() {
         assert!(!out.exists());
     }
 }
+
+/// Tokens for the tiny Llama.
+fn write_tokens(to: &Path) {
+    let numbers = (0..2048u32).flat_map(|i| ((i * 37 % 127) as u16).to_le_bytes());
+    fs::write(to, numbers.collect::<Vec<u8>>()).expect("written");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let (tokens, work) = (at("tokens.u16.bin"), at("work"));
+    write_tokens(&tokens);
+    let args = |out: &'static str, work: &Path| -> Vec<String> {
+        let (model, tokens, out) = (llama(), tokens.clone(), folder.path().join(out));
+        [
+            "build",
+            path(&model),
+            "-o",
+            path(&out),
+            "--emit",
+            "image",
+            "--bits",
+            "4",
+            "--calibrate",
+            path(&tokens),
+        ]
+        .into_iter()
+        .chain(["--samples", "4", "--work", path(work)])
+        .map(str::to_owned)
+        .collect()
+    };
+    let command = |args: &[String]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+        command.args(args).env("NO_COLOR", "1");
+        command
+    };
+    let start = std::time::Instant::now();
+    let whole = command(&args("whole", &at("other")))
+        .output()
+        .expect("starts");
+    assert!(
+        whole.status.success(),
+        "{}",
+        String::from_utf8_lossy(&whole.stderr)
+    );
+    let takes = start.elapsed();
+    let args = args("resumed", &work);
+    for k in 1..=10 {
+        let mut child = command(&args).spawn().expect("starts");
+        std::thread::sleep(takes.mul_f64(f64::from(k * 7 % 11) / 11.0));
+        // SIGKILL: nothing can be tidied up.
+        child.kill().expect("is ours");
+        child.wait().expect("ends");
+    }
+    let resumed = command(&args).output().expect("starts");
+    assert!(
+        resumed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&resumed.stderr)
+    );
+    assert_eq!(
+        fs::read(at("whole")).expect("written"),
+        fs::read(at("resumed")).expect("written")
+    );
+    let recipe =
+        |of: &str| fs::read_to_string(at(of).with_extension("recipe.toml")).expect("written");
+    assert_eq!(recipe("whole"), recipe("resumed"));
+}
+
+#[test]
+fn jobs_of_a_plan_are_put_together() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let (tokens, work) = (at("tokens.u16.bin"), at("work"));
+    write_tokens(&tokens);
+    let run = |out: &str, more: &[&str]| {
+        let (model, out) = (llama(), at(out));
+        let common = [
+            path(&model),
+            "-o",
+            path(&out),
+            "--bits",
+            "9",
+            "--calibrate",
+            path(&tokens),
+            "--samples",
+            "4",
+        ];
+        compress(&[&common[..], more].concat())
+    };
+    let shared = ["--work", path(&work)];
+    let with = |more: &[&str]| run("merged", &[&shared[..], more].concat());
+    let plan = done(&with(&["--plan"]));
+    let jobs = plan.lines().count();
+    assert!(jobs > 5 && plan.starts_with("0 `model."), "{plan}");
+    let early = with(&["--merge"]);
+    assert!(!early.status.success() && !at("merged").exists());
+    assert!(String::from_utf8_lossy(&early.stderr).contains("job 0 was not done"));
+    for job in (0..jobs).rev() {
+        done(&with(&["--job", &job.to_string()]));
+    }
+    assert!(!with(&["--job", &jobs.to_string()]).status.success());
+    done(&with(&["--merge"]));
+    done(&run("alone", &[]));
+    let weights = |of: &str| fs::read(at(of).join("model.safetensors")).expect("written");
+    assert_eq!(weights("merged"), weights("alone"));
+}
+
+#[test]
+fn limits_need_data_and_are_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let (tokens, out) = (at("tokens.u16.bin"), at("model"));
+    write_tokens(&tokens);
+    let build = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args([
+                "build",
+                path(&llama()),
+                "-o",
+                path(&out),
+                "--emit",
+                "image",
+                "--json",
+            ])
+            .args(args)
+            .env("NO_COLOR", "1")
+            .output()
+            .expect("starts")
+    };
+    let refused = build(&["--max-kl", "0.01"]);
+    assert_eq!(refused.status.code(), Some(2), "wrong usage");
+    let data = ["--calibrate", path(&tokens), "--samples", "4"];
+    let report = done(&build(&[&["--max-kl", "0.01"], &data[..]].concat()));
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    let of = |key: &str| report["compression"][key].as_f64().expect("a number");
+    assert!(
+        of("loss") <= 0.01 && of("bytes") < 0.5 * of("bytes_before"),
+        "{report}"
+    );
+    fs::remove_file(&out).expect("was written");
+    let both = [&["--size", "0.1x", "--min-top1", "0.9999"], &data[..]].concat();
+    let refused = build(&both);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && said.contains("not as near"),
+        "{said}"
+    );
+    let missing = at("nothing.bin");
+    let refused = build(&["--bits", "4", "--calibrate", path(&missing)]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.bin"));
+    assert!(!out.exists(), "nothing is left of what fails");
+}

@@ -68,52 +68,47 @@ fn feedback(grids: &[(u32, usize)]) -> impl Iterator<Item = Level> {
     })
 }
 
-/// Levels that need no data, from large to small.
-fn without_data() -> Vec<Level> {
-    vec![
+/// Weights of more elements are tried with every other rate only: a level of so many takes a minute.
+const MANY: usize = 1 << 22;
+
+/// Stored bits for each weight that entropy-coded grids are tried with. On weights as they are they lose less than everything
+/// else here below 8 bits.
+fn rates(elements: usize) -> Vec<f64> {
+    const RATES: [f64; 17] = [
+        6.0, 5.0, 4.5, 4.0, 3.6, 3.3, 3.0, 2.75, 2.5, 2.25, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8,
+    ];
+    let step = if elements > MANY { 2 } else { 1 };
+    RATES.into_iter().step_by(step).collect()
+}
+
+/// Levels that need no data, from large to small. Palettes are exact where weights were clustered before.
+fn without_data(elements: usize) -> Vec<Level> {
+    let mut levels = vec![
         Level::keep(),
         level("palette", 8, 0, false),
         level("fp8", 8, 0, false),
         level("rtn", 8, 0, false),
         level("rtn", 8, 64, false),
-        level("rtn", 6, 64, false),
-        level("rtn", 5, 32, false),
-        level("rtn", 5, 128, false),
-        level("rtn", 4, 32, true),
-        level("rtn", 4, 128, true),
-        level("hqq", 4, 64, false),
-        level("nf4", 4, 64, false),
-        level("mxfp4", 4, 32, false),
+        level("rtn", 7, 0, false),
         level("palette", 4, 0, false),
-        level("rtn", 3, 32, true),
-        level("hqq", 3, 64, false),
-        level("palette", 3, 0, false),
-        level("rtn", 2, 16, true),
-        level("hqq", 2, 32, false),
         level("palette", 2, 0, false),
-        level("ternary", 2, 64, false),
-        level("binary", 1, 64, false),
-    ]
+    ];
+    levels.extend(entropy(&rates(elements)));
+    levels
 }
 
 /// Levels that look at the inputs of the weight, from large to small.
-fn with_data() -> Vec<Level> {
+fn with_data(elements: usize) -> Vec<Level> {
     let mut levels = vec![Level::keep(), level("palette", 8, 0, false)];
     levels.extend(feedback(&[
         (8, 0),
         (6, 0),
         (5, 64),
-        (4, 32),
         (4, 64),
-        (4, 0),
-        (3, 16),
         (3, 32),
-        (3, 64),
         (2, 16),
     ]));
-    levels.extend(entropy(&[
-        6.0, 5.0, 4.5, 4.0, 3.6, 3.3, 3.0, 2.75, 2.5, 2.25, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8,
-    ]));
+    levels.extend(entropy(&rates(elements)));
     levels
 }
 
@@ -121,8 +116,8 @@ fn with_data() -> Vec<Level> {
 fn ladder(site: &Site, statistics: Option<&Statistics>, means: &Means) -> Vec<Level> {
     match (means.levels, statistics) {
         (Some(of), _) => of(&site.described(statistics.is_some())),
-        (None, Some(_)) => with_data(),
-        (None, None) => without_data(),
+        (None, Some(_)) => with_data(site.elements()),
+        (None, None) => without_data(site.elements()),
     }
 }
 
