@@ -184,7 +184,9 @@ def uniform(lapidary, model, method, bits, group, work):
     """One method for all weights: its bytes and its difference."""
     recipe = os.path.join(work, "recipe.toml")
     with open(recipe, "w") as f:
-        f.write(f"[[weight]]\nname = '*'\nmethod = '{method}'\nbits = {bits}\ngroup = {group}\nclip = true\n")
+        # Tables whose rows are only looked up have no inputs to look at.
+        for name, own in [("*emb*", "rtn"), ("*", method)] if method.startswith("gptq") else [("*", method)]:
+            f.write(f"[[weight]]\nname = '{name}'\nmethod = '{own}'\nbits = {bits}\ngroup = {group}\nclip = true\n")
     exe = os.path.join(work, "uniform.image")
     built = run([lapidary, "build", model.path, "-o", exe, "--emit", "image", "--json", *model.options(["--recipe", recipe], False)])
     return built["compression"]["bytes"], model.judge(lapidary, ["--recipe", recipe])

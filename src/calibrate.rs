@@ -161,6 +161,20 @@ impl Calibration {
     }
 }
 
+/// The files of data: itself, or those in a folder and in its folders.
+pub fn files_of(data: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !data.is_dir() {
+        return Ok(vec![data.to_owned()]);
+    }
+    let mut found = entries(data)?;
+    for folder in found.clone().iter().filter(|f| f.is_dir()) {
+        found.extend(entries(folder)?);
+    }
+    found.retain(|f| f.is_file());
+    found.sort();
+    Ok(found)
+}
+
 /// Rows of a table that the tokens look up.
 fn vocabulary(module: &Module) -> Option<usize> {
     let ids = module.top().inputs[tokens_input(module)?];
@@ -178,21 +192,21 @@ fn extension(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |error| Error::File {
+        path: folder.to_owned(),
+        error,
+    };
+    let all = std::fs::read_dir(folder).map_err(failed)?;
+    all.map(|e| Ok(e.map_err(failed)?.path())).collect()
+}
+
 fn folders(path: &Path) -> Result<Vec<PathBuf>, Error> {
     if !path.is_dir() {
         return Ok(vec![]);
     }
-    let failed = |error| Error::File {
-        path: path.to_owned(),
-        error,
-    };
-    let mut found = vec![];
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_dir() {
-            found.push(path);
-        }
-    }
+    let mut found = entries(path)?;
+    found.retain(|f| f.is_dir());
     Ok(found)
 }
 

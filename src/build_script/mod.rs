@@ -24,6 +24,7 @@ mod module;
 
 use crate::artefact::{Parts, write_image, write_text};
 use crate::backend::BACKENDS;
+use crate::calibrate::{self, Calibration};
 use crate::driver::{self, CompileOptions, Compression};
 use crate::error::Error;
 use lapidary_frontend::files_of;
@@ -43,6 +44,7 @@ pub struct Build {
     dims: BTreeMap<String, i64>,
     optimize: bool,
     size: Option<String>,
+    data: Option<PathBuf>,
 }
 
 impl Build {
@@ -53,7 +55,14 @@ impl Build {
             dims: BTreeMap::new(),
             optimize: true,
             size: None,
+            data: None,
         }
+    }
+
+    /// Data that compression looks at, as the command's `--calibrate` takes it; a relative path begins at the package's folder.
+    pub fn calibrate(mut self, data: impl Into<PathBuf>) -> Build {
+        self.data = Some(data.into());
+        self
     }
 
     /// Compresses the weights to a share of their size, `0.25x`, or to bytes, `12MB`.
@@ -104,6 +113,11 @@ impl Build {
         let files = files_of(&self.model);
         let others = files.iter().filter(|file| **file != self.model);
         others.for_each(|file| tell(depends_on(file)));
+        let mut data = vec![];
+        if let Some(path) = &self.data {
+            tell(depends_on(path));
+            data = calibrate::files_of(path)?;
+        }
         let options = self.options(cargo)?;
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
         let (image, source, key_file) = (place("image"), place("rs"), place("key"));
@@ -112,7 +126,7 @@ impl Build {
             options.dims, options.target, options.optimize, options.compression
         );
         // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
-        let key = key::of(&said, files.iter());
+        let key = key::of(&said, files.iter().chain(&data));
         let is_current = key.is_some() && fs::read_to_string(&key_file).ok() == key;
         if is_current && image.exists() && source.exists() {
             return Ok(false);
@@ -156,6 +170,12 @@ impl Build {
         options.generate_for(target, &BACKENDS[0]);
         options.dims = self.dims.clone();
         options.optimize = self.optimize;
+        options.calibration = self.data.as_ref().map(|data| Calibration {
+            data: data.clone(),
+            model: self.model.clone(),
+            samples: calibrate::SAMPLES,
+            seq: None,
+        });
         if let Some(size) = &self.size {
             let budget = Budget::size(size).map_err(|message| Error::Usage {
                 message,

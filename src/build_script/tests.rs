@@ -6,6 +6,7 @@ use lapidary_frontend::onnx::proto::{
     EXTERNAL, GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     ValueInfoProto, encode,
 };
+use lapidary_runtime::io::folder::{Kind, write_outputs};
 use std::time::SystemTime;
 
 struct Script {
@@ -133,6 +134,42 @@ fn cargo_is_told_of_the_model_and_the_files_of_its_weights() {
     assert!(error.to_string().contains("weights.bin"), "{error}");
     assert_eq!(script.lines.len(), 2);
     assert!(!script.out("digits.key").exists());
+}
+
+#[test]
+fn data_is_looked_at_and_depended_on() {
+    let mut script = Script::new("x86_64-unknown-linux-gnu");
+    let data = script.out("data");
+    for k in 0..3 {
+        let sample = data.join(k.to_string());
+        fs::create_dir_all(&sample).expect("a folder");
+        let pixels = lapidary_ir::random::SplitMix64::new(k).normals(28 * 28);
+        let pixels: Vec<f32> = pixels.iter().map(|v| 60.0 * *v as f32).collect();
+        let image =
+            lapidary_runtime::Tensor::from_f32(vec![1, 1, 28, 28], &pixels).expect("as many");
+        let port = crate::values::input_ports(
+            &driver::import(&mnist(), &CompileOptions::host(1)).expect("reads"),
+        );
+        write_outputs(&sample, &port[..1], &[image.into()], Kind::Npy).expect("written");
+    }
+    let build = Build::new(mnist()).size("0.5x").calibrate(&data);
+    script.compile(&build).expect("it compiles");
+    assert_eq!(
+        script.lines,
+        [mnist(), data.clone()].map(|p| depends_on(&p))
+    );
+    assert!(!script.did_work(&build), "nothing has changed");
+    let (one, other) = (data.join("0"), data.join("1"));
+    let file = |of: &Path| {
+        fs::read_dir(of)
+            .expect("a folder")
+            .next()
+            .expect("a file")
+            .expect("an entry")
+            .path()
+    };
+    fs::copy(file(&one), file(&other)).expect("copied");
+    assert!(script.did_work(&build), "the data has changed");
 }
 
 #[test]

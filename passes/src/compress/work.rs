@@ -17,8 +17,8 @@ use lapidary_ir::text::{self, checksum};
 use lapidary_ir::{Constant, Module};
 use serde::{Deserialize, Serialize};
 
-/// Changes when what is kept means something else.
-const VERSION: u64 = 1;
+/// Entries of another version are others: its methods may make something else of the same.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Keeps bytes by name. Names are letters, digits and one dot.
 pub trait Store {
@@ -36,7 +36,7 @@ pub(super) struct Key(u64);
 impl Key {
     /// Of what an entry is about.
     pub fn new(about: &str) -> Key {
-        Key(checksum(about.as_bytes()) ^ VERSION)
+        Key(checksum(VERSION.as_bytes())).bytes(about.as_bytes())
     }
 
     /// And of these bytes.
