@@ -2,7 +2,7 @@
 """What compression within a budget costs in quality, on the models of the test data: bytes of all weights against the difference from
 the original. One command of `lapidary` each; other choices of the same bytes (one method for all weights, onnxruntime's quantizers) beside it.
 
-  budgets.py DATA [--lapidary BIN] [--models NAME,...] [--bits 8,6,4,3,2,1.6] [--out FILE.json]
+  budgets.py DATA [--lapidary BIN] [--models NAME,...] [--bits 8,6,4,3,2,1.6] [--blind] [--methods] [--out FILE.json]
 
 Needs numpy; onnxruntime and onnx for the rows of onnxruntime. DATA is the folder with the trained models. Inputs for calibration and for tests
 are made from its files; the tests' are never calibrated on.
@@ -198,6 +198,7 @@ def main():
     ap.add_argument("--lapidary", default="target/release/lapidary")
     ap.add_argument("--models")
     ap.add_argument("--bits", default="8,6,4,3,2,1.6")
+    ap.add_argument("--blind", action="store_true", help="without calibration")
     ap.add_argument("--methods", action="store_true", help="also one method for all weights, at its bytes")
     ap.add_argument("--out")
     a = ap.parse_args()
@@ -216,7 +217,7 @@ def main():
                 continue
             for bits in a.bits.split(","):
                 try:
-                    note({"model": model.name, "bits": bits, **model.judge(a.lapidary, ["--bits", bits])})
+                    note({"model": model.name, "bits": bits, "blind": a.blind, **model.judge(a.lapidary, ["--bits", bits], a.blind)})
                 except RuntimeError as e:
                     note({"model": model.name, "bits": bits, "refused": str(e)})
             for method in METHODS if a.methods else []:

@@ -121,7 +121,7 @@ pub(super) fn compressed(report: &compress::Report) -> String {
         (Some((error, bound)), None) => {
             text += &format!(
                 "mean relative error of a weight: {error:.4e}; no choice within the budget is below {bound:.4e}\n\
-                 no data was given, so these are errors of weights, not of the model's results\n"
+                 these are errors of weights (of their outputs, where data was given), not of the model's results\n"
             );
         }
         (Some((predicted, bound)), Some(m)) => text += &measured(m, predicted, bound),

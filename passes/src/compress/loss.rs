@@ -31,6 +31,9 @@ const SAMPLES: usize = 64;
 /// Bytes of original results, and of decoded weights, that are held at most.
 const HELD_BYTES: usize = 1 << 30;
 
+/// Bytes that all weights may have as `f32` inputs of the program that measures.
+const MEASURED_BYTES: usize = 1 << 32;
+
 /// What results are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distance {
@@ -115,14 +118,15 @@ pub(super) struct Meter<'s> {
 }
 
 impl<'s> Meter<'s> {
-    /// For the weights of a module; none if it gives nothing that can be compared.
+    /// For the weights of a module; none if it gives nothing that can be compared, or its weights are too many.
     pub fn new(
         module: &Module,
         sites: &[Site],
         samples: &'s dyn Samples,
         progress: &dyn Fn(&str),
     ) -> Result<Option<Meter<'s>>, CompressError> {
-        let Some(compared) = compared(module) else {
+        let bytes: usize = sites.iter().map(|s| 4 * s.elements()).sum();
+        let Some(compared) = compared(module).filter(|_| bytes <= MEASURED_BYTES) else {
             return Ok(None);
         };
         let fresh = Cell::new(first_fresh(module));

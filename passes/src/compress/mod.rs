@@ -289,7 +289,8 @@ fn by_error(
 ) -> Result<Choice, CompressError> {
     if goal.limits() {
         return Err(CompressError::NoMeasure(
-            "how near the results are to the original's can be asked for only with data, and of a model that gives floats",
+            "how near the results are to the original's can be asked for only with data, of a model that gives floats and whose weights \
+             have less than 4 GiB as f32",
         ));
     }
     let budget = goal

@@ -26,6 +26,9 @@ const PASS_BYTES: u64 = 1 << 29;
 /// Weights with more inputs than this are not observed: `x^T x` alone would have a gigabyte.
 const MAX_INPUTS: usize = 16384;
 
+/// Bytes of the moments of all values together, at most: they are all held until weights are tried.
+const HELD_BYTES: u64 = 1 << 34;
+
 /// Outputs for each observed value.
 const OUTPUTS: usize = 5;
 
@@ -56,6 +59,16 @@ pub(super) fn observe(
     }
     let mut order: Vec<(Source, usize)> = inputs.into_iter().collect();
     order.sort_by_key(|&(s, _)| usage.place(s));
+    let bytes: u64 = order.iter().map(|&(_, n)| 8 * (n as u64).pow(2)).sum();
+    if bytes > HELD_BYTES {
+        let gib = |bytes: u64| bytes >> 30;
+        let reason = format!(
+            "statistics of the inputs of all weights take {} GiB, more than the {} that are held at most; compress without data",
+            gib(bytes),
+            gib(HELD_BYTES)
+        );
+        return Err(CompressError::Data(reason.into()));
+    }
     let key = work::key_of_moments(module, samples.key());
     let kept = means.store.and_then(|s| work::moments(s, key, &order));
     let moments = match kept {
