@@ -39,6 +39,7 @@ pub enum Command {
 
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "recipe", "max_kl", "min_top1"])))]
 pub struct Model {
     /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
@@ -72,13 +73,13 @@ pub struct Model {
     #[arg(long, value_name = "SHARE", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
     pub min_top1: Option<f64>,
     /// Data that compression looks at: tokens or a text; or an `.npz` or folder of arrays whose first axis is cut into samples.
-    #[arg(long, value_name = "DATA")]
+    #[arg(long, value_name = "DATA", requires = "asked")]
     pub calibrate: Option<PathBuf>,
     /// Samples of the data to use, spread evenly.
     #[arg(long, value_name = "N", default_value_t = SAMPLES, requires = "calibrate")]
     pub samples: usize,
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "asked")]
     pub work: Option<PathBuf>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
