@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What compression within a budget costs in quality, on the models of the test data: bytes of all weights against the difference from
-the original. One command of `lapidary` each; other choices of the same bytes (one method for all weights, onnxruntime's quantizers) beside it.
+the original. One command of `lapidary` each; `--methods` puts one method for all weights beside the budget of its bytes. It runs no other program's
+quantizers.
 
   budgets.py DATA [--lapidary BIN] [--models NAME,...] [--bits 8,6,4,3,2,1.6] [--blind] [--methods] [--out FILE.json]
 
-Needs numpy; onnxruntime and onnx for the rows of onnxruntime. DATA is the folder with the trained models. Inputs for calibration and for tests
+Needs numpy and onnx. DATA is the folder with the trained models. Inputs for calibration and for tests
 are made from its files; the tests' are never calibrated on.
 """
 import argparse
@@ -18,11 +19,6 @@ import numpy as np
 METHODS = [("rtn", 4, 64), ("rtn", 3, 32), ("hqq", 4, 64), ("gptq", 4, 64), ("gptq", 3, 32), ("gptq", 2, 16), ("nf4", 4, 64)]
 
 
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
 def log_softmax(x):
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -34,10 +30,8 @@ def spearman(a, b):
 
 
 def auc(score, label):
-    order = np.argsort(score, kind="stable")
-    ranks = np.empty(len(score))
     # Ties share their mean rank.
-    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks = (ends - (counts - 1) / 2)[inverse]
     positive = label == 1
@@ -119,7 +113,6 @@ def models(data, work):
     yield Language("stories260k", at("stories260k"), paths[0], work, paths[1], 10**6)
 
     x = images(data, "calib")
-    name = "x"
     labels = np.fromfile(at("cifar10/test-labels.u8.bin"), np.uint8)
     name = run_names(at("cifar10/resnet56-cifar10.onnx"))[0]
     np.savez(os.path.join(work, "cifar.npz"), **{name: x})
@@ -169,7 +162,7 @@ def models(data, work):
 
         a, b = embed(found), embed(original)
         pairs = (a[0::2] * a[1::2]).sum(-1)
-        return {"kl": float(1 - (a * b).sum(-1).mean()), "cosine": float((a * b).sum(-1).mean()), "spearman": spearman(pairs, scores[calibrated // 2 :])}
+        return {"cosine": float((a * b).sum(-1).mean()), "spearman": spearman(pairs, scores[calibrated // 2 :])}
 
     yield Arrays("minilm", at("all-MiniLM-L6-v2"), os.path.join(work, "sts.npz"), work, tests, meanings)
 

@@ -57,7 +57,6 @@ impl Calibration {
             (false, "npz") | (true, _) => self.arrays(module)?,
             _ => self.windows(module, file)?,
         };
-        let samples = spread(samples, self.samples);
         let Some(first) = samples.first() else {
             return Err(self.wrong("has no samples".to_owned()));
         };
@@ -231,6 +230,11 @@ fn slice(t: &Tensor, begin: usize, rows: usize) -> Result<Tensor, lapidary_runti
     Tensor::from_bytes(t.elem(), dims, bytes)
 }
 
+/// Bytes of an input, if it is a tensor.
+fn bytes_of(sample: &[Value], input: usize) -> Option<&[u8]> {
+    Some(sample.get(input)?.as_tensor()?.bytes())
+}
+
 struct Ready<'d> {
     model: Model,
     samples: &'d [Vec<Value>],
@@ -270,9 +274,11 @@ impl Samples for Data {
         let mut given = Given::from_runtime(&inputs);
         // What a sample has is not known of the others, unless it is the same in all.
         for (i, small) in given.small.iter_mut().enumerate() {
-            let bytes = |s: &Vec<Value>| Some(s.get(i)?.as_tensor()?.bytes().to_vec());
-            let first = bytes(&self.samples[0]);
-            if first.is_none() || self.samples.iter().any(|s| bytes(s) != first) {
+            if small.is_none() {
+                continue;
+            }
+            let first = bytes_of(&self.samples[0], i);
+            if first.is_none() || self.samples.iter().any(|s| bytes_of(s, i) != first) {
                 *small = None;
             }
         }

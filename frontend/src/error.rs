@@ -88,6 +88,14 @@ impl Problems {
         self.list.is_empty()
     }
 
+    /// What was read of the file, if nothing was wrong with it.
+    pub fn or<T>(self, read: Option<T>, file: &std::path::Path) -> Result<T, ImportError> {
+        match read {
+            Some(read) if self.is_empty() => Ok(read),
+            _ => Err(self.of(&file.display().to_string())),
+        }
+    }
+
     /// The error about this file.
     pub fn of(self, file: &str) -> ImportError {
         ImportError {

@@ -21,10 +21,7 @@ const REMEDY: &str =
 pub fn import_file(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
     let mut problems = Problems::new(REMEDY);
     let module = read(path, dims, &mut problems);
-    match module {
-        Some(module) if problems.is_empty() => Ok(module),
-        _ => Err(problems.of(&path.display().to_string())),
-    }
+    problems.or(module, path)
 }
 
 fn read(path: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> Option<Module> {

@@ -210,13 +210,7 @@ mod tests {
     use lapidary_ir::ElemType;
 
     fn settings(bits: u32) -> AwqSettings {
-        let spec = GridSpec {
-            bits,
-            symmetric: false,
-            clip_exponent: None,
-            scale_elem: ElemType::F16,
-            scale_bits: 0,
-        };
+        let spec = crate::methods::testing::grid(bits);
         AwqSettings::new(spec, Groups::new(256, 64))
     }
 

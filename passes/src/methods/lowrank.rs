@@ -245,10 +245,9 @@ pub fn mean_fold(lost: &Matrix, mean: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::grid::{GridSpec, Groups};
+    use crate::methods::grid::Groups;
     use crate::methods::rtn::round_to_nearest;
     use crate::methods::testing::{correlated, mse, near, random, tl1};
-    use lapidary_ir::ElemType;
 
     fn named(name: &str) -> &'static LowRankSetting {
         SETTINGS.iter().find(|s| s.name == name).expect("a setting")
@@ -258,13 +257,7 @@ mod tests {
     fn compensation_on_the_reference_layer_has_the_known_errors() {
         let t = tl1();
         for (bits, plain, eora) in [(3, 0.03062, 0.01448), (2, 0.1835, 0.0784)] {
-            let spec = GridSpec {
-                bits,
-                symmetric: false,
-                clip_exponent: None,
-                scale_elem: ElemType::F16,
-                scale_bits: 0,
-            };
+            let spec = crate::methods::testing::grid(bits);
             let rounded = round_to_nearest(&t.w, &spec, Groups::new(256, 64)).decode();
             let svd = weighted_lowrank(&t.w.sub(&rounded), None, 8, 0).expect("converges");
             near(t.rel(&rounded.add(&svd.decode())), plain, 0.01);

@@ -13,12 +13,11 @@
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::levels::Levels;
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding, prepare};
+use super::sweep::{self, Prepared, prepare};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::dense;
 use lapidary_ir::{ElemType, Tensor, minifloat};
-use std::ops::Range;
 
 /// The method, with one table for the weight.
 pub static PALETTE: Method = Method {
@@ -333,45 +332,15 @@ pub fn palette(
 
 /// Chooses the codes anew, by the column sweep with error feedback; tables stay.
 pub fn with_feedback(parts: &PaletteParts, weights: &Matrix, prepared: &Prepared) -> PaletteParts {
-    let mut swept = prepared.arrange(weights);
-    let tables = (0..parts.rows.div_ceil(parts.rows_per_table))
+    let tables: Vec<Levels> = (0..parts.rows.div_ceil(parts.rows_per_table))
         .map(|t| Levels::of_table(parts.table(t * parts.rows_per_table)))
         .collect();
-    let mut rounding = Tables {
-        tables,
-        rows_per_table: parts.rows_per_table,
-        order: &prepared.order,
-    };
-    let (rows, _) = sweep::sweep(&mut swept, &prepared.upper, sweep::BLOCK, &mut rounding);
+    let codes = sweep::sweep_codes(weights, prepared, |row, weight| {
+        tables[row / parts.rows_per_table].nearest(weight)
+    });
     PaletteParts {
-        codes: rows.concat(),
+        codes,
         ..parts.clone()
-    }
-}
-
-struct Tables<'a> {
-    tables: Vec<Levels>,
-    rows_per_table: usize,
-    order: &'a [usize],
-}
-
-impl Rounding for Tables<'_> {
-    type Row = Vec<u8>;
-
-    fn start(&self, _: usize) -> Vec<u8> {
-        vec![0; self.order.len()]
-    }
-
-    fn group_len(&self) -> usize {
-        self.order.len()
-    }
-
-    fn begin_group(&self, _: &mut Vec<u8>, _: usize, _: Range<usize>, _: &[f64]) {}
-
-    fn round(&self, codes: &mut Vec<u8>, row: usize, column: usize, weight: f64) -> f64 {
-        let (value, code) = self.tables[row / self.rows_per_table].nearest(weight);
-        codes[self.order[column]] = code;
-        value
     }
 }
 

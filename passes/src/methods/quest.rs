@@ -7,12 +7,11 @@
 
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding, prepare};
+use super::sweep::{self, Prepared, prepare};
 use super::{Method, MethodError, dense, measured, threads};
 use lapidary_ir::encodings::affine::affine;
 use lapidary_ir::encodings::rotate;
 use lapidary_ir::{ElemType, minifloat};
-use std::ops::Range;
 
 /// The method.
 pub static QUEST: Method = Method {
@@ -174,43 +173,17 @@ pub fn quest(weight: &Matrix, bits: u32, elem: ElemType) -> Result<QuestParts, M
 
 /// Chooses the codes anew, by the column sweep of the rotated weight and Hessian with error feedback; steps stay.
 pub fn with_feedback(parts: &QuestParts, rotated: &Matrix, prepared: &Prepared) -> QuestParts {
-    let mut swept = prepared.arrange(rotated);
-    let mut rounding = Steps {
-        parts,
-        order: &prepared.order,
-    };
-    let (rows, _) = sweep::sweep(&mut swept, &prepared.upper, sweep::BLOCK, &mut rounding);
-    QuestParts {
-        codes: rows.concat(),
-        ..parts.clone()
-    }
-}
-
-struct Steps<'a> {
-    parts: &'a QuestParts,
-    order: &'a [usize],
-}
-
-impl Rounding for Steps<'_> {
-    type Row = Vec<u8>;
-
-    fn start(&self, _: usize) -> Vec<u8> {
-        vec![0; self.order.len()]
-    }
-
-    fn group_len(&self) -> usize {
-        self.order.len()
-    }
-
-    fn begin_group(&self, _: &mut Vec<u8>, _: usize, _: Range<usize>, _: &[f64]) {}
-
-    fn round(&self, codes: &mut Vec<u8>, row: usize, column: usize, weight: f64) -> f64 {
-        let (step, most) = (self.parts.steps[row], f64::from(self.parts.levels - 1));
+    let most = f64::from(parts.levels - 1);
+    let codes = sweep::sweep_codes(rotated, prepared, |row, weight| {
+        let step = parts.steps[row];
         let code = (weight / step + most / 2.0)
             .round_ties_even()
             .clamp(0.0, most);
-        codes[self.order[column]] = code as u8;
-        step * (code - most / 2.0)
+        (step * (code - most / 2.0), code as u8)
+    });
+    QuestParts {
+        codes,
+        ..parts.clone()
     }
 }
 

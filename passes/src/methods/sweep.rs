@@ -42,6 +42,48 @@ pub trait Rounding: Sync {
     fn round(&self, state: &mut Self::Row, row: usize, column: usize, weight: f64) -> f64;
 }
 
+/// Codes of all columns in the weight's own order, row by row, of grids or tables that are fixed: `round(row, weight)` gives the
+/// value and its code. `weight` `[O, I]` is in its own order.
+pub fn sweep_codes(
+    weight: &Matrix,
+    prepared: &Prepared,
+    round: impl Fn(usize, f64) -> (f64, u8) + Sync,
+) -> Vec<u8> {
+    let mut rounding = Fixed {
+        round,
+        order: &prepared.order,
+    };
+    let mut swept = prepared.arrange(weight);
+    sweep(&mut swept, &prepared.upper, BLOCK, &mut rounding)
+        .0
+        .concat()
+}
+
+struct Fixed<'a, F> {
+    round: F,
+    order: &'a [usize],
+}
+
+impl<F: Fn(usize, f64) -> (f64, u8) + Sync> Rounding for Fixed<'_, F> {
+    type Row = Vec<u8>;
+
+    fn start(&self, _: usize) -> Vec<u8> {
+        vec![0; self.order.len()]
+    }
+
+    fn group_len(&self) -> usize {
+        self.order.len()
+    }
+
+    fn begin_group(&self, _: &mut Vec<u8>, _: usize, _: Range<usize>, _: &[f64]) {}
+
+    fn round(&self, codes: &mut Vec<u8>, row: usize, column: usize, weight: f64) -> f64 {
+        let (value, code) = (self.round)(row, weight);
+        codes[self.order[column]] = code;
+        value
+    }
+}
+
 /// Rounds all of `weights` `[O, I]` in place by `upper` `[I, I]`. Returns the rows' states, and the sum of `e²`.
 pub fn sweep<R: Rounding>(
     weights: &mut Matrix,

@@ -3,9 +3,11 @@
 //! TL1 rewards methods that look at the inputs far more than real layers do: it checks arithmetic and order, and is
 //! no evidence of a model's quality.
 
+use super::grid::GridSpec;
 use super::matrix::Matrix;
 use super::statistics::Statistics;
 use super::{Layer, factor};
+use lapidary_ir::ElemType;
 use lapidary_ir::encodings::Encoding;
 use lapidary_ir::random::SplitMix64;
 use std::sync::OnceLock;
@@ -48,6 +50,17 @@ pub fn tl1() -> &'static ReferenceLayer {
         let stats = Statistics::from_inputs(&x);
         ReferenceLayer { w, x, stats }
     })
+}
+
+/// Grids with zero points, unclipped, scales of f16.
+pub fn grid(bits: u32) -> GridSpec {
+    GridSpec {
+        bits,
+        symmetric: false,
+        clip_exponent: None,
+        scale_elem: ElemType::F16,
+        scale_bits: 0,
+    }
 }
 
 /// A matrix of standard normals.

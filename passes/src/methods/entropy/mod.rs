@@ -283,7 +283,7 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
 mod tests {
     use super::*;
     use crate::methods::gptq::{GptqSettings, Order, gptq};
-    use crate::methods::grid::{GridSpec, Groups};
+    use crate::methods::grid::Groups;
     use crate::methods::testing::{mse, near, random, tl1};
 
     #[test]
@@ -317,13 +317,7 @@ mod tests {
         let t = tl1();
         let prepared = prepare(&t.stats.hessian, 0.01, true);
         for bits in [2, 3, 4] {
-            let spec = GridSpec {
-                bits,
-                symmetric: false,
-                clip_exponent: None,
-                scale_elem: ElemType::F16,
-                scale_bits: 0,
-            };
+            let spec = crate::methods::testing::grid(bits);
             let grid = GptqSettings {
                 spec,
                 groups: Groups::new(256, 64),
