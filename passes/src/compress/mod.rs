@@ -16,6 +16,7 @@ mod loss;
 mod observe;
 mod recipe;
 mod samples;
+mod segments;
 mod sites;
 mod work;
 
@@ -24,16 +25,19 @@ pub use recipe::{Budget, Entry, Goal, Level, Recipe};
 pub use samples::{Failure, Program, Samples};
 pub use work::Store;
 
-use crate::methods::MethodError;
+use crate::methods::statistics::Statistics;
+use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 use choose::{Search, by_sum};
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
-use levels::{Pick, Tried, again, try_all};
+use levels::{Kept, Keys, Pick, Tried};
 use loss::Meter;
 pub use sites::Weight;
 use sites::{MIN_ELEMENTS, Site, bytes_of, find, stored};
+use std::collections::BTreeMap;
+use work::Memory;
 
 /// What was made of the weights.
 #[derive(Clone, Debug)]
@@ -148,10 +152,14 @@ pub struct Means<'a> {
     pub data: Option<&'a dyn Samples>,
     /// Where work is kept between runs.
     pub store: Option<&'a dyn Store>,
+    /// Where what is needed again within this run is put if there is no `store`; in memory if there is neither.
+    pub scratch: Option<&'a dyn Store>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
     /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
     pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
+    /// Bytes of the moments of inputs that are gathered at a time, as `f32`: a model with more is observed piece by piece.
+    pub pass_bytes: u64,
 }
 
 impl Default for Means<'_> {
@@ -159,9 +167,130 @@ impl Default for Means<'_> {
         Means {
             data: None,
             store: None,
+            scratch: None,
             progress: &|_| (),
             levels: None,
+            pass_bytes: 1 << 29,
         }
+    }
+}
+
+/// A module's weights, and where what is made of them goes.
+struct Shop<'a> {
+    module: &'a Module,
+    sites: &'a [Site],
+    means: &'a Means<'a>,
+    kept: Kept<'a>,
+    /// What each weight is tried with.
+    ladders: Vec<Vec<Level>>,
+}
+
+impl<'a> Shop<'a> {
+    fn new(
+        module: &'a Module,
+        sites: &'a [Site],
+        means: &'a Means<'a>,
+        memory: &'a Memory,
+    ) -> Shop<'a> {
+        let observed = observe::observed(module, sites, means).into_iter();
+        let ladders = sites.iter().zip(observed);
+        Shop {
+            module,
+            sites,
+            means,
+            kept: Kept {
+                store: means.store.or(means.scratch).unwrap_or(memory),
+                keys: Keys::of(module, means),
+            },
+            ladders: ladders.map(|(s, o)| levels::ladder(s, o, means)).collect(),
+        }
+    }
+
+    /// What was tried with a weight before, if that is in a store that lasts.
+    fn before(&self, site: usize) -> Result<Option<Vec<Tried>>, CompressError> {
+        match self.means.store {
+            Some(_) => self
+                .kept
+                .get(self.module, &self.sites[site], &self.ladders[site]),
+            None => Ok(None),
+        }
+    }
+
+    /// Shows these sites with what is known of their inputs, and gives back what was read of each.
+    fn visit(
+        &self,
+        wanted: &[usize],
+        mut work: impl FnMut(usize, Option<&Statistics>) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let mut see = |i: usize, known: Option<&Statistics>| {
+            (self.means.progress)(&format!("compress {}", self.sites[i].name));
+            work(i, known)?;
+            let bytes = bytes_of(self.module, &self.sites[i]);
+            self.module.sources.release(bytes as usize);
+            Ok(())
+        };
+        observe::visit(
+            self.module,
+            self.sites,
+            wanted,
+            self.means,
+            self.kept.store,
+            &mut see,
+        )
+    }
+
+    /// Tries everything with each of these weights that it was not tried with before.
+    fn try_all(&self, wanted: &[usize], keep: bool) -> Result<Vec<Vec<Tried>>, CompressError> {
+        let mut tried = wanted
+            .iter()
+            .map(|&i| Ok((i, self.before(i)?)))
+            .collect::<Result<BTreeMap<usize, Option<Vec<Tried>>>, CompressError>>()?;
+        let left: Vec<usize> = wanted
+            .iter()
+            .copied()
+            .filter(|i| tried[i].is_none())
+            .collect();
+        let kept = keep.then_some(self.kept);
+        self.visit(&left, |i, known| {
+            let (site, levels) = (&self.sites[i], &self.ladders[i]);
+            let found = levels::try_all(self.module, site, levels, known, kept)?;
+            tried.insert(i, Some(found));
+            Ok(())
+        })?;
+        Ok(tried.into_values().flatten().collect())
+    }
+
+    /// Makes what is chosen, if it was not made before; `made` says what was, and may leave out anything.
+    fn make(
+        &self,
+        chosen: &[Level],
+        made: impl Fn(usize) -> Option<Candidate>,
+    ) -> Result<Vec<Pick>, CompressError> {
+        let (mut picks, mut left) = (vec![], vec![]);
+        for (i, level) in chosen.iter().enumerate() {
+            let mut candidate = made(i);
+            if candidate.is_none() && !level.keeps() && self.means.store.is_some() {
+                let levels = std::slice::from_ref(level);
+                let before = self.kept.get(self.module, &self.sites[i], levels)?;
+                candidate = before
+                    .and_then(|t| t.into_iter().next())
+                    .and_then(|t| t.candidate);
+            }
+            if candidate.is_none() && !level.keeps() {
+                left.push(i);
+            }
+            picks.push(Pick {
+                level: level.clone(),
+                candidate,
+            });
+        }
+        self.visit(&left, |i, known| {
+            let site = &self.sites[i];
+            let level = &chosen[i];
+            picks[i].candidate = levels::make(self.module, site, level, known, self.kept)?;
+            Ok(())
+        })?;
+        Ok(picks)
     }
 }
 
@@ -172,12 +301,12 @@ impl Default for Means<'_> {
 /// There is no such job; or as [`compress`].
 pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressError> {
     let sites = find(module);
-    let site = sites
-        .get(index)
-        .ok_or(CompressError::Job(index, sites.len()))?;
-    let statistics = observe::observe(module, &sites, means)?;
-    (means.progress)(&format!("compress {}", site.name));
-    try_all(module, site, statistics[index].as_deref(), means).map(|_| ())
+    if index >= sites.len() {
+        return Err(CompressError::Job(index, sites.len()));
+    }
+    let memory = Memory::default();
+    let shop = Shop::new(module, &sites, means, &memory);
+    shop.try_all(&[index], true).map(|_| ())
 }
 
 /// The numbers of the weights whose jobs were not done, or not kept.
@@ -185,11 +314,11 @@ pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressE
 /// # Errors
 /// As [`job`].
 pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
     let mut missing = vec![];
-    for (i, (site, known)) in sites.iter().zip(&statistics).enumerate() {
-        if !levels::is_kept(module, site, known.as_deref(), means)? {
+    for i in 0..sites.len() {
+        if shop.before(i)?.is_none() {
             missing.push(i);
         }
     }
@@ -201,7 +330,10 @@ pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressErr
 /// # Errors
 /// The data cannot be run, or the store not be written.
 pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
-    observe::observe(module, &find(module), means).map(|_| ())
+    match means.store {
+        Some(store) => observe::keep_all(module, &find(module), means, store),
+        None => Ok(()),
+    }
 }
 
 /// Compresses the weights of a module towards a goal.
@@ -209,41 +341,40 @@ pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
 /// # Errors
 /// The goal cannot be met, a weight does not decode, or the data cannot be run.
 pub fn compress(module: &mut Module, goal: &Goal, means: &Means) -> Result<Report, CompressError> {
-    let sites = find(module);
+    let (sites, memory) = (find(module), Memory::default());
     if sites.is_empty() {
         return Err(CompressError::NoWeights);
     }
-    let statistics = observe::observe(module, &sites, means)?;
-    let mut tried = vec![];
-    for (site, known) in sites.iter().zip(&statistics) {
-        (means.progress)(&format!("compress {}", site.name));
-        tried.push(try_all(module, site, known.as_deref(), means)?);
-        module.sources.release(bytes_of(module, site) as usize);
-    }
-    let meter = match means.data {
-        Some(data) => Meter::new(module, &sites, data, means.progress)?,
-        None => None,
-    };
-    let (levels, bound, measured) = match meter {
-        Some(meter) => by_loss(module, &sites, &tried, goal, meter, means)?,
-        None => by_error(module, &sites, &tried, goal)?,
-    };
-    let mut report = apply(module, &sites, |module, i| {
-        let chosen = &tried[i][levels[i]];
-        let level = chosen.level.clone();
-        match &chosen.candidate {
-            Some(candidate) => Ok(Pick {
-                level,
-                candidate: Some(candidate.clone()),
-            }),
-            None => {
-                (means.progress)(&format!("compress {}", sites[i].name));
-                again(module, &sites[i], statistics[i].as_ref(), level)
-            }
-        }
-    })?;
+    let shop = Shop::new(module, &sites, means, &memory);
+    let all: Vec<usize> = (0..sites.len()).collect();
+    // What is measured must be decoded again and again; what is not, once, if it is chosen.
+    let keep = means.store.is_some() || loss::is_measured(module, &sites, means.data);
+    let tried = shop.try_all(&all, keep)?;
+    let (chosen, bound, measured) = choose(module, &sites, &tried, goal, means)?;
+    let of = |i: usize| &tried[i][chosen[i]];
+    let levels: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
+    let picks = shop.make(&levels, |i| of(i).candidate.clone())?;
+    let mut report = apply(module, &sites, picks)?;
     (report.bound, report.measured) = (Some(bound), measured);
     Ok(report)
+}
+
+/// A level for each site: by what is measured, where anything is.
+fn choose(
+    module: &Module,
+    sites: &[Site],
+    tried: &[Vec<Tried>],
+    goal: &Goal,
+    means: &Means,
+) -> Result<Choice, CompressError> {
+    let meter = match means.data {
+        Some(data) => Meter::new(module, sites, data, means.progress)?,
+        None => None,
+    };
+    match meter {
+        Some(meter) => by_loss(module, sites, tried, goal, meter, means),
+        None => by_error(module, sites, tried, goal),
+    }
 }
 
 type Choice = (Vec<usize>, (f64, f64), Option<Measured>);
@@ -361,15 +492,16 @@ pub fn follow(
     recipe: &Recipe,
     means: &Means,
 ) -> Result<Report, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
-    apply(module, &sites, |module, i| {
-        let fits = |e: &&Entry| recipe::fits(&e.name, &sites[i].name);
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
+    let level = |site: &Site| {
+        let fits = |e: &&Entry| recipe::fits(&e.name, &site.name);
         let entry = recipe.weights.iter().find(fits);
-        let level = entry.map_or_else(Level::keep, |e| e.level.clone());
-        (means.progress)(&format!("compress {}", sites[i].name));
-        again(module, &sites[i], statistics[i].as_ref(), level)
-    })
+        entry.map_or_else(Level::keep, |e| e.level.clone())
+    };
+    let levels: Vec<Level> = sites.iter().map(level).collect();
+    let picks = shop.make(&levels, |_| None)?;
+    apply(module, &sites, picks)
 }
 
 impl Report {
