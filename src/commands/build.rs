@@ -37,7 +37,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
     }
     write_recipe(args, &compiled)?;
-    report(args, &compiled)
+    report(args, &compiled, compiled.predict(&options).ns() / 1e6)
 }
 
 /// Beside the artefact: the choices that a budget led to, so that the next build repeats them without searching.
@@ -54,7 +54,7 @@ fn write_recipe(args: &Build, compiled: &Compiled) -> Result<(), Error> {
     write_text(path.as_ref(), &text)
 }
 
-fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
+fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Error> {
     let bytes = std::fs::metadata(&args.output).map_err(|error| Error::File {
         path: args.output.clone(),
         error,
@@ -69,13 +69,14 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             "unshared_bytes": compiled.report.unshared_bytes, "prepared_bytes": program.prepared_bytes,
             "compression": compiled.compression.as_ref().map(compression),
             "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
-            "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
+            "predicted_ms": predicted_ms, "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
         print(&format!("{report}\n"));
     } else {
         print(&format!(
             "{output}: {} bytes ({} of code, {} of weights), compiled in {seconds:.2} s\n\
-             memory plan: a peak of {} bytes of working memory; {} if nothing shared storage\n",
+             memory plan: a peak of {} bytes of working memory; {} if nothing shared storage\n\
+             a run is predicted to take {predicted_ms:.3} ms\n",
             bytes.len(),
             compiled.code.len(),
             program.weights_bytes,
@@ -127,6 +128,13 @@ pub(super) fn compressed(report: &compress::Report) -> String {
         (Some((predicted, bound)), Some(m)) => text += &measured(m, predicted, bound),
         (None, _) => (),
     }
+    if let Some((before, after)) = report.latency_ns {
+        text += &format!(
+            "predicted latency: {:.3} -> {:.3} ms\n",
+            before / 1e6,
+            after / 1e6
+        );
+    }
     text
 }
 
@@ -165,6 +173,7 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),
         "loss": report.measured.map(|m| m.difference.loss),
+        "predicted_ms_before": report.latency_ns.map(|l| l.0 / 1e6), "predicted_ms": report.latency_ns.map(|l| l.1 / 1e6),
         "top1_agreement": report.measured.and_then(|m| m.difference.agreement),
     })
 }

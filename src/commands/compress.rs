@@ -23,6 +23,12 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
             help: "name another folder, or remove this one".to_owned(),
         });
     }
+    if args.model.latency.is_some() {
+        return Err(Error::Usage {
+            message: "a file for other programs has no latency".to_owned(),
+            help: "`lapidary build --latency` compresses for a program of ours".to_owned(),
+        });
+    }
     let options = args.model.options(None)?;
     let refused = |problem| refused(&args.output, problem);
     let target = format.target(&args.model.model).map_err(refused)?;

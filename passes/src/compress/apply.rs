@@ -48,6 +48,7 @@ pub(super) fn apply(
         bytes: (before, after),
         bound: None,
         measured: None,
+        latency_ns: None,
     })
 }
 

@@ -3,6 +3,7 @@
 use super::sites::{Site, bytes_of, matrix};
 use super::work::{self, Key, Store};
 use super::{CompressError, Level, Means, observe};
+use crate::methods::pattern::Pattern;
 use crate::methods::statistics::Statistics;
 use crate::methods::{Candidate, Layer, METHODS, Method, Settings};
 use lapidary_ir::Module;
@@ -123,13 +124,35 @@ fn with_data(elements: usize) -> Vec<Level> {
     levels
 }
 
+/// Levels that have kernels of their own: few bits where reading weights takes the time, few weights where products do.
+fn quick(statistics: bool) -> impl Iterator<Item = Level> {
+    let (grid, prune) = match statistics {
+        true => ("gptq", "sparsegpt"),
+        false => ("rtn", "magnitude"),
+    };
+    let grids = [(8, 128), (4, 32), (4, 128), (2, 32)];
+    let shares = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
+    let grids = grids.map(|(bits, group)| level(grid, bits, group, bits < 5));
+    let pruned = shares.map(|sparsity| Level {
+        method: prune.to_owned(),
+        bits: 16,
+        sparsity,
+        ..Level::default()
+    });
+    grids.into_iter().chain(pruned)
+}
+
 /// What a weight is tried with.
 pub(super) fn ladder(site: &Site, observed: bool, means: &Means) -> Vec<Level> {
-    match (means.levels, observed) {
-        (Some(of), _) => of(&site.described(observed)),
+    let mut levels = match (means.levels, observed) {
+        (Some(of), _) => return of(&site.described(observed)),
         (None, true) => with_data(site.elements()),
         (None, false) => without_data(site.elements()),
+    };
+    if means.clock.is_some() {
+        levels.extend(quick(observed));
     }
+    levels
 }
 
 /// What the candidates of weights are kept under.
@@ -252,6 +275,10 @@ fn settings(level: &Level) -> Settings {
         clip: level.clip,
         scale_bits: level.scale_bits,
         rate: level.rate,
+        pattern: match level.sparsity {
+            0.0 => Settings::default().pattern,
+            sparsity => Pattern::Rows { sparsity },
+        },
         ..Settings::default()
     }
 }

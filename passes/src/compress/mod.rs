@@ -7,13 +7,16 @@
 //! With data ([`Samples`]) the inputs of weights are observed first (`observe`), errors are those of outputs, and the choice is by
 //! the measured difference of the model's results (`loss`, `choose`). Without, what is least within the bytes is the
 //! mean error: relative errors of weights, each as often as the weight has elements, so that no large weight is given up for
-//! many small ones. A recipe fixes choices by name, so that a build is repeated without searching.
+//! many small ones. Where time is limited, each choice is priced by the part of the program that it becomes (`price`), and the whole
+//! is predicted again when it is chosen. A recipe fixes choices by name, so that a build is repeated without searching.
 
 mod apply;
 mod choose;
+mod goal;
 mod levels;
 mod loss;
 mod observe;
+mod price;
 mod recipe;
 mod samples;
 mod segments;
@@ -21,6 +24,7 @@ mod sites;
 mod work;
 
 pub use loss::{Difference, Distance};
+pub use price::{Clock, Cost};
 pub use recipe::{Budget, Entry, Goal, Level, Recipe};
 pub use samples::{Failure, Program, Samples};
 pub use work::Store;
@@ -29,13 +33,14 @@ use crate::methods::statistics::Statistics;
 use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
-use choose::{Search, by_sum};
+use goal::Choose;
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
 use levels::{Kept, Keys, Pick, Tried};
 use loss::Meter;
+use price::{Costs, price};
 pub use sites::Weight;
-use sites::{MIN_ELEMENTS, Site, bytes_of, find, stored};
+use sites::{MIN_ELEMENTS, Site, bytes_of, find};
 use std::collections::BTreeMap;
 use work::Memory;
 
@@ -51,6 +56,8 @@ pub struct Report {
     pub bound: Option<(f64, f64)>,
     /// How far the results are from the original's, on the data.
     pub measured: Option<Measured>,
+    /// Predicted nanoseconds of a run before, and after, where time was limited.
+    pub latency_ns: Option<(f64, f64)>,
 }
 
 /// The measured difference from the original.
@@ -112,6 +119,22 @@ pub enum CompressError {
         /// Least bytes.
         least: u64,
     },
+    /// No choice is as fast as asked.
+    #[error(
+        "the latency asked for is {:.3} ms, the least that the methods are predicted to reach{} is {:.3} ms",
+        asked_ns / 1e6, if *in_bytes { " within the size" } else { "" }, least_ns / 1e6
+    )]
+    Latency {
+        /// Nanoseconds asked.
+        asked_ns: f64,
+        /// Least nanoseconds.
+        least_ns: f64,
+        /// Bytes are limited as well.
+        in_bytes: bool,
+    },
+    /// Time is limited, and nothing predicts it, or it could not be.
+    #[error("the time of a run cannot be predicted: {0}")]
+    Clock(Failure),
     /// The model cannot be as near to the original as asked.
     #[error("the model is not as near to the original as asked: {0}")]
     Limit(String),
@@ -156,6 +179,8 @@ pub struct Means<'a> {
     pub scratch: Option<&'a dyn Store>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
+    /// Predicts times, where these are limited: weights are then also tried with encodings for speed.
+    pub clock: Option<&'a Clock<'a>>,
     /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
     pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
     /// Bytes of the moments of inputs that are gathered at a time, as `f32`: a model with more is observed piece by piece.
@@ -169,6 +194,7 @@ impl Default for Means<'_> {
             store: None,
             scratch: None,
             progress: &|_| (),
+            clock: None,
             levels: None,
             pass_bytes: 1 << 29,
         }
@@ -341,145 +367,104 @@ pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
 /// # Errors
 /// The goal cannot be met, a weight does not decode, or the data cannot be run.
 pub fn compress(module: &mut Module, goal: &Goal, means: &Means) -> Result<Report, CompressError> {
-    let (sites, memory) = (find(module), Memory::default());
-    if sites.is_empty() {
-        return Err(CompressError::NoWeights);
-    }
-    let shop = Shop::new(module, &sites, means, &memory);
-    let all: Vec<usize> = (0..sites.len()).collect();
-    // What is measured must be decoded again and again; what is not, once, if it is chosen.
-    let keep = means.store.is_some() || loss::is_measured(module, &sites, means.data);
-    let tried = shop.try_all(&all, keep)?;
-    let (chosen, bound, measured) = choose(module, &sites, &tried, goal, means)?;
-    let of = |i: usize| &tried[i][chosen[i]];
-    let levels: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
-    let picks = shop.make(&levels, |i| of(i).candidate.clone())?;
-    let mut report = apply(module, &sites, picks)?;
-    (report.bound, report.measured) = (Some(bound), measured);
+    let (changed, report) = compressed(module, goal, means)?;
+    *module = changed;
     Ok(report)
 }
 
-/// A level for each site: by what is measured, where anything is.
-fn choose(
+fn compressed(
     module: &Module,
-    sites: &[Site],
-    tried: &[Vec<Tried>],
     goal: &Goal,
     means: &Means,
-) -> Result<Choice, CompressError> {
+) -> Result<(Module, Report), CompressError> {
+    let sites = find(module);
+    if sites.is_empty() {
+        return Err(CompressError::NoWeights);
+    }
+    let time = match (goal.latency_ns, means.clock) {
+        (None, _) => None,
+        (Some(_), None) => return Err(CompressError::Clock("there is no machine".into())),
+        (Some(asked), Some(clock)) => {
+            (means.progress)("predict");
+            let whole = clock(module, 0.0).map_err(CompressError::Clock)?.ns;
+            Some(Time {
+                asked,
+                clock,
+                whole,
+            })
+        }
+    };
+    let memory = Memory::default();
+    let shop = Shop::new(module, &sites, means, &memory);
+    let all: Vec<usize> = (0..sites.len()).collect();
+    // What is measured or priced must be decoded again and again; what is not, once, if it is chosen.
+    let keep = means.store.is_some()
+        || means.clock.is_some()
+        || loss::is_measured(module, &sites, means.data);
+    let tried = shop.try_all(&all, keep)?;
+    let mut prices = vec![];
+    if let Some(time) = &time {
+        for (i, tried) in tried.iter().enumerate() {
+            (means.progress)(&format!("predict {}", sites[i].name));
+            prices.push(price(module, &sites, i, tried, time.clock)?);
+        }
+    }
+    let costs = Costs::new(&tried, &prices);
     let meter = match means.data {
-        Some(data) => Meter::new(module, sites, data, means.progress)?,
+        Some(data) => Meter::new(module, &sites, data, means.progress)?,
         None => None,
     };
-    match meter {
-        Some(meter) => by_loss(module, sites, tried, goal, meter, means),
-        None => by_error(module, sites, tried, goal),
-    }
-}
-
-type Choice = (Vec<usize>, (f64, f64), Option<Measured>);
-
-/// Bytes that the weights which may be compressed may take.
-fn allowed(module: &Module, sites: &[Site], budget: Budget) -> f64 {
-    let (all, own) = (
-        stored(module),
-        sites.iter().map(|s| bytes_of(module, s)).sum::<u64>(),
-    );
-    let rest = (all - own) as f64;
-    match budget {
-        Budget::Share(share) => all as f64 * share - rest,
-        Budget::Bytes(bytes) => bytes as f64 - rest,
-        Budget::Bits(bits) => sites.iter().map(|s| s.elements() as f64).sum::<f64>() * bits / 8.0,
-    }
-    .max(0.0)
-}
-
-/// What the user hears when a budget is too small: of all weights, as budgets are stated.
-fn too_small(
-    module: &Module,
-    sites: &[Site],
-    allowed: f64,
-) -> impl Fn(KnapsackError) -> CompressError {
-    let own: u64 = sites.iter().map(|s| bytes_of(module, s)).sum();
-    let rest = stored(module) - own;
-    move |e| match e {
-        KnapsackError::Budget { least, .. } => CompressError::Budget {
-            budget: allowed as u64 + rest,
-            least: least.iter().sum::<f64>() as u64 + rest,
-        },
-        other => other.into(),
-    }
-}
-
-/// The least mean error within the budget.
-fn by_error(
-    module: &Module,
-    sites: &[Site],
-    tried: &[Vec<Tried>],
-    goal: &Goal,
-) -> Result<Choice, CompressError> {
-    if goal.limits() {
-        return Err(CompressError::NoMeasure(
-            "how near the results are to the original's can be asked for only with data, of a model that gives floats and whose weights \
-             have less than 4 GiB as f32",
-        ));
-    }
-    let budget = goal
-        .budget
-        .ok_or(CompressError::NoMeasure("there is no budget"))?;
-    let elements: f64 = sites.iter().map(|s| s.elements() as f64).sum();
-    let allowed = allowed(module, sites, budget);
-    let solution = by_sum(tried, allowed, |i, t| {
-        t.error * sites[i].elements() as f64 / elements
-    })
-    .map_err(too_small(module, sites, allowed))?;
-    Ok((solution.chosen, (solution.error, solution.bound), None))
-}
-
-/// The least measured loss within the budget, or the fewest bytes within the limits.
-fn by_loss(
-    module: &Module,
-    sites: &[Site],
-    tried: &[Vec<Tried>],
-    goal: &Goal,
-    meter: Meter,
-    means: &Means,
-) -> Result<Choice, CompressError> {
-    if goal.limits() && meter.distance() == Distance::Squares {
-        return Err(CompressError::NoMeasure(
-            "divergence and agreement are of predictions, and no result of the model is known to be one: name it `logits`",
-        ));
-    }
-    let mut search = Search::new(tried, meter, means.progress)?;
-    let outcome = match goal.budget {
-        Some(budget) => {
-            let allowed = allowed(module, sites, budget);
-            let outcome = search.within(allowed);
-            outcome.map_err(|e| match e {
-                CompressError::Knapsack(e) => too_small(module, sites, allowed)(e),
-                other => other,
-            })?
+    let mut choose = Choose::new(module, &sites, &tried, &costs, goal, meter, means)?;
+    // What all weights together take as they are; the rest of a run takes what is left of it.
+    let original = |c: &Vec<Vec<f64>>| c.first().and_then(|c| c.get(1)).copied().unwrap_or(0.0);
+    let own: f64 = costs.0.iter().map(original).sum();
+    let mut left = time.as_ref().map(|t| t.asked - (t.whole - own).max(0.0));
+    for round in 1.. {
+        let (levels, bound, measured) = choose.within(left)?;
+        let of = |i: usize| &tried[i][levels[i]];
+        let chosen: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
+        let picks = shop.make(&chosen, |i| of(i).candidate.clone())?;
+        let mut changed = module.clone();
+        let mut report = apply(&mut changed, &sites, picks)?;
+        (report.bound, report.measured) = (Some(bound), measured);
+        for (i, of_weight) in prices.iter().enumerate() {
+            report.stored(i, of_weight[levels[i]].bytes);
         }
-        None => search
-            .least(|d| goal.fits(d))?
-            .ok_or_else(|| CompressError::Limit("not even the largest encodings are".into()))?,
-    };
-    if !goal.fits(&outcome.measured) {
-        return Err(CompressError::Limit(format!(
-            "within the budget its divergence is {:.4} and its agreement {:.4}",
-            outcome.measured.loss,
-            outcome.measured.agreement.unwrap_or(0.0)
-        )));
+        if let (Some(time), Some(left)) = (&time, &mut left) {
+            (means.progress)("predict");
+            let ns = (time.clock)(&changed, 0.0)
+                .map_err(CompressError::Clock)?
+                .ns;
+            report.latency_ns = Some((time.whole, ns));
+            // Parts are not quite the whole: what is missing is taken from the budget.
+            let over = ns - time.asked;
+            if over > 0.0 && round < ROUNDS {
+                *left -= over;
+                continue;
+            }
+            if over > 0.0 {
+                return Err(CompressError::Latency {
+                    asked_ns: time.asked,
+                    least_ns: ns,
+                    in_bytes: goal.budget.is_some(),
+                });
+            }
+        }
+        return Ok((changed, report));
     }
-    let measured = Measured {
-        distance: search.meter().distance(),
-        difference: outcome.measured,
-        samples: (
-            search.meter().samples(),
-            means.data.map_or(0, |d| d.count()),
-        ),
-    };
-    Ok((outcome.levels, outcome.predicted, Some(measured)))
+    unreachable!("the last round returns")
+}
+
+/// Choices that are made at most, until the whole is predicted to be as fast as asked.
+const ROUNDS: usize = 6;
+
+/// A limit of time.
+struct Time<'a> {
+    /// Most nanoseconds.
+    asked: f64,
+    clock: &'a Clock<'a>,
+    /// Nanoseconds of the original.
+    whole: f64,
 }
 
 /// Compresses as a recipe says; weights that it does not name stay as they are. Methods that look at the inputs of weights
@@ -505,6 +490,15 @@ pub fn follow(
 }
 
 impl Report {
+    /// A weight that was changed takes so many bytes in the program: some kernels read it in a form of their own.
+    fn stored(&mut self, index: usize, bytes: u64) {
+        let weight = &mut self.weights[index];
+        if !weight.level.keeps() {
+            self.bytes.1 = self.bytes.1 - weight.bytes.1 + bytes;
+            weight.bytes.1 = bytes;
+        }
+    }
+
     /// The recipe that gives the same again.
     pub fn recipe(&self) -> Recipe {
         let entry = |c: &Chosen| Entry {

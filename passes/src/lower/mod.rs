@@ -12,7 +12,7 @@
 
 pub mod channels;
 #[cfg(test)]
-mod checks;
+pub(crate) mod checks;
 mod control;
 pub(crate) mod decompose;
 mod emit;
@@ -390,8 +390,9 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
-fn open(module: &mut Module) -> Result<(), LowerErrors> {
-    let taken = blocked::taken(module);
+fn open(module: &mut Module, target: &Target, options: &Options) -> Result<(), LowerErrors> {
+    let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c));
+    taken.extend(sparse::taken(module, target, options));
     open_constants(module, &|v, _| !taken.contains(&v)).map_err(|e| {
         LowerErrors(vec![LowerError {
             node: module.name.clone(),
@@ -409,6 +410,6 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     decompose::decompose(&mut module).map_err(LowerErrors)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());
-    open(&mut module)?;
+    open(&mut module, target, options)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }
