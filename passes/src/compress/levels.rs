@@ -163,7 +163,8 @@ pub(super) fn is_kept(
 }
 
 /// Tries every level with a weight; those that a method cannot do are left out. Terms, which together may be larger than the
-/// weight, are kept only if there is data or a store: without, the choice needs no more than their errors and bytes.
+/// weight, are kept only if there is data or a store, or they are to be priced: without, the choice needs no more than their errors
+/// and bytes.
 pub(super) fn try_all(
     module: &Module,
     site: &Site,
@@ -180,7 +181,7 @@ pub(super) fn try_all(
     }
     let (own, keep) = (
         bytes_of(module, site),
-        means.store.is_some() || means.data.is_some(),
+        means.store.is_some() || means.data.is_some() || means.clock.is_some(),
     );
     let tried = levels.into_iter().filter_map(|level| {
         let candidate = propose(site, &matrix, statistics, &level).ok()?;
