@@ -219,24 +219,33 @@ pub fn with_means<T>(
         Some(calibration) => Some(calibration.read(module, file, options)?),
         None => None,
     };
-    let store = match &options.work {
+    let folder = match &options.work {
         Some(folder) => Some(WorkFolder::at(folder)?),
-        None => None,
+        // Where none can be had memory must do.
+        None => WorkFolder::temporary().ok(),
     };
+    let store = folder.as_ref().map(|f| f as &dyn Store);
     let clock = |part: &Module, beside: f64| cost(part, options, beside);
     let limited =
         matches!(&options.compression, Some(Compression::Goal(g)) if g.latency_ns.is_some());
     let means = Means {
         clock: if limited { Some(&clock) } else { None },
         data: data.as_ref().map(|d| d as &dyn Samples),
-        store: store.as_ref().map(|s| s as &dyn Store),
+        store: store.filter(|_| options.work.is_some()),
+        scratch: store,
         levels,
         progress: &|begins| options.progress.stage(begins),
+        ..Means::default()
     };
-    work(module, &means).map_err(|error| Error::Compress {
+    let done = work(module, &means).map_err(|error| Error::Compress {
         file: file.to_owned(),
         error,
-    })
+    });
+    // What was chosen is read from there.
+    if let Some(folder) = folder {
+        module.sources.extend(folder.sources());
+    }
+    done
 }
 
 /// What a run of a module is predicted to cost once it is compiled; `beside` is [`Setting::beside`].

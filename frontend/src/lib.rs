@@ -14,7 +14,7 @@ pub mod onnx;
 mod text;
 
 pub use error::{ImportError, Problem};
-pub use files::map;
+pub use files::{map, map_source};
 
 use lapidary_ir::Module;
 use std::collections::BTreeSet;

@@ -11,7 +11,7 @@
 use super::CompressError;
 use super::apply::substitute;
 use super::levels::Tried;
-use super::samples::{Failure, Program, Samples};
+use super::samples::{Failure, Program, Samples, outputs};
 use super::sites::{Site, matrix};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::first_fresh;
@@ -101,32 +101,38 @@ fn rank(module: &Module, v: ValueId) -> Option<i64> {
     Some(module.value(v).ty.shape()?.len() as i64)
 }
 
+/// True if the results of a module with these weights are compared, on data: they can be, and the weights are not too many.
+pub(super) fn is_measured(module: &Module, sites: &[Site], data: Option<&dyn Samples>) -> bool {
+    let bytes: usize = sites.iter().map(|s| 4 * s.elements()).sum();
+    data.is_some() && bytes <= MEASURED_BYTES && compared(module).is_some()
+}
+
 /// Measures choices.
 pub(super) struct Meter<'s> {
     program: Box<dyn Program + 's>,
+    module: &'s Module,
     distance: Distance,
     /// The original's results, for each sample that is used, with its number.
     originals: Vec<(usize, Vec<f32>)>,
     /// Predictions, or sums of squares, of each.
     weights: Vec<f64>,
-    sites: usize,
+    sites: &'s [Site],
     /// The level that each weight has in the program now.
     current: Vec<Option<usize>>,
     decoded: HashMap<(usize, usize), Arc<Vec<f32>>>,
     held: usize,
-    dense: Vec<Arc<Vec<f32>>>,
 }
 
 impl<'s> Meter<'s> {
     /// For the weights of a module; none if it gives nothing that can be compared, or its weights are too many.
     pub fn new(
-        module: &Module,
-        sites: &[Site],
+        module: &'s Module,
+        sites: &'s [Site],
         samples: &'s dyn Samples,
         progress: &dyn Fn(&str),
     ) -> Result<Option<Meter<'s>>, CompressError> {
-        let bytes: usize = sites.iter().map(|s| 4 * s.elements()).sum();
-        let Some(compared) = compared(module).filter(|_| bytes <= MEASURED_BYTES) else {
+        let fits = is_measured(module, sites, Some(samples));
+        let Some(compared) = compared(module).filter(|_| fits) else {
             return Ok(None);
         };
         let fresh = Cell::new(first_fresh(module));
@@ -147,21 +153,16 @@ impl<'s> Meter<'s> {
             Distance::Divergence => (y.len() / width.max(1)) as f64,
             Distance::Squares => y.iter().map(|&v| f64::from(v).powi(2)).sum(),
         };
-        let dense = sites.iter().map(|site| {
-            let values = matrix(module, site)?;
-            Ok(Arc::new(values.data().iter().map(|&v| v as f32).collect()))
-        });
-        let dense = dense.collect::<Result<_, CompressError>>()?;
         Ok(Some(Meter {
             program,
             distance: compared.distance,
             weights: originals.iter().map(weight).collect(),
             originals,
-            sites: sites.len(),
+            module,
+            sites,
             current: vec![None; sites.len()],
             decoded: HashMap::new(),
             held: 0,
-            dense,
         }))
     }
 
@@ -196,9 +197,9 @@ impl<'s> Meter<'s> {
         for i in (first % self.originals.len()..self.originals.len()).step_by(stride.max(1)) {
             let (sample, original) = &self.originals[i];
             self.program
-                .set(self.sites, original)
+                .set(self.sites.len(), original)
                 .map_err(CompressError::Data)?;
-            let found = self.program.run(*sample).map_err(CompressError::Data)?;
+            let found = outputs(&mut *self.program, *sample).map_err(CompressError::Data)?;
             let number = |k: usize| found.get(k).and_then(|v| v.first()).copied().map(f64::from);
             sum += number(0).unwrap_or(f64::NAN);
             agree += number(1).unwrap_or(0.0);
@@ -221,18 +222,24 @@ impl<'s> Meter<'s> {
         site: usize,
         level: usize,
     ) -> Result<Arc<Vec<f32>>, CompressError> {
-        let Some(term) = tried[site][level].term() else {
-            return Ok(self.dense[site].clone());
-        };
         if let Some(values) = self.decoded.get(&(site, level)) {
             return Ok(values.clone());
         }
         let wrong = |reason: String| CompressError::Data(Failure::from(reason));
-        let tensor = term.decode().map_err(|e| wrong(e.reason))?;
-        let values = tensor
-            .floats()
-            .ok_or_else(|| wrong("a term is not of floats".into()))?;
-        let values = Arc::new(values.iter().map(|&v| v as f32).collect::<Vec<f32>>());
+        let values: Vec<f32> = match tried[site][level].term() {
+            None => {
+                let values = matrix(self.module, &self.sites[site])?;
+                values.data().iter().map(|&v| v as f32).collect()
+            }
+            Some(term) => {
+                let tensor = term.decode().map_err(|e| wrong(e.reason))?;
+                let values = tensor
+                    .floats()
+                    .ok_or_else(|| wrong("a term is not of floats".into()))?;
+                values.iter().map(|&v| v as f32).collect()
+            }
+        };
+        let values = Arc::new(values);
         if self.held + 4 * values.len() > HELD_BYTES {
             self.decoded.clear();
             self.held = 0;
@@ -288,7 +295,7 @@ fn originals(
     };
     let mut program = samples.prepare(module).map_err(CompressError::Data)?;
     let mut run = |sample: usize| {
-        let found = program.run(sample).map_err(CompressError::Data)?;
+        let found = outputs(&mut *program, sample).map_err(CompressError::Data)?;
         Ok::<_, CompressError>(found.into_iter().next().unwrap_or_default())
     };
     let first = run(0)?;

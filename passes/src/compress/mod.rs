@@ -19,6 +19,7 @@ mod observe;
 mod price;
 mod recipe;
 mod samples;
+mod segments;
 mod sites;
 mod work;
 
@@ -28,17 +29,20 @@ pub use recipe::{Budget, Entry, Goal, Level, Recipe};
 pub use samples::{Failure, Program, Samples};
 pub use work::Store;
 
-use crate::methods::MethodError;
+use crate::methods::statistics::Statistics;
+use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 use goal::Choose;
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
-use levels::{Pick, again, try_all};
+use levels::{Kept, Keys, Pick, Tried};
 use loss::Meter;
-use price::{Costs, price};
+use price::{Costs, Time, price};
 pub use sites::Weight;
-use sites::{MIN_ELEMENTS, bytes_of, find};
+use sites::{MIN_ELEMENTS, Site, bytes_of, find};
+use std::collections::BTreeMap;
+use work::Memory;
 
 /// What was made of the weights.
 #[derive(Clone, Debug)]
@@ -171,12 +175,16 @@ pub struct Means<'a> {
     pub data: Option<&'a dyn Samples>,
     /// Where work is kept between runs.
     pub store: Option<&'a dyn Store>,
+    /// Where what is needed again within this run is put if there is no `store`; in memory if there is neither.
+    pub scratch: Option<&'a dyn Store>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
     /// Predicts times, where these are limited: weights are then also tried with encodings for speed.
     pub clock: Option<&'a Clock<'a>>,
     /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
     pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
+    /// Bytes of the moments of inputs that are gathered at a time, as `f32`: a model with more is observed piece by piece.
+    pub pass_bytes: u64,
 }
 
 impl Default for Means<'_> {
@@ -184,10 +192,131 @@ impl Default for Means<'_> {
         Means {
             data: None,
             store: None,
+            scratch: None,
             progress: &|_| (),
             clock: None,
             levels: None,
+            pass_bytes: 1 << 29,
         }
+    }
+}
+
+/// A module's weights, and where what is made of them goes.
+struct Shop<'a> {
+    module: &'a Module,
+    sites: &'a [Site],
+    means: &'a Means<'a>,
+    kept: Kept<'a>,
+    /// What each weight is tried with.
+    ladders: Vec<Vec<Level>>,
+}
+
+impl<'a> Shop<'a> {
+    fn new(
+        module: &'a Module,
+        sites: &'a [Site],
+        means: &'a Means<'a>,
+        memory: &'a Memory,
+    ) -> Shop<'a> {
+        let observed = observe::observed(module, sites, means).into_iter();
+        let ladders = sites.iter().zip(observed);
+        Shop {
+            module,
+            sites,
+            means,
+            kept: Kept {
+                store: means.store.or(means.scratch).unwrap_or(memory),
+                keys: Keys::of(module, means),
+            },
+            ladders: ladders.map(|(s, o)| levels::ladder(s, o, means)).collect(),
+        }
+    }
+
+    /// What was tried with a weight before, if that is in a store that lasts.
+    fn before(&self, site: usize) -> Result<Option<Vec<Tried>>, CompressError> {
+        match self.means.store {
+            Some(_) => self
+                .kept
+                .get(self.module, &self.sites[site], &self.ladders[site]),
+            None => Ok(None),
+        }
+    }
+
+    /// Shows these sites with what is known of their inputs, and gives back what was read of each.
+    fn visit(
+        &self,
+        wanted: &[usize],
+        mut work: impl FnMut(usize, Option<&Statistics>) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let mut see = |i: usize, known: Option<&Statistics>| {
+            (self.means.progress)(&format!("compress {}", self.sites[i].name));
+            work(i, known)?;
+            let bytes = bytes_of(self.module, &self.sites[i]);
+            self.module.sources.release(bytes as usize);
+            Ok(())
+        };
+        observe::visit(
+            self.module,
+            self.sites,
+            wanted,
+            self.means,
+            self.kept.store,
+            &mut see,
+        )
+    }
+
+    /// Tries everything with each of these weights that it was not tried with before.
+    fn try_all(&self, wanted: &[usize], keep: bool) -> Result<Vec<Vec<Tried>>, CompressError> {
+        let mut tried = wanted
+            .iter()
+            .map(|&i| Ok((i, self.before(i)?)))
+            .collect::<Result<BTreeMap<usize, Option<Vec<Tried>>>, CompressError>>()?;
+        let left: Vec<usize> = wanted
+            .iter()
+            .copied()
+            .filter(|i| tried[i].is_none())
+            .collect();
+        let kept = keep.then_some(self.kept);
+        self.visit(&left, |i, known| {
+            let (site, levels) = (&self.sites[i], &self.ladders[i]);
+            let found = levels::try_all(self.module, site, levels, known, kept)?;
+            tried.insert(i, Some(found));
+            Ok(())
+        })?;
+        Ok(tried.into_values().flatten().collect())
+    }
+
+    /// Makes what is chosen, if it was not made before; `made` says what was, and may leave out anything.
+    fn make(
+        &self,
+        chosen: &[Level],
+        made: impl Fn(usize) -> Option<Candidate>,
+    ) -> Result<Vec<Pick>, CompressError> {
+        let (mut picks, mut left) = (vec![], vec![]);
+        for (i, level) in chosen.iter().enumerate() {
+            let mut candidate = made(i);
+            if candidate.is_none() && !level.keeps() && self.means.store.is_some() {
+                let levels = std::slice::from_ref(level);
+                let before = self.kept.get(self.module, &self.sites[i], levels)?;
+                candidate = before
+                    .and_then(|t| t.into_iter().next())
+                    .and_then(|t| t.candidate);
+            }
+            if candidate.is_none() && !level.keeps() {
+                left.push(i);
+            }
+            picks.push(Pick {
+                level: level.clone(),
+                candidate,
+            });
+        }
+        self.visit(&left, |i, known| {
+            let site = &self.sites[i];
+            let level = &chosen[i];
+            picks[i].candidate = levels::make(self.module, site, level, known, self.kept)?;
+            Ok(())
+        })?;
+        Ok(picks)
     }
 }
 
@@ -198,12 +327,12 @@ impl Default for Means<'_> {
 /// There is no such job; or as [`compress`].
 pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressError> {
     let sites = find(module);
-    let site = sites
-        .get(index)
-        .ok_or(CompressError::Job(index, sites.len()))?;
-    let statistics = observe::observe(module, &sites, means)?;
-    (means.progress)(&format!("compress {}", site.name));
-    try_all(module, site, statistics[index].as_deref(), means).map(|_| ())
+    if index >= sites.len() {
+        return Err(CompressError::Job(index, sites.len()));
+    }
+    let memory = Memory::default();
+    let shop = Shop::new(module, &sites, means, &memory);
+    shop.try_all(&[index], true).map(|_| ())
 }
 
 /// The numbers of the weights whose jobs were not done, or not kept.
@@ -211,11 +340,11 @@ pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressE
 /// # Errors
 /// As [`job`].
 pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
     let mut missing = vec![];
-    for (i, (site, known)) in sites.iter().zip(&statistics).enumerate() {
-        if !levels::is_kept(module, site, known.as_deref(), means)? {
+    for i in 0..sites.len() {
+        if shop.before(i)?.is_none() {
             missing.push(i);
         }
     }
@@ -227,7 +356,10 @@ pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressErr
 /// # Errors
 /// The data cannot be run, or the store not be written.
 pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
-    observe::observe(module, &find(module), means).map(|_| ())
+    match means.store {
+        Some(store) => observe::keep_all(module, &find(module), means, store),
+        None => Ok(()),
+    }
 }
 
 /// Compresses the weights of a module towards a goal.
@@ -245,40 +377,23 @@ fn compressed(
     goal: &Goal,
     means: &Means,
 ) -> Result<(Module, Report), CompressError> {
-    let sites = find(module);
+    let (sites, memory) = (find(module), Memory::default());
     if sites.is_empty() {
         return Err(CompressError::NoWeights);
     }
-    let time = match (goal.latency_ns, means.clock) {
-        (None, _) => None,
-        (Some(_), None) => return Err(CompressError::Clock("there is no machine".into())),
-        (Some(asked), Some(clock)) => {
-            (means.progress)("predict");
-            let whole = clock(module, 0.0).map_err(CompressError::Clock)?.ns;
-            Some(Time {
-                asked,
-                clock,
-                whole,
-            })
+    let time = Time::of(module, goal, means)?;
+    let shop = Shop::new(module, &sites, means, &memory);
+    let all: Vec<usize> = (0..sites.len()).collect();
+    // What is measured must be decoded again and again, and what is priced lowered; what is neither, once, if it is chosen.
+    let keep =
+        means.store.is_some() || time.is_some() || loss::is_measured(module, &sites, means.data);
+    let tried = shop.try_all(&all, keep)?;
+    let mut prices = vec![];
+    if let Some(time) = &time {
+        for (i, tried) in tried.iter().enumerate() {
+            (means.progress)(&format!("predict {}", sites[i].name));
+            prices.push(price(module, &sites, i, tried, time.clock)?);
         }
-    };
-    let statistics = observe::observe(module, &sites, means)?;
-    let (mut tried, mut prices) = (vec![], vec![]);
-    for (i, (site, known)) in sites.iter().zip(&statistics).enumerate() {
-        (means.progress)(&format!("compress {}", site.name));
-        let found = try_all(module, site, known.as_deref(), means)?;
-        if let Some(time) = &time {
-            prices.push(price(
-                module,
-                &sites,
-                i,
-                &found,
-                known.as_ref(),
-                time.clock,
-            )?);
-        }
-        tried.push(found);
-        module.sources.release(bytes_of(module, site) as usize);
     }
     let costs = Costs::new(&tried, &prices);
     let meter = match means.data {
@@ -286,36 +401,20 @@ fn compressed(
         None => None,
     };
     let mut choose = Choose::new(module, &sites, &tried, &costs, goal, meter, means)?;
-    // What all weights together take as they are; the rest of a run takes what is left of it.
-    let original = |c: &Vec<Vec<f64>>| c.first().and_then(|c| c.get(1)).copied().unwrap_or(0.0);
-    let own: f64 = costs.0.iter().map(original).sum();
-    let mut left = time.as_ref().map(|t| t.asked - (t.whole - own).max(0.0));
+    let mut left = time.as_ref().map(|t| t.left(&costs));
     for round in 1.. {
-        let (levels, bound, measured) = choose.within(left)?;
+        let (chosen, bound, measured) = choose.within(left)?;
+        let of = |i: usize| &tried[i][chosen[i]];
+        let levels: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
+        let picks = shop.make(&levels, |i| of(i).candidate.clone())?;
         let mut changed = module.clone();
-        let mut report = apply(&mut changed, &sites, |module, i| {
-            let chosen = &tried[i][levels[i]];
-            let level = chosen.level.clone();
-            match &chosen.candidate {
-                Some(candidate) => Ok(Pick {
-                    level,
-                    candidate: Some(candidate.clone()),
-                }),
-                None => {
-                    (means.progress)(&format!("compress {}", sites[i].name));
-                    again(module, &sites[i], statistics[i].as_ref(), level)
-                }
-            }
-        })?;
+        let mut report = apply(&mut changed, &sites, picks)?;
         (report.bound, report.measured) = (Some(bound), measured);
         for (i, of_weight) in prices.iter().enumerate() {
-            report.stored(i, of_weight[levels[i]].bytes);
+            report.stored(i, of_weight[chosen[i]].bytes);
         }
         if let (Some(time), Some(left)) = (&time, &mut left) {
-            (means.progress)("predict");
-            let ns = (time.clock)(&changed, 0.0)
-                .map_err(CompressError::Clock)?
-                .ns;
+            let ns = time.of_run(&changed)?;
             report.latency_ns = Some((time.whole, ns));
             // Parts are not quite the whole: what is missing is taken from the budget.
             let over = ns - time.asked;
@@ -339,15 +438,6 @@ fn compressed(
 /// Choices that are made at most, until the whole is predicted to be as fast as asked.
 const ROUNDS: usize = 6;
 
-/// A limit of time.
-struct Time<'a> {
-    /// Most nanoseconds.
-    asked: f64,
-    clock: &'a Clock<'a>,
-    /// Nanoseconds of the original.
-    whole: f64,
-}
-
 /// Compresses as a recipe says; weights that it does not name stay as they are. Methods that look at the inputs of weights
 /// need the data that the recipe was made with.
 ///
@@ -358,15 +448,16 @@ pub fn follow(
     recipe: &Recipe,
     means: &Means,
 ) -> Result<Report, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
-    apply(module, &sites, |module, i| {
-        let fits = |e: &&Entry| recipe::fits(&e.name, &sites[i].name);
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
+    let level = |site: &Site| {
+        let fits = |e: &&Entry| recipe::fits(&e.name, &site.name);
         let entry = recipe.weights.iter().find(fits);
-        let level = entry.map_or_else(Level::keep, |e| e.level.clone());
-        (means.progress)(&format!("compress {}", sites[i].name));
-        again(module, &sites[i], statistics[i].as_ref(), level)
-    })
+        entry.map_or_else(Level::keep, |e| e.level.clone())
+    };
+    let levels: Vec<Level> = sites.iter().map(level).collect();
+    let picks = shop.make(&levels, |_| None)?;
+    apply(module, &sites, picks)
 }
 
 impl Report {

@@ -8,7 +8,7 @@
 use super::apply::substitute;
 use super::levels::Tried;
 use super::sites::Site;
-use super::{CompressError, Failure};
+use super::{CompressError, Failure, Goal, Means};
 use lapidary_ir::{Constant, Module, ValueId};
 use std::collections::HashMap;
 
@@ -110,6 +110,52 @@ pub(super) fn price(
     tried.iter().map(cost).collect()
 }
 
+/// A limit of time.
+pub(super) struct Time<'a> {
+    /// Most nanoseconds.
+    pub asked: f64,
+    /// What predicts.
+    pub clock: &'a Clock<'a>,
+    /// Nanoseconds of the original.
+    pub whole: f64,
+}
+
+impl<'a> Time<'a> {
+    /// What a goal says of time, if anything.
+    pub fn of(
+        module: &Module,
+        goal: &Goal,
+        means: &Means<'a>,
+    ) -> Result<Option<Self>, CompressError> {
+        let Some(asked) = goal.latency_ns else {
+            return Ok(None);
+        };
+        let none = || CompressError::Clock("there is no machine to predict for".into());
+        let clock = means.clock.ok_or_else(none)?;
+        (means.progress)("predict");
+        let mut time = Time {
+            asked,
+            clock,
+            whole: 0.0,
+        };
+        time.whole = time.of_run(module)?;
+        Ok(Some(time))
+    }
+
+    /// Nanoseconds of a run of the whole model.
+    pub fn of_run(&self, module: &Module) -> Result<f64, CompressError> {
+        let cost = (self.clock)(module, 0.0).map_err(CompressError::Clock)?;
+        Ok(cost.ns)
+    }
+
+    /// What the weights may take; the rest of a run takes what it takes with all of them as they are.
+    pub fn left(&self, costs: &Costs) -> f64 {
+        let original = |c: &Vec<Vec<f64>>| c.first().and_then(|c| c.get(1)).copied();
+        let own: f64 = costs.0.iter().filter_map(original).sum();
+        self.asked - (self.whole - own).max(0.0)
+    }
+}
+
 /// What every level costs of each budget: bytes, and nanoseconds if they are limited.
 pub(super) struct Costs(pub Vec<Vec<Vec<f64>>>);
 
@@ -139,8 +185,9 @@ impl Costs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::levels::propose;
-    use super::super::sites::{find, matrix};
+    use super::super::levels::{Kept, Keys, try_all};
+    use super::super::sites::find;
+    use super::super::work::Memory;
     use super::super::{Budget, Goal, Level, Means, Recipe, compress, follow};
     use super::*;
     use crate::lower::{Options, lower};
@@ -298,19 +345,12 @@ mod tests {
                 ..Level::default()
             },
         ];
-        let tried: Vec<Tried> = levels
-            .iter()
-            .map(|level| {
-                let matrix = matrix(&module, &sites[1]).expect("floats");
-                let candidate = propose(&sites[1], &matrix, None, level).expect("made");
-                Tried {
-                    level: level.clone(),
-                    error: 0.0,
-                    bytes: 0,
-                    candidate,
-                }
-            })
-            .collect();
+        let memory = Memory::default();
+        let kept = Kept {
+            store: &memory,
+            keys: Keys::ByWeight,
+        };
+        let tried = try_all(&module, &sites[1], &levels, None, Some(kept)).expect("made");
         let prices = price(&module, &sites, 1, &tried, &clock).expect("priced");
         let [keep, decoded, packed, sparse] = [0, 1, 2, 3].map(|i| prices[i].ns);
         assert!((decoded / keep - 1.0).abs() < 0.02, "{decoded} {keep}");
