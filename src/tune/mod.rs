@@ -287,7 +287,11 @@ mod tests {
             let speeds = options.target.speeds();
             let own = found.units / speeds.rate(found.work, f64::from(found.shape));
             let share = own / (own + found.others_ns(&speeds));
-            assert!(share > 0.3, "{:?} is {share:.2} of its probe", probe.work);
+            assert!(
+                share > LEAST_OWN,
+                "{:?} is {share:.2} of its probe",
+                probe.work
+            );
             found.model.run(&found.inputs).expect("runs");
             shapes.entry(probe.work).or_default().push(found.shape);
         }

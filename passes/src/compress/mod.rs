@@ -38,7 +38,7 @@ use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
 use levels::{Kept, Keys, Pick, Tried};
 use loss::Meter;
-use price::{Costs, price};
+use price::{Costs, Time, price};
 pub use sites::Weight;
 use sites::{MIN_ELEMENTS, Site, bytes_of, find};
 use std::collections::BTreeMap;
@@ -377,30 +377,16 @@ fn compressed(
     goal: &Goal,
     means: &Means,
 ) -> Result<(Module, Report), CompressError> {
-    let sites = find(module);
+    let (sites, memory) = (find(module), Memory::default());
     if sites.is_empty() {
         return Err(CompressError::NoWeights);
     }
-    let time = match (goal.latency_ns, means.clock) {
-        (None, _) => None,
-        (Some(_), None) => return Err(CompressError::Clock("there is no machine".into())),
-        (Some(asked), Some(clock)) => {
-            (means.progress)("predict");
-            let whole = clock(module, 0.0).map_err(CompressError::Clock)?.ns;
-            Some(Time {
-                asked,
-                clock,
-                whole,
-            })
-        }
-    };
-    let memory = Memory::default();
+    let time = Time::of(module, goal, means)?;
     let shop = Shop::new(module, &sites, means, &memory);
     let all: Vec<usize> = (0..sites.len()).collect();
-    // What is measured or priced must be decoded again and again; what is not, once, if it is chosen.
-    let keep = means.store.is_some()
-        || means.clock.is_some()
-        || loss::is_measured(module, &sites, means.data);
+    // What is measured must be decoded again and again, and what is priced lowered; what is neither, once, if it is chosen.
+    let keep =
+        means.store.is_some() || time.is_some() || loss::is_measured(module, &sites, means.data);
     let tried = shop.try_all(&all, keep)?;
     let mut prices = vec![];
     if let Some(time) = &time {
@@ -415,26 +401,20 @@ fn compressed(
         None => None,
     };
     let mut choose = Choose::new(module, &sites, &tried, &costs, goal, meter, means)?;
-    // What all weights together take as they are; the rest of a run takes what is left of it.
-    let original = |c: &Vec<Vec<f64>>| c.first().and_then(|c| c.get(1)).copied().unwrap_or(0.0);
-    let own: f64 = costs.0.iter().map(original).sum();
-    let mut left = time.as_ref().map(|t| t.asked - (t.whole - own).max(0.0));
+    let mut left = time.as_ref().map(|t| t.left(&costs));
     for round in 1.. {
-        let (levels, bound, measured) = choose.within(left)?;
-        let of = |i: usize| &tried[i][levels[i]];
-        let chosen: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
-        let picks = shop.make(&chosen, |i| of(i).candidate.clone())?;
+        let (chosen, bound, measured) = choose.within(left)?;
+        let of = |i: usize| &tried[i][chosen[i]];
+        let levels: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
+        let picks = shop.make(&levels, |i| of(i).candidate.clone())?;
         let mut changed = module.clone();
         let mut report = apply(&mut changed, &sites, picks)?;
         (report.bound, report.measured) = (Some(bound), measured);
         for (i, of_weight) in prices.iter().enumerate() {
-            report.stored(i, of_weight[levels[i]].bytes);
+            report.stored(i, of_weight[chosen[i]].bytes);
         }
         if let (Some(time), Some(left)) = (&time, &mut left) {
-            (means.progress)("predict");
-            let ns = (time.clock)(&changed, 0.0)
-                .map_err(CompressError::Clock)?
-                .ns;
+            let ns = time.of_run(&changed)?;
             report.latency_ns = Some((time.whole, ns));
             // Parts are not quite the whole: what is missing is taken from the budget.
             let over = ns - time.asked;
@@ -457,15 +437,6 @@ fn compressed(
 
 /// Choices that are made at most, until the whole is predicted to be as fast as asked.
 const ROUNDS: usize = 6;
-
-/// A limit of time.
-struct Time<'a> {
-    /// Most nanoseconds.
-    asked: f64,
-    clock: &'a Clock<'a>,
-    /// Nanoseconds of the original.
-    whole: f64,
-}
 
 /// Compresses as a recipe says; weights that it does not name stay as they are. Methods that look at the inputs of weights
 /// need the data that the recipe was made with.
