@@ -232,7 +232,7 @@ pub(super) fn try_all(
             (false, None) => continue,
             (false, Some(layer)) => match (method(&level.method)?.propose)(layer, &settings(level))
             {
-                Ok(candidate) => Some(candidate),
+                Ok(candidate) => Some(warned(candidate, statistics)),
                 Err(_) => continue,
             },
         };
@@ -261,10 +261,23 @@ pub(super) fn make(
     let matrix = matrix(module, site)?;
     let layer = Layer::new(&matrix, statistics).map_err(fails)?;
     let candidate = (method.propose)(&layer, &settings(level)).map_err(fails)?;
+    let candidate = warned(candidate, statistics);
     let tried = vec![Tried::new(level, Some(candidate), 0, true)];
     let levels = std::slice::from_ref(level);
     let made = kept.put(module, site, levels, tried)?.into_iter().next();
     Ok(made.and_then(|t| t.candidate))
+}
+
+/// Second moments of few inputs are mostly chance; the candidate says so.
+fn warned(mut candidate: Candidate, statistics: Option<&Statistics>) -> Candidate {
+    if let Some(s) = statistics.filter(|s| s.samples < 4 * s.inputs() as u64) {
+        candidate.assumptions.push(format!(
+            "its {} inputs were seen {} times, less than four times as often as there are inputs: more data would say more",
+            s.inputs(),
+            s.samples
+        ));
+    }
+    candidate
 }
 
 fn settings(level: &Level) -> Settings {
