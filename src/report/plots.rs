@@ -1,7 +1,6 @@
 //! Plots as SVG, by plotters.
 
 use plotters::coord::ranged1d::ValueFormatter;
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::fmt::Display;
 
@@ -168,27 +167,20 @@ pub fn waterfall(before: f64, saved: &[(String, f64)], after: f64) -> Result<Str
                 shade.filled(),
             );
             chart.draw_series(std::iter::once(bar)).map_err(wrong)?;
+            // Beside the bar, where there is room.
+            let (at, colour) = match (high < 0.55 * before, low > 0.0) {
+                (true, _) => (high.max(low), BLACK),
+                (false, true) => (0.0, BLACK),
+                (false, false) => (0.0, WHITE),
+            };
+            let style = ("sans-serif", 13).into_font().color(&colour);
             let label = format!("{name}: {}", short((high - low).abs()));
-            draw_label(&mut chart, label, y)?;
+            let text = EmptyElement::at((at, y + 0.72)) + Text::new(label, (6, 0), style);
+            chart.draw_series(std::iter::once(text)).map_err(wrong)?;
         }
         root.present().map_err(wrong)?;
     }
     Ok(svg)
-}
-
-fn draw_label(
-    chart: &mut ChartContext<SVGBackend, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
-    label: String,
-    y: f64,
-) -> Result<(), String> {
-    // White below the letters, so that they can be read on bars.
-    let style = |shade: RGBColor| ("sans-serif", 13).into_font().color(&shade);
-    for (shift, shade) in [(1, WHITE), (0, BLACK)] {
-        let text = EmptyElement::at((0.0, y + 0.72))
-            + Text::new(label.clone(), (6 + shift, shift), style(shade));
-        chart.draw_series(std::iter::once(text)).map_err(wrong)?;
-    }
-    Ok(())
 }
 
 /// A number with the prefix that people would say.
