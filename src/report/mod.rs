@@ -182,7 +182,7 @@ fn warnings(report: &Report) -> Vec<String> {
             100.0 * few
         ));
     }
-    let pruned = share(&|w| w.level.sparsity >= MANY_ZEROS);
+    let pruned = share(&|w| w.level.zeros() >= MANY_ZEROS);
     if pruned > 0.1 {
         out.push(format!(
             "{:.0} % of the compressed weights have at least {:.0} % zeros: pruning by a quarter and more hurts tasks of knowledge before \
