@@ -84,6 +84,12 @@ pub struct Model {
     /// Samples of the data to use, spread evenly.
     #[arg(long, value_name = "N", default_value_t = SAMPLES, requires = "calibrate")]
     pub samples: usize,
+    /// What is taken from the channels of pictures in the data, of numbers from 0 to 1 (default: ImageNet's).
+    #[arg(long, value_name = "R,G,B", value_parser = parse_channels, requires = "calibrate")]
+    pub image_mean: Option<[f32; 3]>,
+    /// What they are divided by then (default: ImageNet's).
+    #[arg(long, value_name = "R,G,B", value_parser = parse_deviations, requires = "calibrate")]
+    pub image_std: Option<[f32; 3]>,
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
     #[arg(long, value_name = "DIR", requires = "asked")]
     pub work: Option<PathBuf>,
@@ -253,6 +259,25 @@ pub struct Bench {
     /// Print one JSON line with every latency, for benchmark harnesses.
     #[arg(long)]
     pub latencies_json: bool,
+}
+
+/// A number for each channel.
+fn parse_channels(text: &str) -> Result<[f32; 3], String> {
+    let numbers = text.split(',').map(|n| n.trim().parse::<f32>().ok());
+    let numbers: Option<Vec<f32>> = numbers.collect();
+    numbers
+        .filter(|n| n.iter().all(|v| v.is_finite()))
+        .and_then(|n| n.try_into().ok())
+        .ok_or_else(|| format!("`{text}` is not three numbers like 0.5,0.5,0.5"))
+}
+
+/// A number above 0 for each channel.
+fn parse_deviations(text: &str) -> Result<[f32; 3], String> {
+    let numbers = parse_channels(text)?;
+    match numbers.iter().all(|&v| v > 0.0) {
+        true => Ok(numbers),
+        false => Err(format!("`{text}` has a number that is not above 0")),
+    }
 }
 
 fn parse_positive(text: &str) -> Result<f64, String> {

@@ -606,3 +606,63 @@ fn limits_need_data_and_are_kept() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.bin"));
     assert!(!out.exists(), "nothing is left of what fails");
 }
+
+/// Pictures of another size and colour than the model's input; the page that says what became of it.
+#[test]
+fn pictures_are_data_and_the_page_is_drawn() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("pictures")).expect("made");
+    for k in 0..6u32 {
+        let of =
+            |x: u32, y: u32| image::Rgb([(x * 5 + k) as u8, (y * 6) as u8, (x * y + 40 * k) as u8]);
+        let picture = image::RgbImage::from_fn(40, 32, of);
+        picture
+            .save(at("pictures").join(format!("{k}.png")))
+            .expect("written");
+    }
+    let (model, out) = (root("examples/mnist/mnist-8.onnx"), at("out"));
+    let build = |data: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_lapidary"))
+            .args([
+                "build",
+                path(&model),
+                "-o",
+                path(&out),
+                "--emit",
+                "image",
+                "--json",
+            ])
+            .args([
+                "--bits",
+                "4",
+                "--calibrate",
+                path(data),
+                "--image-mean",
+                "0,0,0",
+            ])
+            .args([
+                "--image-std",
+                "0.1,0.1,0.1",
+                "--report",
+                path(&at("page.html")),
+            ])
+            .env("NO_COLOR", "1")
+            .output()
+            .expect("starts")
+    };
+    let report: serde_json::Value =
+        serde_json::from_str(&done(&build(&at("pictures")))).expect("JSON");
+    assert!(report["compression"]["loss"].as_f64().is_some(), "{report}");
+    let front = report["compression"]["front"].as_array().expect("points");
+    assert!(front.len() > 4);
+    let page = fs::read_to_string(at("page.html")).expect("written");
+    assert!(page.contains("<svg") && page.contains("mnist-8.onnx"));
+    fs::write(at("pictures").join("6.png"), "no picture").expect("written");
+    let refused = build(&at("pictures"));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && said.contains("6.png"),
+        "{said}"
+    );
+}

@@ -175,6 +175,7 @@ impl Build {
             model: self.model.clone(),
             samples: calibrate::SAMPLES,
             seq: None,
+            normalization: calibrate::Normalization::default(),
         });
         if let Some(size) = &self.size {
             let budget = Budget::size(size).map_err(|message| Error::Usage {

@@ -12,7 +12,7 @@ pub mod tune;
 use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
-use lapidary::calibrate::Calibration;
+use lapidary::calibrate::{Calibration, Normalization};
 use lapidary::driver::{Compression, Progress};
 use lapidary::profile::{self, Profile};
 use lapidary::{CompileOptions, Error, backend};
@@ -53,6 +53,10 @@ impl cli::Model {
             model: self.model.clone(),
             samples: self.samples,
             seq: None,
+            normalization: Normalization {
+                mean: self.image_mean.unwrap_or(Normalization::default().mean),
+                deviation: self.image_std.unwrap_or(Normalization::default().deviation),
+            },
         });
         options.work = self.work.clone();
         options.optimize = !self.no_optimize;

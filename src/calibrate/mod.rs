@@ -1,7 +1,12 @@
 //! Data that compression looks at: the user's files as samples of a model's inputs, and programs compiled for them.
 //!
 //! Tokens (`.npy`, little-endian numbers) and texts become windows, as for `eval`. Any other model takes arrays: a folder with a
-//! file for each input, or an `.npz`, whose first axis is cut into samples; or a folder of such folders, each a sample.
+//! file for each input, or an `.npz`, whose first axis is cut into samples; or a folder of such folders, each a sample; or a folder
+//! of pictures.
+
+mod images;
+
+pub use images::Normalization;
 
 use crate::driver::{self, CompileOptions};
 use crate::error::Error;
@@ -33,6 +38,8 @@ pub struct Calibration {
     pub samples: usize,
     /// Tokens of a window.
     pub seq: Option<usize>,
+    /// What becomes of the numbers of pictures.
+    pub normalization: Normalization,
 }
 
 /// The samples of a model.
@@ -81,7 +88,7 @@ impl Calibration {
         Error::Usage {
             message: format!("{}: {reason}", self.data.display()),
             help: "data is tokens (`.npy`, `.bin`), a text, an `.npz` or a folder with an array for each input whose first axis \
-                   is cut into samples, or a folder of such folders"
+                   is cut into samples, a folder of such folders, or a folder of pictures (`.png`, `.jpg`)"
                 .to_owned(),
         }
     }
@@ -120,6 +127,13 @@ impl Calibration {
             file: self.data.display().to_string(),
             error,
         };
+        if self.data.is_dir() {
+            let mut pictures = files_of(&self.data)?;
+            pictures.retain(|f| images::is_picture(f));
+            if !pictures.is_empty() {
+                return images::samples(self, module, pictures);
+            }
+        }
         let mut folders = folders(&self.data)?;
         if !folders.is_empty() {
             folders.sort();
