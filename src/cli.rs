@@ -94,6 +94,10 @@ pub struct Model {
     /// Predict times by the target's description alone.
     #[arg(long, conflicts_with = "target_profile")]
     pub no_target_profile: bool,
+    /// Draw what became of the weights as a page for browsers: what other sizes would cost, where bytes went, bits and errors
+    /// layer by layer.
+    #[arg(long, value_name = "FILE", requires = "asked")]
+    pub report: Option<PathBuf>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,

@@ -1,11 +1,12 @@
 //! `lapidary build`: a model as an artefact.
 
 use super::print;
-use crate::cli::{Build, Emit};
+use crate::cli::{Build, Emit, Model};
 use lapidary::artefact::{
     Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
     write_text,
 };
+use lapidary::report::html;
 use lapidary::{Compiled, Error, driver};
 use lapidary_passes::compress;
 use lapidary_passes::lower::Noticed;
@@ -37,6 +38,9 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
     }
     write_recipe(args, &compiled)?;
+    if let Some(compression) = &compiled.compression {
+        write_page(&args.model, compression)?;
+    }
     report(args, &compiled, compiled.predict(&options).ns() / 1e6)
 }
 
@@ -52,6 +56,14 @@ fn write_recipe(args: &Build, compiled: &Compiled) -> Result<(), Error> {
         help: "names of weights must be text".to_owned(),
     })?;
     write_text(path.as_ref(), &text)
+}
+
+/// The page that `--report` asks for.
+pub(super) fn write_page(model: &Model, compression: &compress::Report) -> Result<(), Error> {
+    match &model.report {
+        Some(path) => write_text(path, &html(&model.file(), compression)?),
+        None => Ok(()),
+    }
 }
 
 fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Error> {
@@ -157,6 +169,12 @@ fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
             100.0 * agreement
         );
     }
+    if let Some(s) = m.difference.spread {
+        text += &format!(
+            "standard error {:.1e}; 95 % of predictions diverge by at most {:.3e}, 99 % by {:.3e}\n",
+            s.standard_error, s.p95, s.p99
+        );
+    }
     text
 }
 
@@ -168,11 +186,15 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
             "bytes_before": w.bytes.0, "bytes": w.bytes.1, "error": w.error, "assumptions": w.assumptions,
         })
     };
+    let spread =
+        |of: fn(compress::Spread) -> f64| report.measured.and_then(|m| m.difference.spread).map(of);
     serde_json::json!({
         "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),
+        "front": report.front,
         "loss": report.measured.map(|m| m.difference.loss),
+        "loss_standard_error": spread(|s| s.standard_error), "loss_p95": spread(|s| s.p95), "loss_p99": spread(|s| s.p99),
         "predicted_ms_before": report.latency_ns.map(|l| l.0 / 1e6), "predicted_ms": report.latency_ns.map(|l| l.1 / 1e6),
         "top1_agreement": report.measured.and_then(|m| m.difference.agreement),
     })

@@ -107,6 +107,7 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
         }
     };
     let bytes = write(&args.output, format, &written, &released)?;
+    build::write_page(&args.model, &report)?;
     print(&summary(args, &report, &written, bytes));
     Ok(())
 }

@@ -84,7 +84,7 @@ impl cli::Model {
         })
     }
 
-    fn file(&self) -> String {
+    pub(crate) fn file(&self) -> String {
         self.model.display().to_string()
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn apply(
             bytes: (own, own),
             error: 0.0,
             assumptions: vec![],
+            tried: vec![],
         };
         if let Some(candidate) = candidate {
             chosen.encoding = candidate.encoding.to_string();
@@ -47,6 +48,7 @@ pub(super) fn apply(
         weights,
         bytes: (before, after),
         bound: None,
+        front: vec![],
         measured: None,
         latency_ns: None,
     })

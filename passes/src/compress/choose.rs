@@ -171,7 +171,7 @@ impl<'a, 's> Search<'a, 's> {
     }
 
     /// The least predicted loss within budgets.
-    fn predict(&self, budgets: &[f64]) -> Result<Solution, KnapsackError> {
+    pub fn predict(&self, budgets: &[f64]) -> Result<Solution, KnapsackError> {
         by_sum(self.tried, self.costs, budgets, |site, t| {
             self.curves[site].loss(t.error)
         })

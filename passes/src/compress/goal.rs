@@ -7,7 +7,7 @@ use super::price::Costs;
 use super::recipe::{Budget, Goal};
 use super::sites::{Site, bytes_of, stored};
 use super::{CompressError, Means, Measured};
-use crate::search::knapsack::KnapsackError;
+use crate::search::knapsack::{KnapsackError, Solution};
 use lapidary_ir::Module;
 
 /// A level for each weight; what it was made by, and its lower bound; what was measured.
@@ -101,10 +101,7 @@ impl<'a, 's> Choose<'a, 's> {
     fn by_error(&self, bytes: Option<f64>, ns: Option<f64>) -> Result<Choice, CompressError> {
         let bytes = bytes.ok_or(CompressError::NoMeasure("there is no budget"))?;
         let budgets: Vec<f64> = [bytes].into_iter().chain(ns).collect();
-        let elements: f64 = self.sites.iter().map(|s| s.elements() as f64).sum();
-        let solution = by_sum(self.tried, self.costs, &budgets, |i, t| {
-            t.error * self.sites[i].elements() as f64 / elements
-        })?;
+        let solution = self.predict(&budgets)?;
         Ok((solution.chosen, (solution.error, solution.bound), None))
     }
 
@@ -136,13 +133,50 @@ impl<'a, 's> Choose<'a, 's> {
         Ok((outcome.levels, outcome.predicted, Some(measured)))
     }
 
+    /// The least predicted loss, or mean error, at some sizes from the smallest to the original's: bytes of all weights, and loss.
+    pub fn front(&self) -> Vec<(u64, f64)> {
+        const POINTS: i32 = 24;
+        let bytes = |pick: fn(f64, f64) -> f64, from: f64| -> f64 {
+            let of = |costs: &Vec<Vec<f64>>| costs.iter().map(|c| c[0]).fold(from, pick);
+            self.costs.0.iter().map(of).sum()
+        };
+        let (least, most) = (bytes(f64::min, f64::INFINITY), bytes(f64::max, 0.0));
+        let rest = stored(self.module) - self.own_bytes();
+        let point = |k: i32| {
+            let share = f64::from(k) / f64::from(POINTS - 1);
+            let budget = least * (most / least.max(1.0)).powf(share);
+            // Rounding must not forbid the smallest choice.
+            let solution = self.predict(&[budget * (1.0 + 1e-9)]).ok()?;
+            Some((solution.costs[0] as u64 + rest, solution.error))
+        };
+        let mut front: Vec<(u64, f64)> = (0..POINTS).filter_map(point).collect();
+        front.dedup();
+        front
+    }
+
+    /// By measured losses where there are any, else by errors.
+    fn predict(&self, budgets: &[f64]) -> Result<Solution, KnapsackError> {
+        match &self.search {
+            Some(search) => search.predict(budgets),
+            None => {
+                let elements: f64 = self.sites.iter().map(|s| s.elements() as f64).sum();
+                by_sum(self.tried, self.costs, budgets, |i, t| {
+                    t.error * self.sites[i].elements() as f64 / elements
+                })
+            }
+        }
+    }
+
+    fn own_bytes(&self) -> u64 {
+        self.sites.iter().map(|s| bytes_of(self.module, s)).sum()
+    }
+
     /// What the user hears when a budget is too small: of all weights, and of whole runs, as budgets are stated.
     fn too_small(&self, bytes: Option<f64>, ns: Option<f64>, e: KnapsackError) -> CompressError {
         let KnapsackError::Budget { least, budgets } = e else {
             return e.into();
         };
-        let own: u64 = self.sites.iter().map(|s| bytes_of(self.module, s)).sum();
-        let rest = stored(self.module) - own;
+        let rest = stored(self.module) - self.own_bytes();
         match (bytes, ns, self.goal.latency_ns) {
             (Some(bytes), ns, _) if ns.is_none() || least[0] > budgets[0] => {
                 CompressError::Budget {

@@ -3,9 +3,8 @@
 use super::sites::{Site, bytes_of, matrix};
 use super::work::{self, Key, Store};
 use super::{CompressError, Level, Means, observe};
-use crate::methods::pattern::Pattern;
 use crate::methods::statistics::Statistics;
-use crate::methods::{Candidate, Layer, METHODS, Method, Settings};
+use crate::methods::{Candidate, Layer, METHODS, Method, MethodError, Settings};
 use lapidary_ir::Module;
 use lapidary_ir::encodings::Encoding;
 
@@ -230,11 +229,13 @@ pub(super) fn try_all(
         let candidate = match (level.keeps(), &layer) {
             (true, _) => None,
             (false, None) => continue,
-            (false, Some(layer)) => match (method(&level.method)?.propose)(layer, &settings(level))
-            {
-                Ok(candidate) => Some(candidate),
-                Err(_) => continue,
-            },
+            (false, Some(layer)) => {
+                let method = method(&level.method)?;
+                match propose(method, layer, level, statistics) {
+                    Ok(candidate) => Some(candidate),
+                    Err(_) => continue,
+                }
+            }
         };
         tried.push(Tried::new(level, candidate, own, kept.is_some()));
     }
@@ -260,27 +261,48 @@ pub(super) fn make(
     let method = method(&level.method)?;
     let matrix = matrix(module, site)?;
     let layer = Layer::new(&matrix, statistics).map_err(fails)?;
-    let candidate = (method.propose)(&layer, &settings(level)).map_err(fails)?;
+    let candidate = propose(method, &layer, level, statistics).map_err(fails)?;
     let tried = vec![Tried::new(level, Some(candidate), 0, true)];
     let levels = std::slice::from_ref(level);
     let made = kept.put(module, site, levels, tried)?.into_iter().next();
     Ok(made.and_then(|t| t.candidate))
 }
 
-fn settings(level: &Level) -> Settings {
-    Settings {
+/// Second moments of few inputs are mostly chance; the candidate says so.
+fn warned(mut candidate: Candidate, statistics: Option<&Statistics>) -> Candidate {
+    if let Some(s) = statistics.filter(|s| s.samples < 4 * s.inputs() as u64) {
+        candidate.assumptions.push(format!(
+            "its {} inputs were seen {} times, less than four times as often as there are inputs: more data would say more",
+            s.inputs(),
+            s.samples
+        ));
+    }
+    candidate
+}
+
+fn settings(level: &Level) -> Result<Settings, MethodError> {
+    let usual = Settings::default();
+    Ok(Settings {
         bits: level.bits,
         group_len: level.group,
         symmetric: level.symmetric,
         clip: level.clip,
         scale_bits: level.scale_bits,
         rate: level.rate,
-        pattern: match level.sparsity {
-            0.0 => Settings::default().pattern,
-            sparsity => Pattern::Rows { sparsity },
-        },
-        ..Settings::default()
-    }
+        pattern: level.pattern()?.unwrap_or(usual.pattern),
+        ..usual
+    })
+}
+
+/// What a method makes of a layer at a level.
+fn propose(
+    method: &Method,
+    layer: &Layer,
+    level: &Level,
+    statistics: Option<&Statistics>,
+) -> Result<Candidate, MethodError> {
+    let candidate = (method.propose)(layer, &settings(level)?)?;
+    Ok(warned(candidate, statistics))
 }
 
 fn method(name: &str) -> Result<&'static Method, CompressError> {

@@ -50,6 +50,34 @@ pub struct Difference {
     pub loss: f64,
     /// Share of predictions with the original's most probable class; none of squares.
     pub agreement: Option<f64>,
+    /// How the divergences of single predictions differ; none of squares.
+    pub spread: Option<Spread>,
+}
+
+/// How divergences of single predictions are spread around their mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// Standard error of the mean, as if predictions did not depend on each other.
+    pub standard_error: f64,
+    /// 95 % of predictions diverge no more.
+    pub p95: f64,
+    /// 99 % of predictions diverge no more.
+    pub p99: f64,
+}
+
+impl Spread {
+    fn of(mut losses: Vec<f64>) -> Option<Spread> {
+        losses.sort_by(f64::total_cmp);
+        let n = losses.len() as f64;
+        let place = |share: f64| ((share * n).ceil() as usize).clamp(1, losses.len()) - 1;
+        let mean = losses.iter().sum::<f64>() / n;
+        let variance = losses.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / n;
+        (!losses.is_empty()).then(|| Spread {
+            standard_error: (variance / n).sqrt(),
+            p95: losses[place(0.95)],
+            p99: losses[place(0.99)],
+        })
+    }
 }
 
 /// Which result is compared, and how.
@@ -193,26 +221,28 @@ impl<'s> Meter<'s> {
                 self.current[site] = Some(level);
             }
         }
-        let (mut sum, mut agree, mut weight) = (0.0, 0.0, 0.0);
+        let (mut losses, mut agree, mut weight) = (vec![], 0.0, 0.0);
         for i in (first % self.originals.len()..self.originals.len()).step_by(stride.max(1)) {
             let (sample, original) = &self.originals[i];
             self.program
                 .set(self.sites.len(), original)
                 .map_err(CompressError::Data)?;
             let found = outputs(&mut *self.program, *sample).map_err(CompressError::Data)?;
-            let number = |k: usize| found.get(k).and_then(|v| v.first()).copied().map(f64::from);
-            sum += number(0).unwrap_or(f64::NAN);
-            agree += number(1).unwrap_or(0.0);
+            let mut found = found.into_iter().map(|v| v.into_iter().map(f64::from));
+            losses.extend(found.next().into_iter().flatten());
+            agree += found.next().into_iter().flatten().sum::<f64>();
             weight += self.weights[i];
         }
         let over = |v: f64| if weight > 0.0 { v / weight } else { 0.0 };
+        let predicts = self.distance == Distance::Divergence;
         Ok(Difference {
             // Divergences are positive; what is below zero is rounding. What is not a number is no good choice.
-            loss: match over(sum) {
+            loss: match over(losses.iter().sum()) {
                 loss if loss.is_nan() => f64::INFINITY,
                 loss => loss.max(0.0),
             },
-            agreement: (self.distance == Distance::Divergence).then(|| over(agree)),
+            agreement: predicts.then(|| over(agree)),
+            spread: if predicts { Spread::of(losses) } else { None },
         })
     }
 
@@ -315,7 +345,8 @@ fn originals(
     Ok((found, width))
 }
 
-/// The module with its weights, and the original's result, as inputs: the sum of distances, and of agreements.
+/// The module with its weights, and the original's result, as inputs: the distance of each prediction and the number of
+/// agreements, or the sum of squares.
 fn meter(
     module: &Module,
     sites: &[Site],
@@ -350,13 +381,12 @@ fn meter(
             let share = b.op("exp", &[original])?;
             let ratio = b.op("sub", &[original, own])?;
             let terms = b.op("mul", &[share, ratio])?;
-            let of_row = b.reduce("reduce_sum", terms, &[1], false)?;
-            let loss = b.reduce("reduce_sum", of_row, &[0], false)?;
+            let losses = b.reduce("reduce_sum", terms, &[1], false)?;
             let mut best = |x| b.op_with("arg_max", &[x], [("axis", 1i64.into())]);
             let (ours, theirs) = (best(own)?, best(original)?);
             let same = b.op("equal", &[ours, theirs])?;
             let same = b.cast(same, ElemType::F32)?;
-            vec![loss, b.reduce("reduce_sum", same, &[0, 1], false)?]
+            vec![losses, b.reduce("reduce_sum", same, &[0, 1], false)?]
         }
     };
     only(&mut module, outputs);

@@ -23,7 +23,7 @@ mod segments;
 mod sites;
 mod work;
 
-pub use loss::{Difference, Distance};
+pub use loss::{Difference, Distance, Spread};
 pub use price::{Clock, Cost};
 pub use recipe::{Budget, Entry, Goal, Level, Recipe};
 pub use samples::{Failure, Program, Samples};
@@ -54,6 +54,8 @@ pub struct Report {
     /// What the choice was made by, and its lower bound within the budget: the predicted loss with data, the mean relative
     /// error of an element without; none with a recipe.
     pub bound: Option<(f64, f64)>,
+    /// The least that `bound` would be about at other sizes: bytes of all weights, and predicted loss or mean error.
+    pub front: Vec<(u64, f64)>,
     /// How far the results are from the original's, on the data.
     pub measured: Option<Measured>,
     /// Predicted nanoseconds of a run before, and after, where time was limited.
@@ -90,6 +92,19 @@ pub struct Chosen {
     pub error: f64,
     /// What the method assumed or repaired.
     pub assumptions: Vec<String>,
+    /// Everything that the weight was tried with; nothing with a recipe.
+    pub tried: Vec<Alternative>,
+}
+
+/// What a weight could have become.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// The choice that it would have been.
+    pub level: Level,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Its error, as [`Chosen::error`].
+    pub error: f64,
 }
 
 /// Why nothing was compressed.
@@ -410,6 +425,15 @@ fn compressed(
         let mut changed = module.clone();
         let mut report = apply(&mut changed, &sites, picks)?;
         (report.bound, report.measured) = (Some(bound), measured);
+        report.front = choose.front();
+        let alternative = |t: &Tried| Alternative {
+            level: t.level.clone(),
+            bytes: t.bytes,
+            error: t.error,
+        };
+        for (weight, tried) in report.weights.iter_mut().zip(&tried) {
+            weight.tried = tried.iter().map(alternative).collect();
+        }
         for (i, of_weight) in prices.iter().enumerate() {
             report.stored(i, of_weight[chosen[i]].bytes);
         }

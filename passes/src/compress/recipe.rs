@@ -1,6 +1,8 @@
 //! What users ask of compression: a budget, or a recipe that names each weight's choice.
 
 use super::loss::Difference;
+use crate::methods::MethodError;
+use crate::methods::pattern::Pattern;
 use serde::{Deserialize, Serialize};
 
 /// What may be spent.
@@ -111,6 +113,12 @@ pub struct Level {
     /// Share of the weights that methods which prune leave out; 0 for what they do by themselves.
     #[serde(default)]
     pub sparsity: f64,
+    /// Weights of a row that pruning keeps or leaves out together; 0 for each alone.
+    #[serde(default)]
+    pub block: usize,
+    /// So many of every so many weights of a row are kept, in place of a share: `[2, 4]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_of_m: Option<[usize; 2]>,
 }
 
 fn four() -> u32 {
@@ -147,6 +155,8 @@ impl Default for Level {
             scale_bits: 0,
             rate: 0.0,
             sparsity: 0.0,
+            block: 0,
+            n_of_m: None,
         }
     }
 }
@@ -155,6 +165,36 @@ impl Level {
     /// True if the weight stays as it is.
     pub fn keeps(&self) -> bool {
         self.method == "keep"
+    }
+
+    /// Share of the weights that are left out.
+    pub fn zeros(&self) -> f64 {
+        match self.n_of_m {
+            Some([n, m]) => 1.0 - n as f64 / m.max(1) as f64,
+            None => self.sparsity,
+        }
+    }
+
+    /// Where weights that are pruned compete, if it says so.
+    ///
+    /// # Errors
+    /// There is no such pattern.
+    pub(super) fn pattern(&self) -> Result<Option<Pattern>, MethodError> {
+        let wrong = |reason: String| Err(MethodError::Settings(reason));
+        if !(0.0..=1.0).contains(&self.sparsity) {
+            return wrong(format!("`sparsity` is a share, not {}", self.sparsity));
+        }
+        Ok(match (self.n_of_m, self.block, self.sparsity) {
+            (Some([keep, of]), _, _) if (1..=256).contains(&of) && (1..=of).contains(&keep) => {
+                Some(Pattern::NOfM { keep, of })
+            }
+            (Some([n, m]), _, _) => {
+                return wrong(format!("{n} of {m} is no pattern: `n_of_m` is like [2, 4]"));
+            }
+            (None, _, 0.0) => None,
+            (None, 0 | 1, sparsity) => Some(Pattern::Rows { sparsity }),
+            (None, len, sparsity) => Some(Pattern::Blocks { len, sparsity }),
+        })
     }
 
     /// The weight stays as it is.

@@ -153,6 +153,55 @@ fn a_recipe_may_keep_weights() {
     }
 }
 
+/// Groups of 4-bit codes of which half are left out whole (GQSA), two of four weights, and plain shares.
+#[test]
+fn recipes_say_what_is_pruned() {
+    let samples = images();
+    let follow = |settings: &str| {
+        let text = format!("[[weight]]\nname = 'w'\n{settings}");
+        let recipe: Recipe = toml::from_str(&text).expect("reads");
+        let mut m = classifier();
+        let report = follow(&mut m, &recipe, &on(&samples))?;
+        let term = report.weights[1].encoding.clone();
+        let of = |v: u32| m.as_constant(ValueId(v)).map(|c| c.encoding().clone());
+        let found = (0..m.value_count() as u32).filter_map(of);
+        let found = found
+            .into_iter()
+            .find(|e| e.is_compressed())
+            .expect("a term");
+        let values = found
+            .decode()
+            .expect("decodes")
+            .floats()
+            .expect("floats")
+            .to_vec();
+        Ok::<_, CompressError>((term, values))
+    };
+    let gqsa = "method = 'sparsegpt'\nbits = 4\ngroup = 16\nblock = 16\nsparsity = 0.5";
+    let (term, values) = follow(gqsa).expect("fits");
+    assert!(term.contains("sparse") && term.contains("affine"), "{term}");
+    let gone = values.chunks(16).filter(|g| g.iter().all(|&v| v == 0.0));
+    assert_eq!(gone.count(), values.len() / 32);
+    let (_, values) = follow("method = 'wanda'\nbits = 16\nn_of_m = [2, 4]").expect("fits");
+    let kept = |g: &[f64]| g.iter().filter(|&&v| v != 0.0).count();
+    assert!(values.chunks(4).all(|g| kept(g) == 2));
+    let (_, values) = follow("method = 'magnitude'\nbits = 16\nsparsity = 0.75").expect("fits");
+    assert_eq!(kept(&values), values.len() / 4);
+    for wrong in [
+        "sparsity = 2.0",
+        "sparsity = nan",
+        "n_of_m = [4, 2]",
+        "n_of_m = [0, 0]",
+        "n_of_m = [1, 1000]",
+    ] {
+        let refused = follow(&format!("method = 'wanda'\nbits = 4\n{wrong}"));
+        assert!(
+            matches!(refused, Err(CompressError::Method { .. })),
+            "{wrong}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_met_is_said() {
     assert!(matches!(
