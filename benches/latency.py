@@ -2,7 +2,7 @@
 """How well predicted latencies agree with measured ones, over variants of one model: other encodings of its weights, other shares of
 zeros, other budgets of latency, other lengths or batches. Prints a Markdown table for each model, and Spearman's rank correlation.
 
-  latency.py [--models mlp,bert_mini,llama-wt2] [--data DATA] [--threads 1] [--rounds 5] [--seconds 0.3] [--profile FILE]
+  latency.py [--models mlp,bert_mini,llama-wt2] [--data DATA] [--threads 1] [--rounds 5] [--seconds 0.3] [--shares 0.85,0.7,0.55] [--profile FILE]
              [--lapidary BIN] [--out FILE.json]
 
 A variant is built to an executable, for which `build` predicts; then all are run in turns, round after round, each by itself, and a
@@ -38,20 +38,18 @@ LEVELS = [
     ("magnitude", 16, 0, 0.9),
     ("magnitude", 16, 0, 0.95),
 ]
-# Budgets of latency, as shares of what the original is predicted to take.
-SHARES = [0.85, 0.7, 0.55]
 
 
 def mlp():
     graph, x = Graph(seed=9), "x"
-    widths = [1024, 2048, 2048, 1024]
+    widths = [512, 1024, 1024, 512]
     for n_in, n_out in zip(widths, widths[1:]):
         x = graph.op("Relu", graph.linear(x, n_in, n_out))
     return graph.model("mlp", {"x": (TensorProto.FLOAT, ["batch", widths[0]])}, "y", ["batch", widths[-1]])
 
 
 def bert_mini():
-    return transformers.bert("bert_mini", seed=8, layers=4, width=256, heads=4, hidden=1024)
+    return transformers.bert("bert_mini", seed=8, layers=4, width=256, heads=4, hidden=1024, vocabulary=2048)
 
 
 # What is written here, and the dimensions of each.
@@ -93,7 +91,7 @@ def variants(model, sizes, options, folder):
             made = build(name, ["--recipe", str(recipe)])
             original = original or made.predicted
             yield made
-        for share in SHARES:
+        for share in options.shares:
             try:
                 yield build(f"--latency of {share}", ["--latency", f"{share * original}ms"])
             except RuntimeError as e:
@@ -105,9 +103,9 @@ def variants(model, sizes, options, folder):
 class Command(list):
     """The command, and what its builds are for."""
 
-    def __init__(self, binary, target):
+    def __init__(self, binary, target, shares):
         super().__init__([binary])
-        self.target = target
+        self.target, self.shares = target, shares
 
 
 def main():
@@ -117,6 +115,7 @@ def main():
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--seconds", type=float, default=0.3)
+    ap.add_argument("--shares", default="0.85,0.7,0.55", help="budgets of latency, as shares of what the original is predicted to take; these builds take most of the time")
     ap.add_argument("--profile")
     ap.add_argument("--lapidary", default="target/release/lapidary")
     ap.add_argument("--out", type=pathlib.Path)
@@ -127,7 +126,7 @@ def main():
         profile = a.profile or str(work / "target.toml")
         if not a.profile:
             print(f"tune: {run([a.lapidary, 'tune', '--json', '--out', profile])['seconds']:.0f} s", flush=True)
-        options = Command(a.lapidary, ["--threads", str(a.threads), "--target-profile", profile])
+        options = Command(a.lapidary, ["--threads", str(a.threads), "--target-profile", profile], [float(s) for s in a.shares.split(",") if s])
         for name in a.models.split(","):
             make, sizes = MODELS[name]
             folder = work / name

@@ -45,6 +45,7 @@ works! {
     Vector "vector" "operations of generated code on vector registers" "" [(0.0, 1.5)];
     Scalar "scalar" "operations of generated code on single numbers, addresses included" "" [(0.0, 2.0)];
     Call "call" "calls of micro-kernels" "" [(0.0, 0.02)];
+    Store "store" "results that products write" "" [(0.0, 8.0)];
     Gemm "gemm" "operations of f32 products" "rows of a tile" [(1.0, 16.0), (2.0, 26.0), (4.0, 36.0), (8.0, 44.0), (14.0, 48.0)];
     GemmCodes "gemm_codes" "operations of int8 products" "rows of a tile" [(1.0, 50.0), (4.0, 120.0), (8.0, 150.0), (14.0, 160.0)];
     Blocks2 "blocks_2" "operations of products with 2-bit weights in long blocks" "rows" [(1.0, 80.0), (4.0, 110.0), (12.0, 120.0)];
@@ -123,7 +124,12 @@ impl Speeds {
         let dots = if dots { 1.0 } else { 0.4 };
         let factor = |work| match work {
             // Counted in vectors of the target, or in what has no vectors.
-            Work::Vector | Work::Scalar | Work::Call | Work::SparseColumn | Work::Move => 1.0,
+            Work::Vector
+            | Work::Scalar
+            | Work::Call
+            | Work::Store
+            | Work::SparseColumn
+            | Work::Move => 1.0,
             Work::GemmCodes | Work::SparseCodes => bits * dots,
             Work::Blocks2
             | Work::Blocks4

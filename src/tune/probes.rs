@@ -173,10 +173,14 @@ pub fn probes() -> Result<Vec<Probe>, OpError> {
         module(Work::Scalar, &[(ElemType::F32, &[96, 128])], |b, x| {
             b.transpose(x[0], &[1, 0])
         })?,
-        // Twice, as each of them is part of the other.
-        product(Work::Gemm, [14, 256, 512], 1.0)?,
-        product(Work::Call, [14, 4, 4096], 1.0)?,
     ];
+    // Twice, as each of them is part of the others.
+    for _ in 0..2 {
+        all.push(product(Work::Gemm, [14, 256, 512], 1.0)?);
+        all.push(product(Work::Gemm, [1, 256, 512], 1.0)?);
+        all.push(product(Work::Call, [1, 4, 4096], 1.0)?);
+        all.push(product(Work::Store, [14, 4, 2048], 1.0)?);
+    }
     for m in [1, 2, 4, 8, 14] {
         all.push(product(Work::Gemm, [m, 256, 512], 1.0)?);
     }

@@ -42,7 +42,8 @@
 
 use super::build::KernelBuilder;
 use super::contraction::Facts;
-use super::pattern::unify;
+use super::legalize::legalize;
+use super::pattern::{Bindings, unify};
 use super::sparse::Rows;
 use super::*;
 use lapidary_abi::kernel::{ACT_BLOCK_EXTRA, PANEL_BLOCKS};
@@ -476,7 +477,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
             cols: columns.valid.map(|_| var()),
         };
         blocks(&mut b, pattern);
-        let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+        let found = beside(b.finish(), facts, stmt)?;
         let rows = |r: Rows| {
             Some(Rows {
                 buf: found.buf(r.buf)?,
@@ -500,6 +501,13 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
         })
     };
     Format::of(block, panel_bytes).find_map(found)
+}
+
+/// Lays a pattern beside a loop, as it was written, and as it is once conversions of half floats are written out for backends.
+fn beside(pattern: Kernel, facts: &Facts, stmt: &Stmt) -> Option<Bindings> {
+    let stmt = std::slice::from_ref(stmt);
+    let plain = unify(&pattern, facts.kernel(), stmt);
+    plain.or_else(|| unify(&legalize(pattern), facts.kernel(), stmt))
 }
 
 /// Recognises what [`unpack()`] writes: the loop, after the statement that defines its first index.
@@ -552,7 +560,7 @@ pub fn recognise_unpack(facts: &Facts, stmt: &Stmt) -> Option<UnpackTile> {
         let mut kernel = b.finish();
         // The loop alone: the index that it begins at is a constant of somebody else.
         kernel.body.remove(0);
-        let found = unify(&kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+        let found = beside(kernel, facts, stmt)?;
         Some(UnpackTile {
             blocks: found.var(pattern.blocks)?,
             w: (found.buf(w)?, found.var(pattern.w.1)?),
@@ -652,14 +660,16 @@ mod tests {
                 blocks(&mut b, tile);
                 let kernel = b.finish();
                 super::super::verify::verify(&kernel).expect("valid");
-                let facts = Facts::new(&kernel);
-                let last = kernel.body.last().expect("the loop");
-                assert_eq!(
-                    recognise(&facts, last),
-                    Some(tile),
-                    "{parts:b} {bits} {block}"
-                );
-                assert_eq!(recognise_round(&facts, last), None);
+                for kernel in [kernel.clone(), legalize(kernel)] {
+                    let facts = Facts::new(&kernel);
+                    let last = kernel.body.last().expect("the loop");
+                    assert_eq!(
+                        recognise(&facts, last),
+                        Some(tile),
+                        "{parts:b} {bits} {block}"
+                    );
+                    assert_eq!(recognise_round(&facts, last), None);
+                }
             }
         }
     }
@@ -691,10 +701,12 @@ mod tests {
                 unpack(&mut b, tile);
                 let kernel = b.finish();
                 super::super::verify::verify(&kernel).expect("valid");
-                let facts = Facts::new(&kernel);
-                let last = kernel.body.last().expect("the loop");
-                assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
-                assert_eq!(recognise(&facts, last), None);
+                for kernel in [kernel.clone(), legalize(kernel)] {
+                    let facts = Facts::new(&kernel);
+                    let last = kernel.body.last().expect("the loop");
+                    assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
+                    assert_eq!(recognise(&facts, last), None);
+                }
             }
         }
     }

@@ -204,10 +204,12 @@ impl<'a> Walk<'a> {
             self.statements(prefix, times * taps);
         }
         let k = self.value(found.k).map_or(GUESS, |k| k.max(0) as f64);
-        let pointers = rows * taps;
+        let (pointers, columns) = (
+            rows * taps,
+            self.present(tail.and_then(|t| t.cols), found.width()),
+        );
         let (work, shape, units) = match (found.kind, found.window) {
-            (_, Some(window)) => {
-                let columns = self.present(tail.and_then(|t| t.cols), window.width);
+            (_, Some(_)) => {
                 let codes =
                     self.facts.kernel().buf_elem(found.a) == Some(lapidary_ir::ElemType::U8);
                 let work = if codes {
@@ -231,6 +233,7 @@ impl<'a> Walk<'a> {
         };
         self.call(times);
         self.amounts.add(Work::Scalar, 0, pointers * times);
+        self.amounts.add(Work::Store, 0, rows * columns * times);
         self.amounts.add(work, shape, units * times);
         self.whole(&[found.a, found.b]);
     }
