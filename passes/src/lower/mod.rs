@@ -30,6 +30,7 @@ mod activation;
 mod arith;
 mod attention;
 mod blocked;
+mod cache;
 mod cast;
 mod codes;
 mod conv;
@@ -73,6 +74,9 @@ pub struct Options {
     pub sparse: bool,
     /// Compute what depends on weights alone when the model is loaded, not in every run.
     pub prepare: bool,
+    /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
+    /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
+    pub caches: bool,
 }
 
 impl Default for Options {
@@ -81,6 +85,7 @@ impl Default for Options {
             fuse: true,
             sparse: true,
             prepare: true,
+            caches: false,
         }
     }
 }
@@ -390,7 +395,7 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
-fn open(module: &mut Module) -> Result<(), LowerErrors> {
+fn open(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
     let taken = blocked::taken(module);
     open_constants(module, &|v, _| !taken.contains(&v)).map_err(|e| {
         LowerErrors(vec![LowerError {
@@ -399,16 +404,29 @@ fn open(module: &mut Module) -> Result<(), LowerErrors> {
             reason: e.0,
         }])
     })?;
-    decompose::decompose(module).map_err(LowerErrors)
+    decompose(module, options)
+}
+
+/// Leaves ops that have lowerings.
+fn decompose(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
+    let caches = caches(module, options);
+    decompose::decompose(module, &|n| caches.of(n).is_some()).map_err(LowerErrors)
+}
+
+fn caches(module: &Module, options: &Options) -> cache::Caches {
+    match options.caches {
+        true => cache::Caches::find(module),
+        false => cache::Caches::default(),
+    }
 }
 
 /// Lowers a module whose types are inferred.
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
     encode(&mut module);
-    decompose::decompose(&mut module).map_err(LowerErrors)?;
+    decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());
-    open(&mut module)?;
+    open(&mut module, options)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }
