@@ -27,6 +27,7 @@ pub use work::Store;
 use crate::methods::MethodError;
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
+pub use apply::transfer;
 use choose::{Search, by_sum};
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
