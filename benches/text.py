@@ -5,7 +5,8 @@
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which
-products read as they are. Configurations are alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
+products read as they are, and what they are multiplied with is rounded (`--round-activations`). Configurations are alternated;
+speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
 import argparse
@@ -71,7 +72,7 @@ def build(lapidary, model, weights, program):
         recipe = program.with_suffix(".toml")
         recipe.write_text(f'[[weight]]\nname = "*_proj.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
                           f'[[weight]]\nname = "lm_head.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n')
-        args += ["--recipe", recipe]
+        args += ["--recipe", recipe, "--round-activations"]
     subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -95,6 +95,10 @@ pub struct Model {
     /// loaded: less memory, more time.
     #[arg(long)]
     pub no_prepare: bool,
+    /// Round what is multiplied with weights of 2, 4 or 8 bits to 8-bit codes in blocks, as llama.cpp does: faster, a little
+    /// less exact.
+    #[arg(long)]
+    pub round_activations: bool,
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,

@@ -65,6 +65,8 @@ pub struct CompileOptions {
     pub sparse: bool,
     /// Compute what depends on weights alone when the model is loaded, not in every run.
     pub prepare: bool,
+    /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
+    pub round: bool,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
     pub stepwise: bool,
     /// Told what begins, for people who wait.
@@ -111,6 +113,7 @@ impl CompileOptions {
             optimize: true,
             sparse: true,
             prepare: true,
+            round: false,
             stepwise: false,
             progress: Progress::default(),
         }
@@ -121,6 +124,7 @@ impl CompileOptions {
         lower::Options {
             sparse: self.sparse,
             prepare: self.prepare,
+            round: self.round,
             caches: self.stepwise,
             ..lower::Options::default()
         }

@@ -1,7 +1,8 @@
 //! `lapidary run`: compile in memory for the inputs at hand, and run; or let a language model write text.
 
 use super::{print, run_error};
-use crate::cli::Run;
+use crate::cli::{Cli, Run};
+use clap::CommandFactory;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, Error, driver, values};
 use lapidary_language::cli;
@@ -79,11 +80,15 @@ fn model_options(args: &Run) -> ModelOptions {
 /// Lets a language model write text.
 fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
     let (path, file) = (&args.model.model, args.model.file());
+    if !path.is_dir() {
+        let message =
+            "`--inputs DIR` is missing: only the folder of a language model runs without\n";
+        let kind = clap::error::ErrorKind::MissingRequiredArgument;
+        Cli::command().error(kind, message).exit();
+    }
     if !driver::writes_text(path) {
         return Err(Error::Usage {
-            message: format!(
-                "{file}: no inputs are given, and it is no folder of a language model with `tokenizer.json`"
-            ),
+            message: format!("{file}: is no decoder with a `tokenizer.json`, so it writes no text"),
             help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
         });
     }

@@ -176,6 +176,17 @@ fn compressed_programs_write_too() {
     assert!(message.contains("tokens/s"), "{message}");
     // Eight bits are near enough for the first tokens to stay the same.
     assert_eq!(out[..3], want[..3]);
+    // Codes that products read as they are, with numbers that are rounded for them.
+    let recipe = folder.path().join("recipe.toml");
+    let codes = "[[weight]]\nname = \"*_proj.weight\"\nmethod = \"rtn\"\nbits = 8\ngroup = 32\nsymmetric = true\n";
+    fs::write(&recipe, codes).expect("written");
+    let rounded = build(&folder, &["--recipe", str(&recipe), "--round-activations"]);
+    for threads in ["1", "2"] {
+        let args = ["--max-tokens", "16", "--threads", threads];
+        let (status, out, message) = self::run(&rounded, &args, &prompt);
+        assert_eq!(status, Some(0), "{message}");
+        assert_eq!(out[..3], want[..3]);
+    }
     let small = build(&folder, &["--size", "0.3x"]);
     let (status, out, message) = self::run(&small, &["--max-tokens", "16"], &prompt);
     assert_eq!((status, out.len()), (Some(0), 17), "{message}");

@@ -41,6 +41,7 @@ mod norm;
 mod pool;
 mod prepare;
 mod reduce;
+mod round;
 mod sample;
 mod scatter;
 mod shape;
@@ -74,6 +75,8 @@ pub struct Options {
     pub sparse: bool,
     /// Compute what depends on weights alone when the model is loaded, not in every run.
     pub prepare: bool,
+    /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
+    pub round: bool,
     /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
     /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
     pub caches: bool,
@@ -85,6 +88,7 @@ impl Default for Options {
             fuse: true,
             sparse: true,
             prepare: true,
+            round: false,
             caches: false,
         }
     }
@@ -397,14 +401,17 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 /// what they decode to.
 fn open(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
     let taken = blocked::taken(module);
-    open_constants(module, &|v, _| !taken.contains(&v)).map_err(|e| {
-        LowerErrors(vec![LowerError {
-            node: module.name.clone(),
-            op: "constant".to_owned(),
-            reason: e.0,
-        }])
-    })?;
+    open_constants(module, &|v, _| !taken.contains(&v))
+        .map_err(|e| failed(module, "constant", e))?;
     decompose(module, options)
+}
+
+fn failed(module: &Module, op: &str, error: OpError) -> LowerErrors {
+    LowerErrors(vec![LowerError {
+        node: module.name.clone(),
+        op: op.to_owned(),
+        reason: error.0,
+    }])
 }
 
 /// Leaves ops that have lowerings.
@@ -427,6 +434,9 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());
+    if options.round {
+        round::round(&mut module).map_err(|e| failed(&module, "round_blocks", e))?;
+    }
     open(&mut module, options)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }
