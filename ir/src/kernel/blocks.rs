@@ -42,7 +42,8 @@
 
 use super::build::KernelBuilder;
 use super::contraction::Facts;
-use super::pattern::unify;
+use super::legalize::legalize;
+use super::pattern::{Bindings, unify};
 use super::sparse::Rows;
 use super::*;
 use lapidary_abi::kernel::{ACT_BLOCK_EXTRA, PANEL_BLOCKS};
@@ -418,6 +419,13 @@ fn constants<'k>(body: &'k [Stmt]) -> impl Iterator<Item = i64> + 'k {
     })
 }
 
+/// What the free variables of a pattern are in statements that it writes. Backends expand conversions of small floats, such as scales,
+/// before they look at loops, and then it is the pattern with these expanded.
+fn written(pattern: Kernel, facts: &Facts, stmts: &[Stmt]) -> Option<Bindings> {
+    unify(&pattern, facts.kernel(), stmts)
+        .or_else(|| unify(&legalize(pattern), facts.kernel(), stmts))
+}
+
 /// Recognises what [`blocks()`] writes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
     let Op::For { body, step, .. } = &stmt.op else {
@@ -476,7 +484,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
             cols: columns.valid.map(|_| var()),
         };
         blocks(&mut b, pattern);
-        let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+        let found = written(b.finish(), facts, std::slice::from_ref(stmt))?;
         let rows = |r: Rows| {
             Some(Rows {
                 buf: found.buf(r.buf)?,
@@ -552,7 +560,7 @@ pub fn recognise_unpack(facts: &Facts, stmt: &Stmt) -> Option<UnpackTile> {
         let mut kernel = b.finish();
         // The loop alone: the index that it begins at is a constant of somebody else.
         kernel.body.remove(0);
-        let found = unify(&kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+        let found = written(kernel, facts, std::slice::from_ref(stmt))?;
         Some(UnpackTile {
             blocks: found.var(pattern.blocks)?,
             w: (found.buf(w)?, found.var(pattern.w.1)?),
@@ -604,7 +612,7 @@ pub fn recognise_round(facts: &Facts, stmt: &Stmt) -> Option<RoundTile> {
         y: (y, var()),
     };
     round(&mut b, pattern);
-    let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+    let found = written(b.finish(), facts, std::slice::from_ref(stmt))?;
     let at = |(buf, base): (Buf, Var)| Some((found.buf(buf)?, found.var(base)?));
     Some(RoundTile {
         first: found.var(pattern.first)?,
@@ -652,14 +660,16 @@ mod tests {
                 blocks(&mut b, tile);
                 let kernel = b.finish();
                 super::super::verify::verify(&kernel).expect("valid");
-                let facts = Facts::new(&kernel);
-                let last = kernel.body.last().expect("the loop");
-                assert_eq!(
-                    recognise(&facts, last),
-                    Some(tile),
-                    "{parts:b} {bits} {block}"
-                );
-                assert_eq!(recognise_round(&facts, last), None);
+                for kernel in [kernel.clone(), legalize(kernel)] {
+                    let facts = Facts::new(&kernel);
+                    let last = kernel.body.last().expect("the loop");
+                    assert_eq!(
+                        recognise(&facts, last),
+                        Some(tile),
+                        "{parts:b} {bits} {block}"
+                    );
+                    assert_eq!(recognise_round(&facts, last), None);
+                }
             }
         }
     }
@@ -691,10 +701,12 @@ mod tests {
                 unpack(&mut b, tile);
                 let kernel = b.finish();
                 super::super::verify::verify(&kernel).expect("valid");
-                let facts = Facts::new(&kernel);
-                let last = kernel.body.last().expect("the loop");
-                assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
-                assert_eq!(recognise(&facts, last), None);
+                for kernel in [kernel.clone(), legalize(kernel)] {
+                    let facts = Facts::new(&kernel);
+                    let last = kernel.body.last().expect("the loop");
+                    assert_eq!(recognise_unpack(&facts, last), Some(tile), "{bits} {block}");
+                    assert_eq!(recognise(&facts, last), None);
+                }
             }
         }
     }

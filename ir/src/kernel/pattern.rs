@@ -119,7 +119,14 @@ fn statement(pattern: &Kernel, kernel: &Kernel, p: &Stmt, k: &Stmt, found: &mut 
             if let Op::Load { buf, .. } | Op::Store { buf, .. } = &mut renamed {
                 *buf = found.buf(*buf).unwrap_or(*buf);
             }
-            if renamed != *k_op {
+            // A literal that is no number is still the same literal.
+            let same = match (&renamed, k_op) {
+                (Op::Const(Literal::Float(p)), Op::Const(Literal::Float(k))) => {
+                    p.to_bits() == k.to_bits()
+                }
+                (p, k) => p == k,
+            };
+            if !same {
                 return false;
             }
         }
