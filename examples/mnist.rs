@@ -1,5 +1,5 @@
 //! Compiles the bundled digit classifier to an executable, runs it on the bundled digits, and prints what it reads,
-//! with sizes and times: `cargo run --release --example mnist`.
+//! with sizes and times: `cargo run --example mnist`.
 
 use lapidary::artefact::{Parts, write_exe};
 use lapidary::{CompileOptions, driver};

@@ -309,22 +309,22 @@ impl Program for Ready<'_> {
         Ok(())
     }
 
-    fn run(&mut self, sample: usize) -> Result<Vec<Vec<f32>>, Failure> {
+    fn run(
+        &mut self,
+        sample: usize,
+        see: &mut dyn FnMut(usize, &[f32]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let inputs: Vec<Value> = self.samples[sample]
             .iter()
             .chain(&self.extras)
             .cloned()
             .collect();
-        let outputs = self.model.run(&inputs)?;
-        let numbers = |v: &Value| {
-            let bytes = v.as_tensor().map(Tensor::bytes).unwrap_or_default();
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&b| f32::from_le_bytes(b))
-                .collect()
-        };
-        Ok(outputs.iter().map(numbers).collect())
+        for (i, value) in self.model.run(&inputs)?.into_iter().enumerate() {
+            let bytes = value.as_tensor().map(Tensor::bytes).unwrap_or_default();
+            let numbers = bytes.as_chunks::<4>().0.iter();
+            let numbers: Vec<f32> = numbers.map(|&b| f32::from_le_bytes(b)).collect();
+            see(i, &numbers)?;
+        }
+        Ok(())
     }
 }

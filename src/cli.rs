@@ -34,6 +34,8 @@ pub enum Command {
     Bench(Bench),
     /// Measure how well a language model predicts a text, and how far it is from another model.
     Eval(Eval),
+    /// Measure this machine for predictions of time: about half a minute, best while nothing else runs.
+    Tune(Tune),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -43,7 +45,7 @@ pub enum Command {
 
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "recipe", "max_kl", "min_top1"])))]
+#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "max_kl", "min_top1"])))]
 pub struct Model {
     /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
@@ -66,6 +68,10 @@ pub struct Model {
     /// Compress the weights to so many bits each, on average.
     #[arg(long, value_name = "BITS", value_parser = parse_bits, group = "compression")]
     pub bits: Option<Budget>,
+    /// Compress the weights until a run is predicted to take so long at most, `5ms` or `800us`, with the least error; goes with
+    /// `--size`. Dimensions that `--dim` does not give count as 1.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "recipe")]
+    pub latency: Option<f64>,
     /// Compress the weights as this file says; `build` with `--size` or `--bits` writes one.
     #[arg(long, value_name = "FILE", group = "compression")]
     pub recipe: Option<PathBuf>,
@@ -85,6 +91,17 @@ pub struct Model {
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
     #[arg(long, value_name = "DIR", requires = "asked")]
     pub work: Option<PathBuf>,
+    /// How fast the machine is, as `lapidary tune` measured it (default: its profile in the cache folder, if there is one and code
+    /// is for this machine).
+    #[arg(long, value_name = "FILE")]
+    pub target_profile: Option<PathBuf>,
+    /// Predict times by the target's description alone.
+    #[arg(long, conflicts_with = "target_profile")]
+    pub no_target_profile: bool,
+    /// Draw what became of the weights as a page for browsers: what other sizes would cost, where bytes went, bits and errors
+    /// layer by layer.
+    #[arg(long, value_name = "FILE", requires = "asked")]
+    pub report: Option<PathBuf>,
     /// Leave the graph as imported: no rewriting.
     #[arg(long)]
     pub no_optimize: bool,
@@ -320,8 +337,32 @@ fn parse_positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("`{text}` is no positive number"))
 }
 
+/// A time as users write it, in nanoseconds.
+fn parse_time(text: &str) -> Result<f64, String> {
+    const UNITS: [(&str, f64); 4] = [("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9)];
+    let unit = UNITS
+        .iter()
+        .find_map(|(u, n)| Some((text.strip_suffix(u)?, n)));
+    let time = unit.and_then(|(digits, unit)| Some(parse_positive(digits.trim()).ok()? * unit));
+    time.ok_or_else(|| format!("`{text}` is no time: write one like `5ms` or `800us`"))
+}
+
 fn parse_bits(text: &str) -> Result<Budget, String> {
     parse_positive(text).map(Budget::Bits)
+}
+
+/// `lapidary tune`.
+#[derive(Debug, Args)]
+pub struct Tune {
+    /// Where the profile goes (default: the user's cache folder, where the other commands look for it).
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Most threads to measure with (default: all cores).
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print a machine-readable report to standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lapidary eval`.
@@ -364,4 +405,24 @@ fn parse_dim(text: &str) -> Result<(String, i64), String> {
         .filter(|&v: &i64| v >= 0)
         .ok_or_else(|| format!("`{value}` is not a dimension"))?;
     Ok((name.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        for (text, want) in [
+            ("5ms", 5e6),
+            ("800 us", 8e5),
+            ("1.5s", 1.5e9),
+            ("40ns", 40.0),
+        ] {
+            assert_eq!(parse_time(text), Ok(want), "{text}");
+        }
+        for bad in ["5", "ms", "-1ms", "0ms", "5 minutes", "nans", "infs"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+    }
 }

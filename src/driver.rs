@@ -16,12 +16,13 @@ use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_language::settings;
 use lapidary_passes::compress::{
-    self, CompressError, Goal, Level, Means, Recipe, Samples, Store, Weight,
+    self, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store, Weight,
 };
 use lapidary_passes::egraph;
 use lapidary_passes::encode::encode;
 use lapidary_passes::fold::{Limits, fold_constants};
-use lapidary_passes::lower::{self, Report, WeightPiece, lower};
+use lapidary_passes::lower::{self, Lowered, Report, WeightPiece, lower};
+use lapidary_passes::predict::{Prediction, Setting, predict};
 use lapidary_passes::rules::FAMILIES;
 use lapidary_passes::tables::tabulate;
 use lapidary_passes::tails::attach;
@@ -231,19 +232,50 @@ pub fn with_means<T>(
         Some(calibration) => Some(calibration.read(module, file, options)?),
         None => None,
     };
-    let store = match &options.work {
+    let folder = match &options.work {
         Some(folder) => Some(WorkFolder::at(folder)?),
-        None => None,
+        // Where none can be had memory must do.
+        None => WorkFolder::temporary().ok(),
     };
+    let store = folder.as_ref().map(|f| f as &dyn Store);
+    let clock = |part: &Module, beside: f64| cost(part, options, beside);
+    let limited =
+        matches!(&options.compression, Some(Compression::Goal(g)) if g.latency_ns.is_some());
     let means = Means {
+        clock: if limited { Some(&clock) } else { None },
         data: data.as_ref().map(|d| d as &dyn Samples),
-        store: store.as_ref().map(|s| s as &dyn Store),
+        store: store.filter(|_| options.work.is_some()),
+        scratch: store,
         levels,
         progress: &|begins| options.progress.stage(begins),
+        ..Means::default()
     };
-    work(module, &means).map_err(|error| Error::Compress {
+    let done = work(module, &means).map_err(|error| Error::Compress {
         file: file.to_owned(),
         error,
+    });
+    // What was chosen is read from there.
+    if let Some(folder) = folder {
+        module.sources.extend(folder.sources());
+    }
+    done
+}
+
+/// What a run of a module is predicted to cost once it is compiled; `beside` is [`Setting::beside`].
+fn cost(module: &Module, options: &CompileOptions, beside: f64) -> Result<Cost, Failure> {
+    let mut module = module.clone();
+    if options.optimize {
+        optimize(&mut module, options);
+    }
+    let lowered: Lowered = lower(&module, &options.target, &options.lowering())?;
+    let setting = Setting {
+        target: &options.target,
+        dims: &options.dims,
+        beside,
+    };
+    Ok(Cost {
+        ns: predict(&lowered.program, &lowered.kernels, &setting).ns(),
+        bytes: lowered.program.weights_bytes,
     })
 }
 
@@ -374,6 +406,16 @@ pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result
 }
 
 impl Compiled {
+    /// The time of a run, predicted for the machine that the code is for. Symbols that the options do not give are 1.
+    pub fn predict(&self, options: &CompileOptions) -> Prediction {
+        let setting = Setting {
+            target: &options.target,
+            dims: &options.dims,
+            beside: 0.0,
+        };
+        predict(&self.program, &self.kernels, &setting)
+    }
+
     /// Makes the model ready to run in this process.
     pub fn load(self, options: ModelOptions) -> Result<Model, Error> {
         let run = |error| Error::Run {

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Eval(args) => commands::eval::eval(&args),
+        Command::Tune(args) => commands::tune::tune(&args),
         Command::Completions { shell } => {
             commands::completions(shell);
             Ok(())

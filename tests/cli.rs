@@ -368,3 +368,132 @@ fn a_budget_writes_the_recipe_that_repeats_it() {
         ["again", "plain", "small", "small.recipe.toml"]
     );
 }
+
+/// The bundled checkpoint of a Llama; its dimensions are one sequence of 16.
+fn llama() -> [String; 5] {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/models/llama31-rope");
+    [str(&model), "--dim", "batch=1", "--dim", "seq=16"].map(str::to_owned)
+}
+
+#[test]
+fn latency_is_a_budget() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("program");
+    let build = |latency: &str| {
+        let model = llama();
+        let mut args = vec!["build"];
+        args.extend(model.iter().map(String::as_str));
+        args.extend([
+            "-o",
+            str(&program),
+            "--no-target-profile",
+            "--json",
+            "--latency",
+            latency,
+        ]);
+        lapidary(&args)
+    };
+    let json = |out: &Output| -> serde_json::Value {
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("JSON")
+    };
+    let all = json(&build("1s"));
+    let before = all["compression"]["predicted_ms_before"]
+        .as_f64()
+        .expect("a number");
+    // There is time enough for every weight as it is.
+    assert_eq!(all["compression"]["error"], 0.0);
+    assert_eq!(all["predicted_ms"], all["compression"]["predicted_ms"]);
+    let some = json(&build(&format!("{}ms", 0.97 * before)));
+    let after = some["predicted_ms"].as_f64().expect("a number");
+    assert!(after <= 0.97 * before, "{after} {before}");
+    assert!(some["compression"]["error"].as_f64().expect("a number") > 0.0);
+    // The recipe beside it leads to the same program.
+    let recipe = folder.path().join("program.recipe.toml");
+    let model = llama();
+    let mut args = vec!["build"];
+    args.extend(model.iter().map(String::as_str));
+    let again = folder.path().join("again");
+    args.extend([
+        "-o",
+        str(&again),
+        "--no-target-profile",
+        "--json",
+        "--recipe",
+        str(&recipe),
+    ]);
+    assert_eq!(json(&lapidary(&args))["predicted_ms"], some["predicted_ms"]);
+
+    let out = build("1ns");
+    assert_eq!(out.status.code(), Some(1));
+    let message = text(&out.stderr);
+    assert!(
+        message.contains("latency") && message.contains("least"),
+        "{message}"
+    );
+    assert_eq!(build("5").status.code(), Some(2));
+    let model = llama();
+    let gguf = folder.path().join("small.gguf");
+    let message = refused(&["compress", &model[0], "-o", str(&gguf), "--latency", "5ms"]);
+    assert!(message.contains("lapidary build --latency"), "{message}");
+}
+
+/// What `tune` writes is what predictions are made by; others' profiles are refused, or left aside if nobody named them.
+#[test]
+fn a_profile_is_measured_and_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bench = |cache: &Path, extra: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+        command.args(["bench", str(&mnist().join("mnist-8.onnx")), "--json"]);
+        command
+            .args(["--seconds", "0.05", "--threads", "1"])
+            .args(extra);
+        let command = command.env("NO_COLOR", "1").env("XDG_CACHE_HOME", cache);
+        command.output().expect("the command starts")
+    };
+    let said = |out: &Output| -> serde_json::Value {
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("JSON")
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
+    command.args(["tune", "--threads", "1", "--json"]);
+    let report = said(
+        &command
+            .env("XDG_CACHE_HOME", folder.path())
+            .output()
+            .expect("starts"),
+    );
+    let profile = folder.path().join("lapidary/target.toml");
+    assert_eq!(report["profile"], str(&profile));
+    assert_eq!(files(&folder.path().join("lapidary")), ["target.toml"]);
+    let found = said(&bench(folder.path(), &[]));
+    assert_eq!(found["profile"], true);
+    let kernels = found["kernels"].as_array().expect("a list");
+    assert!(
+        kernels
+            .iter()
+            .all(|k| k["predicted_ns"].as_f64().is_some_and(|ns| ns > 0.0))
+    );
+    assert!(found["predicted_ms"].as_f64().is_some_and(|ms| ms > 0.0));
+    assert_eq!(
+        said(&bench(folder.path(), &["--no-target-profile"]))["profile"],
+        false
+    );
+
+    let text_of = std::fs::read_to_string(&profile).expect("there");
+    std::fs::write(&profile, text_of.replace("version = 1", "version = 999")).expect("written");
+    let out = bench(folder.path(), &[]);
+    assert_eq!(said(&out)["profile"], false);
+    assert!(
+        text(&out.stderr).contains("version 999"),
+        "{}",
+        text(&out.stderr)
+    );
+    let out = bench(folder.path(), &["--target-profile", str(&profile)]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        text(&out.stderr).contains("lapidary tune"),
+        "{}",
+        text(&out.stderr)
+    );
+}

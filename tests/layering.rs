@@ -89,7 +89,6 @@ const CONFINED: &[(&str, &str)] = &[
     ("object", "backends/llvm"),
     ("clap", "."),
     ("tokenizers", "runtime/language"),
-    ("minijinja", "runtime/language"),
     ("minijinja-contrib", "runtime/language"),
     ("miette", "."),
 ];

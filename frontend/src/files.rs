@@ -9,12 +9,14 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// A mapped file.
-#[derive(Clone)]
-struct Mapped(Arc<memmap2::Mmap>);
+struct Mapped(memmap2::Mmap);
 
-impl AsRef<[u8]> for Mapped {
+/// What views of a mapped file hold.
+struct Owner(Arc<Mapped>);
+
+impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.0.0
     }
 }
 
@@ -33,7 +35,7 @@ pub fn map(path: &Path) -> Result<Bytes, String> {
 }
 
 /// Maps a file and notes it in `sources`.
-pub(crate) fn map_source(path: &Path, sources: &mut Sources) -> Result<Bytes, String> {
+pub fn map_source(path: &Path, sources: &mut Sources) -> Result<Bytes, String> {
     let fail = |e: std::io::Error| format!("cannot read `{}`: {e}", path.display());
     let file = File::open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
@@ -47,9 +49,10 @@ pub(crate) fn map_source(path: &Path, sources: &mut Sources) -> Result<Bytes, St
     // another process rewrites while it is compiled gives other bytes, and one that is truncated stops
     // the process with a signal, as with every mapped file.
     let mapped = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(fail)?;
-    let mapped = Mapped(Arc::new(mapped));
-    sources.push(Arc::new(mapped.clone()));
-    Ok(Bytes::from_owner(mapped))
+    let mapped = Arc::new(Mapped(mapped));
+    let source: Arc<dyn Source> = mapped.clone();
+    sources.push(&source);
+    Ok(Bytes::from_owner(Owner(mapped)))
 }
 
 /// Files in a model's folder: those with external data, or the parts of a checkpoint.

@@ -15,7 +15,7 @@ mod text;
 
 pub use arch::Form;
 pub use error::{ImportError, Problem};
-pub use files::map;
+pub use files::{map, map_source};
 
 use lapidary_ir::Module;
 use std::collections::{BTreeMap, BTreeSet};

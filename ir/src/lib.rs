@@ -7,7 +7,8 @@
 //! * [`text`] (printer and parser of the graph IR), [`verify`] (everything that must hold of a module) and
 //!   [`diagnostic`] (how both say what is wrong);
 //! * [`tensor`] and [`eval`]: the reference evaluator, which *is* the meaning of the graph IR.
-//! * [`random`]: the generator of random numbers, the same on every machine.
+//! * [`random`]: the generator of random numbers, the same on every machine;
+//! * [`target`] and [`speeds`]: what the compiler knows of a machine, and how fast it is.
 //!
 //! This crate knows nothing of ONNX, e-graphs or targets. Alone, it reads, checks, prints and runs a program.
 
@@ -26,6 +27,7 @@ pub mod ops;
 pub mod random;
 pub mod same;
 pub mod sources;
+pub mod speeds;
 pub mod target;
 pub mod tensor;
 pub mod text;

@@ -5,7 +5,7 @@
 //! [`Sources::release`]; a later read finds the same bytes in the file again.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A file whose pages can be given back.
 pub trait Source: Send + Sync {
@@ -16,14 +16,17 @@ pub trait Source: Send + Sync {
 /// Bytes read, after which giving pages back is worth the call and the page faults of what is read again.
 pub const WORTHWHILE: usize = 1 << 20;
 
-/// The files of a module. They are no part of its meaning: any two lists are equal.
+/// The files of a module, for as long as something views them. They are no part of its meaning: any two lists are equal.
 #[derive(Clone, Default)]
-pub struct Sources(Vec<Arc<dyn Source>>);
+pub struct Sources(Vec<Weak<dyn Source>>);
 
 impl Sources {
     /// One more file.
-    pub fn push(&mut self, source: Arc<dyn Source>) {
-        self.0.push(source);
+    pub fn push(&mut self, source: &Arc<dyn Source>) {
+        if self.0.len() == self.0.capacity() {
+            self.0.retain(|s| s.strong_count() > 0);
+        }
+        self.0.push(Arc::downgrade(source));
     }
 
     /// The files of both.
@@ -34,7 +37,10 @@ impl Sources {
     /// Gives back the pages of all files, if this many bytes that were read are worth it.
     pub fn release(&self, read: usize) {
         if read >= WORTHWHILE {
-            self.0.iter().for_each(|s| s.release());
+            self.0
+                .iter()
+                .filter_map(Weak::upgrade)
+                .for_each(|s| s.release());
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What the compiler knows of a target: an explicit description, never a name to switch on.
 
+use crate::speeds::Speeds;
+use std::sync::Arc;
+
 macro_rules! features {
     ($($feature:ident $arch:literal $name:literal needs $needs:expr; $doc:literal)*) => {
         /// Instructions that not every machine of an architecture has.
@@ -99,6 +102,8 @@ pub struct Target {
     pub l2_bytes: u64,
     /// Threads that programs are planned for.
     pub threads: u32,
+    /// How fast it is, where that was measured.
+    pub measured: Option<Arc<Speeds>>,
 }
 
 impl Target {
@@ -114,7 +119,22 @@ impl Target {
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             threads: 1,
+            measured: None,
         }
+    }
+
+    /// How fast it is: as measured, or as the description says.
+    pub fn speeds(&self) -> Arc<Speeds> {
+        let described = || Arc::new(Speeds::of(self));
+        self.measured.clone().unwrap_or_else(described)
+    }
+
+    /// Names of its features, as users write them.
+    pub fn feature_names(&self) -> Vec<&'static str> {
+        let rows = FEATURES
+            .iter()
+            .filter(|f| self.features.contains(&f.feature));
+        rows.map(|f| f.name).collect()
     }
 
     /// This machine.

@@ -6,6 +6,7 @@ pub mod encode;
 pub mod fold;
 pub mod lower;
 pub mod methods;
+pub mod predict;
 pub mod rules;
 pub mod schedules;
 pub mod search;

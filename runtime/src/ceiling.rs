@@ -23,15 +23,18 @@ const TIME: Duration = Duration::from_millis(150);
 /// Row length of the measured product: panel and rows stay in the first-level cache.
 const K: usize = 256;
 
-/// Bytes that each thread reads: more than caches hold.
+/// Bytes that are read of memory: more than caches hold.
 const READ: usize = 128 << 20;
+
+/// Bytes of a run of a measurement at least.
+const LEAST_READ: usize = 8 << 20;
 
 /// Measures for this many threads; takes about half a second.
 pub fn measure(threads: usize) -> Result<Ceilings, RunError> {
     let pool = Pool::new(threads, true);
     Ok(Ceilings {
         gflops: arithmetic(&pool)?,
-        gbytes: memory(&pool)?,
+        gbytes: reading(&pool, READ)?,
     })
 }
 
@@ -91,25 +94,30 @@ fn arithmetic(pool: &Pool) -> Result<f64, RunError> {
     Ok(operations as f64 / seconds / 1e9)
 }
 
-fn memory(pool: &Pool) -> Result<f64, RunError> {
+/// Bytes that all threads of a pool together read in a nanosecond, of so many that they read again and again.
+pub fn reading(pool: &Pool, bytes: usize) -> Result<f64, RunError> {
     let threads = pool.threads();
-    let mut data = Bytes::zeroed(READ)?;
+    let mut data = Bytes::zeroed(bytes)?;
     // Every page gets memory of its own: untouched ones would all be the same zero page.
     data.as_mut_slice().fill(1);
     let data = data.as_slice();
+    // Short runs would measure how they are begun.
+    let times = (LEAST_READ / bytes.max(1)).max(1);
     let seconds = best(|| {
         pool.run(threads as u64, 1, &|_, begin, end| {
-            let (from, to) = (begin as usize * READ, end as usize * READ);
-            let mut sums = [0u64; 16];
-            for line in data[from / threads..to / threads].chunks_exact(128) {
-                for (sum, eight) in sums.iter_mut().zip(line.chunks_exact(8)) {
-                    let mut word = [0; 8];
-                    word.copy_from_slice(eight);
-                    *sum = sum.wrapping_add(u64::from_le_bytes(word));
+            let (from, to) = (begin as usize * bytes, end as usize * bytes);
+            for _ in 0..times {
+                let mut sums = [0u64; 16];
+                for line in data[from / threads..to / threads].chunks_exact(128) {
+                    for (sum, eight) in sums.iter_mut().zip(line.chunks_exact(8)) {
+                        let mut word = [0; 8];
+                        word.copy_from_slice(eight);
+                        *sum = sum.wrapping_add(u64::from_le_bytes(word));
+                    }
                 }
+                black_box(sums);
             }
-            black_box(sums);
         })
     });
-    Ok(READ as f64 / seconds / 1e9)
+    Ok((bytes * times) as f64 / seconds / 1e9)
 }

@@ -22,7 +22,7 @@ pub use object::write_object;
 use crate::error::Error;
 use lapidary_abi::program::Program;
 use lapidary_passes::lower::WeightPiece;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -126,16 +126,19 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     })
 }
 
-/// Writes files out of pieces, all of them or none.
+/// Writes files out of pieces, all of them or none; `written` is told the length of each piece that was.
 ///
 /// # Errors
 /// A file cannot be written; those that are in place already stay, as they are whole.
-pub fn write_pieces<P: AsRef<[u8]>>(files: &[(PathBuf, Vec<P>)]) -> Result<(), Error> {
+pub fn write_pieces<P: AsRef<[u8]>>(
+    files: &[(PathBuf, Vec<P>)],
+    written: &dyn Fn(usize),
+) -> Result<(), Error> {
     let mut staged = vec![];
     for (path, pieces) in files {
         let write = |out: &mut dyn Write| {
             let mut all = pieces.iter();
-            all.try_for_each(|p| out.write_all(p.as_ref()))
+            all.try_for_each(|p| write_piece(out, p.as_ref(), written))
                 .map_err(at_path(path))
         };
         staged.push(Staged::new(path, false, write)?);
@@ -143,11 +146,22 @@ pub fn write_pieces<P: AsRef<[u8]>>(files: &[(PathBuf, Vec<P>)]) -> Result<(), E
     staged.into_iter().try_for_each(Staged::commit)
 }
 
-/// Writes a folder of files, whole or not at all. There may be none of its name, unless it is empty.
+fn write_piece(out: &mut dyn Write, piece: &[u8], written: &dyn Fn(usize)) -> io::Result<()> {
+    out.write_all(piece)?;
+    written(piece.len());
+    Ok(())
+}
+
+/// Writes a folder of files, whole or not at all; `written` is told the length of each piece that was. There may be no folder of its name, unless it
+/// is empty.
 ///
 /// # Errors
 /// The folder exists, or a file cannot be written.
-pub fn write_folder<P: AsRef<[u8]>>(path: &Path, files: &[(String, Vec<P>)]) -> Result<(), Error> {
+pub fn write_folder<P: AsRef<[u8]>>(
+    path: &Path,
+    files: &[(String, Vec<P>)],
+    written: &dyn Fn(usize),
+) -> Result<(), Error> {
     let fail = at_path(path);
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -161,7 +175,8 @@ pub fn write_folder<P: AsRef<[u8]>>(path: &Path, files: &[(String, Vec<P>)]) -> 
         let write = || {
             let mut out =
                 BufWriter::with_capacity(1 << 20, std::fs::File::create(folder.path().join(name))?);
-            pieces.iter().try_for_each(|p| out.write_all(p.as_ref()))?;
+            let mut all = pieces.iter();
+            all.try_for_each(|p| write_piece(&mut out, p.as_ref(), written))?;
             out.flush()
         };
         write().map_err(&fail)?;

@@ -1,4 +1,4 @@
-//! `lapidary bench`: how fast a model runs here, kernel by kernel, beside what the machine can do.
+//! `lapidary bench`: how fast a model runs here, kernel by kernel, beside what was predicted and what the machine can do.
 
 use super::{print, run_error};
 use crate::cli::Bench;
@@ -34,6 +34,8 @@ pub fn bench(args: &Bench) -> Result<(), Error> {
     }
     let compiled = driver::compile(module, &file, &options, None)?;
     let stages = compiled.times.clone();
+    let predicted = compiled.predict(&options);
+    let predicted_ms = predicted.ns() / 1e6;
     let weights_bytes = compiled.program.weights_bytes;
     let arena_bytes = compiled.program.arena_bytes;
     let model = compiled.load(ModelOptions {
@@ -62,6 +64,7 @@ pub fn bench(args: &Bench) -> Result<(), Error> {
             "threads": threads,
             "load_s": load_s,
             "lat_ms": times,
+            "predicted_ms": predicted_ms,
             "weights_bytes": weights_bytes,
             "arena_bytes": arena_bytes,
         });
@@ -72,18 +75,25 @@ pub fn bench(args: &Bench) -> Result<(), Error> {
     sorted.sort_by(f64::total_cmp);
     let at = |q: f64| sorted[((sorted.len() - 1) as f64 * q).round() as usize];
     let kernels = kernel_times(&model, &inputs).map_err(&failed)?;
+    let of_kernels = predicted.kernels();
+    let predicted_of = |name: &str| {
+        let found = of_kernels.iter().find(|k| k.name == name);
+        found.map(|k| k.ns)
+    };
     if args.model.json {
         let kernels: Vec<_> = kernels
             .iter()
             .map(|k| {
                 serde_json::json!({
                     "name": k.name, "calls": k.calls, "ns": k.nanoseconds, "flops": k.flops, "bytes": k.bytes,
+                    "predicted_ns": predicted_of(&k.name),
                 })
             })
             .collect();
         let report = serde_json::json!({
             "threads": threads, "load_s": load_s, "runs": times.len(), "median_ms": at(0.5),
-            "p10_ms": at(0.1), "p90_ms": at(0.9), "kernels": kernels,
+            "p10_ms": at(0.1), "p90_ms": at(0.9), "predicted_ms": predicted_ms,
+            "profile": options.target.measured.is_some(), "kernels": kernels,
         });
         print(&format!("{report}\n"));
         return Ok(());
@@ -106,11 +116,21 @@ pub fn bench(args: &Bench) -> Result<(), Error> {
         at(0.1),
         at(0.9)
     );
+    let by = match options.target.measured {
+        Some(_) => "by this machine's profile",
+        None => "by the target's description; `lapidary tune` measures this machine",
+    };
+    text += &format!("predicted {predicted_ms:.3} ms ({by})\n");
     text += &format!(
         "this machine: {:.0} GFLOP/s, {:.1} GB/s with {threads} threads\n",
         ceiling.gflops, ceiling.gbytes
     );
+    text += " predicted    measured\n";
     for k in &kernels {
+        text += &format!(
+            "{:>10} ",
+            predicted_of(&k.name).map_or("-".to_owned(), |ns| format!("{:.1}", ns / 1e3))
+        );
         text += &format!("{k}\n");
     }
     print(&text);

@@ -1,11 +1,12 @@
 //! `lapidary build`: a model as an artefact.
 
 use super::print;
-use crate::cli::{Build, Emit};
+use crate::cli::{Build, Emit, Model};
 use lapidary::artefact::{
     Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
     write_text,
 };
+use lapidary::report::html;
 use lapidary::{Compiled, Error, driver};
 use lapidary_passes::compress;
 use lapidary_passes::lower::Noticed;
@@ -42,7 +43,10 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
     }
     write_recipe(args, &compiled)?;
-    report(args, &compiled)
+    if let Some(compression) = &compiled.compression {
+        write_page(&args.model, compression)?;
+    }
+    report(args, &compiled, compiled.predict(&options).ns() / 1e6)
 }
 
 /// Beside the artefact: the choices that a budget led to, so that the next build repeats them without searching.
@@ -59,7 +63,15 @@ fn write_recipe(args: &Build, compiled: &Compiled) -> Result<(), Error> {
     write_text(path.as_ref(), &text)
 }
 
-fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
+/// The page that `--report` asks for.
+pub(super) fn write_page(model: &Model, compression: &compress::Report) -> Result<(), Error> {
+    match &model.report {
+        Some(path) => write_text(path, &html(&model.file(), compression)?),
+        None => Ok(()),
+    }
+}
+
+fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Error> {
     let bytes = std::fs::metadata(&args.output).map_err(|error| Error::File {
         path: args.output.clone(),
         error,
@@ -74,13 +86,14 @@ fn report(args: &Build, compiled: &Compiled) -> Result<(), Error> {
             "unshared_bytes": compiled.report.unshared_bytes, "prepared_bytes": program.prepared_bytes,
             "compression": compiled.compression.as_ref().map(compression),
             "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
-            "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
+            "predicted_ms": predicted_ms, "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
         print(&format!("{report}\n"));
     } else {
         print(&format!(
             "{output}: {} bytes ({} of code, {} of weights), compiled in {seconds:.2} s\n\
-             memory plan: a peak of {} bytes of working memory; {} if nothing shared storage\n",
+             memory plan: a peak of {} bytes of working memory; {} if nothing shared storage\n\
+             a run is predicted to take {predicted_ms:.3} ms\n",
             bytes.len(),
             compiled.code.len(),
             program.weights_bytes,
@@ -132,6 +145,13 @@ pub(super) fn compressed(report: &compress::Report) -> String {
         (Some((predicted, bound)), Some(m)) => text += &measured(m, predicted, bound),
         (None, _) => (),
     }
+    if let Some((before, after)) = report.latency_ns {
+        text += &format!(
+            "predicted latency: {:.3} -> {:.3} ms\n",
+            before / 1e6,
+            after / 1e6
+        );
+    }
     text
 }
 
@@ -154,6 +174,12 @@ fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
             100.0 * agreement
         );
     }
+    if let Some(s) = m.difference.spread {
+        text += &format!(
+            "standard error {:.1e}; 95 % of predictions diverge by at most {:.3e}, 99 % by {:.3e}\n",
+            s.standard_error, s.p95, s.p99
+        );
+    }
     text
 }
 
@@ -165,11 +191,16 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
             "bytes_before": w.bytes.0, "bytes": w.bytes.1, "error": w.error, "assumptions": w.assumptions,
         })
     };
+    let spread =
+        |of: fn(compress::Spread) -> f64| report.measured.and_then(|m| m.difference.spread).map(of);
     serde_json::json!({
         "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),
+        "front": report.front,
         "loss": report.measured.map(|m| m.difference.loss),
+        "loss_standard_error": spread(|s| s.standard_error), "loss_p95": spread(|s| s.p95), "loss_p99": spread(|s| s.p99),
+        "predicted_ms_before": report.latency_ns.map(|l| l.0 / 1e6), "predicted_ms": report.latency_ns.map(|l| l.1 / 1e6),
         "top1_agreement": report.measured.and_then(|m| m.difference.agreement),
     })
 }

@@ -4,6 +4,7 @@ use super::{build, print};
 use crate::cli::{Compress, Export};
 use lapidary::artefact::{write_folder, write_pieces};
 use lapidary::driver::Compression;
+use lapidary::work::WorkFolder;
 use lapidary::{Error, driver};
 use lapidary_frontend::Problem;
 use lapidary_frontend::export::{self, Format, Weight, Written};
@@ -20,6 +21,12 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
         return Err(Error::Usage {
             message: format!("`{}` exists already", args.output.display()),
             help: "name another folder, or remove this one".to_owned(),
+        });
+    }
+    if args.model.latency.is_some() {
+        return Err(Error::Usage {
+            message: "a file for other programs has no latency".to_owned(),
+            help: "`lapidary build --latency` compresses for a program of ours".to_owned(),
         });
     }
     let options = args.model.options(None)?;
@@ -80,9 +87,27 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
         }
         Made::Job => return Ok(()),
     };
-    let written = target.write(&weights(&module, &report)).map_err(refused)?;
     options.progress.stage("write");
-    let bytes = write(&args.output, format, &written)?;
+    // Where no temporary folder can be had memory must do.
+    let folder = WorkFolder::temporary().ok();
+    let aside = |bytes: Vec<u8>| match &folder {
+        Some(folder) => folder.aside(bytes).map_err(|error| Problem {
+            place: "output".to_owned(),
+            reason: format!("cannot be put aside: {error}"),
+            remedy: Some("is there room among the temporary files (TMPDIR)?".to_owned()),
+        }),
+        None => Ok(bytes.into()),
+    };
+    let made = weights(&module, &report);
+    let written = target.write(&made, &aside).map_err(refused)?;
+    let released = |bytes: usize| {
+        written.sources.release(bytes);
+        if let Some(folder) = &folder {
+            folder.sources().release(bytes);
+        }
+    };
+    let bytes = write(&args.output, format, &written, &released)?;
+    build::write_page(&args.model, &report)?;
     print(&summary(args, &report, &written, bytes));
     Ok(())
 }
@@ -209,7 +234,12 @@ fn weights<'m>(module: &'m Module, report: &'m Report) -> Vec<Weight<'m>> {
 }
 
 /// Writes all files; gives their bytes.
-fn write(output: &Path, format: Format, written: &Written) -> Result<u64, Error> {
+fn write(
+    output: &Path,
+    format: Format,
+    written: &Written,
+    released: &dyn Fn(usize),
+) -> Result<u64, Error> {
     let pieces = |f: &export::File| f.pieces.clone();
     match format {
         Format::CompressedTensors | Format::Gptq => {
@@ -218,7 +248,7 @@ fn write(output: &Path, format: Format, written: &Written) -> Result<u64, Error>
                 .iter()
                 .map(|f| (f.name.clone(), pieces(f)))
                 .collect();
-            write_folder(output, &files)?;
+            write_folder(output, &files, released)?;
         }
         Format::Onnx | Format::Gguf => {
             let place = |f: &export::File| match f.name.is_empty() {
@@ -230,7 +260,7 @@ fn write(output: &Path, format: Format, written: &Written) -> Result<u64, Error>
                 .iter()
                 .map(|f| (place(f), pieces(f)))
                 .collect();
-            write_pieces(&files)?;
+            write_pieces(&files, released)?;
         }
     }
     let lengths = written

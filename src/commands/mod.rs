@@ -7,12 +7,14 @@ pub mod eval;
 pub mod inspect;
 mod kernels;
 pub mod run;
+pub mod tune;
 
 use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use lapidary::calibrate::Calibration;
 use lapidary::driver::{Compression, Progress};
+use lapidary::profile::{self, Profile};
 use lapidary::{CompileOptions, Error, backend};
 use lapidary_ir::target::Target;
 use lapidary_passes::compress::{Goal, Recipe};
@@ -23,8 +25,7 @@ use std::time::Duration;
 impl cli::Model {
     /// Threads to plan for and to run with.
     fn thread_count(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        self.threads.unwrap_or_else(all).max(1)
+        self.threads.unwrap_or_else(all_threads).max(1)
     }
 
     /// For a triple, or for this machine.
@@ -33,11 +34,13 @@ impl cli::Model {
         let mut options = CompileOptions::host(threads);
         let target = Target::named(triple, self.cpu.as_deref())
             .map_err(|[message, help]| Error::Usage { message, help })?;
+        let target = self.measured(target, triple.is_none() && self.cpu.is_none())?;
         let threads = threads as u32;
         options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
         options.dims = self.dims.iter().cloned().collect();
         let goal = Goal {
             budget: self.size.or(self.bits),
+            latency_ns: self.latency,
             max_divergence: self.max_kl,
             min_agreement: self.min_top1,
         };
@@ -60,9 +63,36 @@ impl cli::Model {
         Ok(options)
     }
 
-    fn file(&self) -> String {
+    /// The target with the speeds of its profile, if there is one; `own`: it is this machine, as it is.
+    fn measured(&self, target: Target, own: bool) -> Result<Target, Error> {
+        if let Some(path) = &self.target_profile {
+            let profile = Profile::read(path, &target)?;
+            return Ok(profile.describe(target));
+        }
+        let found =
+            profile::default_path().filter(|p| own && !self.no_target_profile && p.exists());
+        Ok(match found.map(|path| Profile::read(&path, &target)) {
+            Some(Ok(profile)) => profile.describe(target),
+            // Nobody asked for it, so nothing fails because of it.
+            Some(Err(error)) => {
+                eprintln!(
+                    "{:?}",
+                    miette::Report::new(error).wrap_err("the profile is not used")
+                );
+                target
+            }
+            None => target,
+        })
+    }
+
+    pub(crate) fn file(&self) -> String {
         self.model.display().to_string()
     }
+}
+
+/// One thread for each core.
+fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 fn read_recipe(path: &Path) -> Result<Recipe, Error> {

@@ -47,7 +47,7 @@ impl Fun<'_, '_> {
     }
 
     pub fn unary(&mut self, ty: &TileType, f: Unary, x: &Tile) -> Result<Tile, Error> {
-        if let Some(function) = crate::panels::function_of(f, ty)
+        if let Some(function) = lapidary_ir::kernel::map::function_of(f, ty)
             && self.micro_kernels
         {
             return Ok(self.unary_call(ty, function, x));

@@ -43,7 +43,8 @@ fn compile_in<'c>(
     target: &Target,
     isas: &Isas,
 ) -> Result<&'c CompiledCode, Error> {
-    let calls = |f, ty: &_| target.micro_kernels && crate::panels::function_of(f, ty).is_some();
+    let calls =
+        |f, ty: &_| target.micro_kernels && lapidary_ir::kernel::map::function_of(f, ty).is_some();
     let kernel = legalize::legalize_but(kernel.clone(), &calls);
     let scalar = kernel.vars.iter().all(|ty| ty.len() == 1);
     let isa = if scalar { &isas.scalars } else { &isas.vectors };

@@ -7,17 +7,15 @@ use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, UNARY_ERF, UNARY_EXP,
-    UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH, UnaryF32, UnpackBlocks,
+    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, UnaryF32,
+    UnpackBlocks,
 };
-use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
-use lapidary_ir::kernel::activation::Activation;
 use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile, UnpackTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::sparse::{self, Rows};
-use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileElem, TileType, Unary, Var};
+use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileType, Var};
 use std::mem::offset_of;
 
 /// Fields of a micro-kernel's block, each with its offset.
@@ -25,30 +23,6 @@ macro_rules! fields {
     ($args:ident { $($field:ident: $value:expr,)* }) => {
         [$(($value, offset_of!($args, $field))),*]
     };
-}
-
-/// Activations that a micro-kernel computes, with its numbers for them.
-const ACTIVATIONS: [(Activation, u32); 5] = [
-    (Activation::Tanh, UNARY_TANH),
-    (Activation::Sigmoid, UNARY_SIGMOID),
-    (Activation::Swish(1.0), UNARY_SWISH),
-    (Activation::Gelu, UNARY_GELU),
-    (Activation::GeluTanh, UNARY_GELU_TANH),
-];
-
-/// Tiles of fewer elements are not worth a call.
-const FEW: u32 = 16;
-
-/// The micro-kernel's number of a function that it computes for tiles of this type.
-pub(crate) fn function_of(f: Unary, ty: &TileType) -> Option<u32> {
-    let function = match f {
-        Unary::Exp => UNARY_EXP,
-        Unary::Tanh => UNARY_TANH,
-        Unary::Erf => UNARY_ERF,
-        _ => return None,
-    };
-    let fits = ty.elem == TileElem::Elem(ElemType::F32) && ty.len() >= FEW;
-    fits.then_some(function)
 }
 
 impl<'k> Fun<'k, '_> {
@@ -85,7 +59,7 @@ impl<'k> Fun<'k, '_> {
             self.unpack_blocks(&tile)?;
         } else if let Some(m) = moves::recognise(&self.facts, stmt) {
             self.moves(&m)?;
-        } else if let Some(m) = map::recognise(&self.facts, stmt, &ACTIVATIONS.map(|a| a.0)) {
+        } else if let Some(m) = map::recognise(&self.facts, stmt, &map::CALLED.map(|a| a.0)) {
             self.map(&m)?;
         } else {
             return Ok(false);
@@ -192,7 +166,7 @@ impl<'k> Fun<'k, '_> {
     }
 
     fn map(&mut self, m: &Map) -> Result<(), Error> {
-        let known = ACTIVATIONS.iter().find(|a| a.0 == m.activation);
+        let known = map::CALLED.iter().find(|a| a.0 == m.activation);
         let (_, function) = known.ok_or_else(|| self.unsupported("an unknown activation"))?;
         let (src, dst) = (self.at(m.src, 4)?, self.at(m.dst, 4)?);
         let (zero, n) = (self.index(0), self.scalar(m.n)?);

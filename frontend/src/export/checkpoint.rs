@@ -5,15 +5,15 @@
 //! Source: vllm-project/compressed-tensors, `compressors/pack_quantized`; AutoGPTQ, `qlinear_cuda_old.py`.
 
 use super::grid::{Grid, transposed};
-use super::{File, Kind, Target, Weight, Written, misfit};
+use super::{Aside, File, Kind, Target, Weight, Written, misfit};
 use crate::checkpoint::config;
 use crate::checkpoint::safetensors::{self, Stored};
 use crate::checkpoint::weights::Weights;
 use crate::error::Problem;
 use crate::files::{Files, map};
-use bytes::Bytes;
 use lapidary_ir::ElemType;
 use lapidary_ir::encodings::int;
+use lapidary_ir::sources::Sources;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,6 +39,7 @@ pub struct Folder {
     config: Map<String, Value>,
     weights: Weights,
     beside: Vec<File>,
+    sources: Sources,
 }
 
 impl Folder {
@@ -61,7 +62,8 @@ impl Folder {
                 "holds weights that are compressed already".to_owned(),
             ));
         }
-        let weights = Weights::read(path, &Files::new(Some(path)))?;
+        let files = Files::new(Some(path));
+        let weights = Weights::read(path, &files)?;
         let mut beside = vec![];
         let unreadable = |e: std::io::Error| wrong(format!("cannot be listed: {e}"));
         for entry in std::fs::read_dir(path).map_err(unreadable)? {
@@ -86,6 +88,7 @@ impl Folder {
             config,
             weights,
             beside,
+            sources: files.into_sources(),
         })
     }
 }
@@ -136,45 +139,32 @@ impl Target for Folder {
         }
     }
 
-    fn write(&self, weights: &[Weight]) -> Result<Written, Problem> {
-        let mut packed = BTreeMap::new();
-        for w in weights {
-            let grid =
-                Grid::of(w.term).filter(|g| !w.by_columns && in_layer(w.name) && self.holds(g));
-            let grid = grid.ok_or_else(|| {
-                let (format, holds) = match self.style {
-                    Style::CompressedTensors => (
-                        "`pack-quantized`",
-                        "codes of 4 or 8 bits, with zero points that are codes",
-                    ),
-                    Style::Gptq => ("`gptq`", "codes of 2, 4 or 8 bits on symmetric grids"),
-                };
-                misfit(w.name, w.term, format, holds)
-            })?;
-            packed.insert(w.name, grid);
-        }
+    fn write(&self, weights: &[Weight], aside: &Aside) -> Result<Written, Problem> {
+        let weights: BTreeMap<&str, &Weight> = weights.iter().map(|w| (w.name, w)).collect();
+        let mut kinds: BTreeMap<&str, Packed> = BTreeMap::new();
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
         for (name, stored) in self.weights.stored() {
-            match packed.get(name) {
-                None => drop(tensors.insert(name.to_owned(), stored.clone())),
-                Some(grid) => {
-                    let module = name.strip_suffix(".weight").unwrap_or(name);
-                    let parts = match self.style {
-                        Style::CompressedTensors => packed_parts(grid),
-                        Style::Gptq => gptq_parts(grid),
-                    };
-                    tensors.extend(
-                        parts
-                            .into_iter()
-                            .map(|(part, s)| (format!("{module}.{part}"), s)),
-                    );
-                }
+            let Some(w) = weights.get(name) else {
+                tensors.insert(name.to_owned(), stored.clone());
+                continue;
+            };
+            // Codes in memory are bytes: one weight's at a time.
+            let grid = self.grid(w)?;
+            let parts = match self.style {
+                Style::CompressedTensors => packed_parts(&grid),
+                Style::Gptq => gptq_parts(&grid),
+            };
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            for (part, stored) in parts {
+                tensors.insert(format!("{module}.{part}"), stored.aside(aside)?);
             }
+            kinds.insert(module, Packed::of(&grid));
+            self.sources.release(stored.bytes.len());
         }
         let mut config = self.config.clone();
         let settings = match self.style {
-            Style::CompressedTensors => packed_settings(&packed),
-            Style::Gptq => gptq_settings(&packed)?,
+            Style::CompressedTensors => packed_settings(&kinds),
+            Style::Gptq => gptq_settings(&kinds)?,
         };
         config.insert("quantization_config".to_owned(), settings);
         let text = serde_json::to_vec_pretty(&config).unwrap_or_default();
@@ -192,11 +182,63 @@ impl Target for Folder {
         Ok(Written {
             files,
             notes: vec![],
+            sources: self.sources.clone(),
+        })
+    }
+}
+
+/// What the settings say of a packed weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Packed {
+    bits: u32,
+    /// Weights that share a scale; 0 for the whole row.
+    group: usize,
+    symmetric: bool,
+}
+
+impl Packed {
+    fn of(grid: &Grid) -> Packed {
+        Packed {
+            bits: grid.bits,
+            group: if grid.groups == 1 { 0 } else { grid.group() },
+            symmetric: is_symmetric(grid),
+        }
+    }
+}
+
+/// The bytes of a tensor's part before they are put aside.
+struct Part {
+    elem: ElemType,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Part {
+    fn aside(self, aside: &Aside) -> Result<Stored, Problem> {
+        Ok(Stored {
+            elem: Ok(self.elem),
+            shape: self.shape,
+            bytes: aside(self.bytes)?,
         })
     }
 }
 
 impl Folder {
+    /// The grid of a weight that the style has a place for.
+    fn grid(&self, w: &Weight) -> Result<Grid, Problem> {
+        let grid = Grid::of(w.term).filter(|g| !w.by_columns && in_layer(w.name) && self.holds(g));
+        grid.ok_or_else(|| {
+            let (format, holds) = match self.style {
+                Style::CompressedTensors => (
+                    "`pack-quantized`",
+                    "codes of 4 or 8 bits, with zero points that are codes",
+                ),
+                Style::Gptq => ("`gptq`", "codes of 2, 4 or 8 bits on symmetric grids"),
+            };
+            misfit(w.name, w.term, format, holds)
+        })
+    }
+
     /// Whether the style has a place for a grid.
     fn holds(&self, grid: &Grid) -> bool {
         let whole = grid.rows.is_multiple_of(8) && grid.columns.is_multiple_of(32);
@@ -213,11 +255,11 @@ impl Folder {
     }
 }
 
-fn part(elem: ElemType, shape: &[usize], bytes: Vec<u8>) -> Stored {
-    Stored {
-        elem: Ok(elem),
+fn part(elem: ElemType, shape: &[usize], bytes: Vec<u8>) -> Part {
+    Part {
+        elem,
         shape: shape.to_vec(),
-        bytes: Bytes::from(bytes),
+        bytes,
     }
 }
 
@@ -240,7 +282,7 @@ fn scales(grid: &Grid) -> (ElemType, Vec<u8>) {
     (if halves { ElemType::F16 } else { ElemType::F32 }, bytes)
 }
 
-fn packed_parts(grid: &Grid) -> Vec<(&'static str, Stored)> {
+fn packed_parts(grid: &Grid) -> Vec<(&'static str, Part)> {
     let (rows, per) = (grid.rows, WORD / grid.bits as usize);
     let (elem, scales) = scales(grid);
     let shape = [rows as i64, grid.columns as i64]
@@ -274,17 +316,12 @@ fn is_symmetric(grid: &Grid) -> bool {
     grid.shared_zero().map(u32::from) == Some(1 << (grid.bits - 1))
 }
 
-fn packed_settings(packed: &BTreeMap<&str, Grid>) -> Value {
-    let mut kinds: BTreeMap<(u32, usize, bool), Vec<&str>> = BTreeMap::new();
-    for (name, grid) in packed {
-        let group = if grid.groups == 1 { 0 } else { grid.group() };
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        kinds
-            .entry((grid.bits, group, is_symmetric(grid)))
-            .or_default()
-            .push(module);
+fn packed_settings(packed: &BTreeMap<&str, Packed>) -> Value {
+    let mut kinds: BTreeMap<Packed, Vec<&str>> = BTreeMap::new();
+    for (module, &kind) in packed {
+        kinds.entry(kind).or_default().push(module);
     }
-    let groups = kinds.into_iter().enumerate().map(|(i, ((bits, group, symmetric), targets))| {
+    let groups = kinds.into_iter().enumerate().map(|(i, (Packed { bits, group, symmetric }, targets))| {
         let strategy = if group == 0 { "channel" } else { "group" };
         let size = if group == 0 { Value::Null } else { json!(group) };
         let weights = json!({
@@ -303,7 +340,7 @@ fn packed_settings(packed: &BTreeMap<&str, Grid>) -> Value {
     })
 }
 
-fn gptq_parts(grid: &Grid) -> Vec<(&'static str, Stored)> {
+fn gptq_parts(grid: &Grid) -> Vec<(&'static str, Part)> {
     let (rows, columns, per) = (grid.rows, grid.columns, WORD / grid.bits as usize);
     let (elem, _) = scales(grid);
     let turned = transposed(&grid.scales, grid.groups);
@@ -335,20 +372,23 @@ fn gptq_parts(grid: &Grid) -> Vec<(&'static str, Stored)> {
     ]
 }
 
-fn gptq_settings(packed: &BTreeMap<&str, Grid>) -> Result<Value, Problem> {
-    let mut kinds = packed.iter().map(|(name, g)| (name, g.bits, g.group()));
-    let Some((_, bits, group)) = kinds.next() else {
+fn gptq_settings(packed: &BTreeMap<&str, Packed>) -> Result<Value, Problem> {
+    let mut kinds = packed.iter();
+    let Some((_, &Packed { bits, group, .. })) = kinds.next() else {
         return Ok(Value::Null);
     };
-    if let Some((name, b, g)) = kinds.find(|&(_, b, g)| (b, g) != (bits, group)) {
+    if let Some((module, other)) = kinds.find(|(_, k)| (k.bits, k.group) != (bits, group)) {
         return Err(Problem {
-            place: format!("weight `{name}`"),
-            reason: format!("has {b} bits in groups of {g}, others {bits} in groups of {group}"),
+            place: format!("weight `{module}.weight`"),
+            reason: format!(
+                "has {} bits in groups of {}, others {bits} in groups of {group}",
+                other.bits, other.group
+            ),
             remedy: Some("`gptq` holds one kind for all weights: say it in a recipe, or write compressed-tensors".to_owned()),
         });
     }
     Ok(json!({
-        "quant_method": "gptq", "bits": bits, "group_size": group, "sym": true, "desc_act": false,
+        "quant_method": "gptq", "bits": bits, "group_size": if group == 0 { -1 } else { group as i64 }, "sym": true, "desc_act": false,
         "checkpoint_format": "gptq",
     }))
 }

@@ -10,7 +10,7 @@
 //! vocabulary in the file (`tokenizer.ggml.model` is `none`).
 //! Source: ggml-org/ggml, `docs/gguf.md`; ggml-org/llama.cpp, `ggml-common.h`.
 
-use super::{File, Grid, Kind, Target, Weight, Written, misfit};
+use super::{Aside, File, Grid, Kind, Target, Weight, Written, misfit};
 use crate::arch::rope;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::safetensors::Stored;
@@ -21,8 +21,8 @@ use crate::gguf::blocks::{self, BlockType};
 use crate::gguf::file::{self, Stored as Blocks, Written as Value};
 use crate::gguf::names::Network;
 use crate::gguf::network::{self, Place};
-use bytes::Bytes;
 use half::f16;
+use lapidary_ir::sources::Sources;
 use lapidary_ir::{ElemType, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,6 +36,7 @@ pub struct Model {
     weights: Weights,
     network: &'static Network,
     places: BTreeMap<String, Place>,
+    sources: Sources,
 }
 
 impl Model {
@@ -55,7 +56,8 @@ impl Model {
                 "means that weights are compressed already",
             ));
         }
-        let weights = Weights::read(path, &Files::new(Some(path)))?;
+        let files = Files::new(Some(path));
+        let weights = Weights::read(path, &files)?;
         let network = network::of_checkpoint(&config)?;
         let mut places = BTreeMap::new();
         for (name, stored) in weights.stored() {
@@ -67,6 +69,7 @@ impl Model {
             config,
             weights,
             places,
+            sources: files.into_sources(),
         })
     }
 }
@@ -133,7 +136,7 @@ impl Target for Model {
         kinds
     }
 
-    fn write(&self, weights: &[Weight]) -> Result<Written, Problem> {
+    fn write(&self, weights: &[Weight], aside: &Aside) -> Result<Written, Problem> {
         let compressed: BTreeMap<&str, &Weight> = weights.iter().map(|w| (w.name, w)).collect();
         let mut notes = vec![];
         let mut tensors: BTreeMap<String, Blocks> = BTreeMap::new();
@@ -143,16 +146,17 @@ impl Target for Model {
                 continue;
             };
             let out = match compressed.get(name) {
-                Some(w) => encoded(w, stored, place, &mut notes)?,
+                Some(w) => encoded(w, stored, place, &mut notes, aside)?,
                 None => plain(name, stored, place)?,
             };
+            self.sources.release(stored.bytes.len());
             match place.expert {
                 None => drop(tensors.insert(place.name.clone(), out)),
                 Some(e) => drop(stacks.entry(place.name.clone()).or_default().insert(e, out)),
             }
         }
         for (name, stack) in stacks {
-            let stacked = stacked(&name, stack)?;
+            let stacked = stacked(&name, stack, aside)?;
             tensors.insert(name, stacked);
         }
         let mut meta = network::metadata(&self.config, self.network)?;
@@ -163,6 +167,7 @@ impl Target for Model {
                 pieces: file::write(&meta, &tensors),
             }],
             notes,
+            sources: self.sources.clone(),
         })
     }
 }
@@ -214,6 +219,7 @@ fn encoded(
     stored: &Stored,
     place: &Place,
     notes: &mut Vec<String>,
+    aside: &Aside,
 ) -> Result<Blocks, Problem> {
     let wrong = || {
         let holds = "codes of 4 bits in groups of 32, of 8 bits if they are symmetric, and of 6 bits where rows are multiples of 256";
@@ -238,8 +244,8 @@ fn encoded(
         (6, _) if supers => (named("Q6_K"), q6_k(&original().ok_or_else(wrong)?)),
         _ => return Err(wrong()),
     };
+    let bytes = aside(bytes)?;
     if matches!(kind.name, "Q4_1" | "Q4_K" | "Q6_K") {
-        let bytes = Bytes::from(bytes.clone());
         let term = blocks::term(kind, &[(grid.rows, 1)], 0, grid.columns, &bytes);
         let error = relative_error(&original().ok_or_else(wrong)?, &term).ok_or_else(wrong)?;
         notes.push(format!(
@@ -251,7 +257,7 @@ fn encoded(
     Ok(Blocks {
         shape: vec![grid.rows, grid.columns],
         kind,
-        bytes: place.rows(bytes.into(), row),
+        bytes: place.rows(bytes, row),
     })
 }
 
@@ -403,7 +409,7 @@ fn q6_k(original: &[f64]) -> Vec<u8> {
 }
 
 /// The experts of a layer as one tensor.
-fn stacked(name: &str, stack: BTreeMap<usize, Blocks>) -> Result<Blocks, Problem> {
+fn stacked(name: &str, stack: BTreeMap<usize, Blocks>, aside: &Aside) -> Result<Blocks, Problem> {
     let all: Vec<Blocks> = stack.into_values().collect();
     let same = all
         .windows(2)
@@ -417,7 +423,7 @@ fn stacked(name: &str, stack: BTreeMap<usize, Blocks>) -> Result<Blocks, Problem
     Ok(Blocks {
         shape: [&[all.len()], &first.shape[..]].concat(),
         kind: first.kind,
-        bytes: bytes.into(),
+        bytes: aside(bytes)?,
     })
 }
 
@@ -474,7 +480,8 @@ mod tests {
                 by_columns: false,
             };
             let mut notes = vec![];
-            let out = encoded(&w, &stored, &Place::of("w"), &mut notes).expect("held");
+            let out =
+                encoded(&w, &stored, &Place::of("w"), &mut notes, &|b| Ok(b.into())).expect("held");
             let back = blocks::term(out.kind, &[(rows, 1)], 0, columns, &out.bytes);
             let (found, chosen) = (
                 relative_error(&weights, &back),

@@ -15,6 +15,7 @@ pub use grid::Grid;
 use crate::error::Problem;
 use bytes::Bytes;
 use lapidary_ir::encodings::Encoding;
+use lapidary_ir::sources::Sources;
 use std::path::Path;
 
 /// A format to write.
@@ -68,7 +69,13 @@ pub struct Written {
     pub files: Vec<File>,
     /// What was said of weights, a line each: those that the format holds in another form than chosen.
     pub notes: Vec<String>,
+    /// The model's files, of which pieces are views.
+    pub sources: Sources,
 }
+
+/// Puts bytes aside that will be written in the end, and gives them back: a view of a temporary file, as all of them together may be
+/// larger than memory.
+pub type Aside<'a> = dyn Fn(Vec<u8>) -> Result<Bytes, Problem> + 'a;
 
 /// Where weights come from and what they may become.
 pub trait Target {
@@ -79,8 +86,8 @@ pub trait Target {
     /// The files, with these weights in place.
     ///
     /// # Errors
-    /// A weight is of a form that the format does not hold.
-    fn write(&self, weights: &[Weight]) -> Result<Written, Problem>;
+    /// A weight is of a form that the format does not hold, or nothing can be put aside.
+    fn write(&self, weights: &[Weight], aside: &Aside) -> Result<Written, Problem>;
 }
 
 impl Format {

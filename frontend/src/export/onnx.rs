@@ -11,7 +11,7 @@
 
 use super::grid::{Grid, transposed};
 use super::wire::{fields, header, message};
-use super::{File, Kind, Target, Weight, Written, misfit};
+use super::{Aside, File, Kind, Target, Weight, Written, misfit};
 use crate::error::Problem;
 use crate::files::{Files, map};
 use crate::onnx::proto::{
@@ -194,7 +194,8 @@ impl Target for Model {
         kinds
     }
 
-    fn write(&self, weights: &[Weight]) -> Result<Written, Problem> {
+    // A file of protobuf has less than 2 GiB; what is new of it is held.
+    fn write(&self, weights: &[Weight], _: &Aside) -> Result<Written, Problem> {
         let mut edit = Edit::default();
         for w in weights {
             let dims = self.weights.get(w.name);
@@ -235,7 +236,7 @@ impl Target for Model {
         });
         Ok(Written {
             files: std::iter::once(main).chain(copied).collect(),
-            notes: vec![],
+            ..Written::default()
         })
     }
 }

@@ -12,6 +12,33 @@ use super::build::KernelBuilder;
 use super::contraction::Facts;
 use super::pattern::unify;
 use super::*;
+use lapidary_abi::kernel::{
+    UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH,
+};
+
+/// Activations that a micro-kernel computes, with its numbers for them.
+pub const CALLED: [(Activation, u32); 5] = [
+    (Activation::Tanh, UNARY_TANH),
+    (Activation::Sigmoid, UNARY_SIGMOID),
+    (Activation::Swish(1.0), UNARY_SWISH),
+    (Activation::Gelu, UNARY_GELU),
+    (Activation::GeluTanh, UNARY_GELU_TANH),
+];
+
+/// Tiles of fewer elements are not worth a call.
+const FEW: u32 = 16;
+
+/// The micro-kernel's number of a function that it computes for tiles of this type.
+pub fn function_of(f: Unary, ty: &TileType) -> Option<u32> {
+    let function = match f {
+        Unary::Exp => UNARY_EXP,
+        Unary::Tanh => UNARY_TANH,
+        Unary::Erf => UNARY_ERF,
+        _ => return None,
+    };
+    let fits = ty.elem == TileElem::Elem(ElemType::F32) && ty.len() >= FEW;
+    fits.then_some(function)
+}
 
 /// What [`map()`] computes.
 #[derive(Clone, Copy, Debug, PartialEq)]

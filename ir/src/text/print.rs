@@ -80,6 +80,8 @@ impl Printer<'_> {
                     self.name(v),
                     write_term(c.encoding(), blobs)
                 );
+                // A checksum has read all of it.
+                m.sources.release(c.stored_bytes());
             }
         }
         let mut body = self.body(m.top(), 1);

@@ -11,17 +11,16 @@ use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, RegionId, ValueId};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
-/// Puts the terms of picks in the place of the weights; `pick` says what becomes of each.
+/// Puts the terms of picks, one for each site, in the place of the weights.
 pub(super) fn apply(
     module: &mut Module,
     sites: &[Site],
-    mut pick: impl FnMut(&Module, usize) -> Result<Pick, CompressError>,
+    picks: Vec<Pick>,
 ) -> Result<Report, CompressError> {
     let before = stored(module);
     let (mut weights, mut terms, mut after) = (vec![], HashMap::new(), before);
-    for (i, site) in sites.iter().enumerate() {
+    for (site, Pick { level, candidate }) in sites.iter().zip(picks) {
         let own = bytes_of(module, site);
-        let Pick { level, candidate } = pick(module, i)?;
         let mut chosen = Chosen {
             name: site.name.clone(),
             shape: site.shape,
@@ -31,6 +30,7 @@ pub(super) fn apply(
             bytes: (own, own),
             error: 0.0,
             assumptions: vec![],
+            tried: vec![],
         };
         if let Some(candidate) = candidate {
             chosen.encoding = candidate.encoding.to_string();
@@ -41,7 +41,6 @@ pub(super) fn apply(
             let term = module.add_constant(&site.name, Constant::new(candidate.encoding));
             terms.insert(site.weight, (term, site));
         }
-        module.sources.release(own as usize);
         weights.push(chosen);
     }
     substitute(module, &terms).map_err(CompressError::Graph)?;
@@ -49,7 +48,9 @@ pub(super) fn apply(
         weights,
         bytes: (before, after),
         bound: None,
+        front: vec![],
         measured: None,
+        latency_ns: None,
     })
 }
 

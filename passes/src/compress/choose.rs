@@ -11,6 +11,7 @@
 use super::CompressError;
 use super::levels::Tried;
 use super::loss::{Difference, Meter};
+use super::price::Costs;
 use crate::search::evopress::{self, EvoProblem, EvoSettings};
 use crate::search::knapsack::{self, Choice, KnapsackError, Solution};
 
@@ -33,24 +34,28 @@ pub(super) struct Outcome {
     pub measured: Difference,
 }
 
+/// The options of a weight; `error` is what each adds to the whole.
+fn options(tried: &[Tried], costs: &[Vec<f64>], error: impl Fn(&Tried) -> f64) -> Vec<Choice> {
+    let choice = |(t, costs): (&Tried, &Vec<f64>)| Choice {
+        error: error(t),
+        costs: costs.clone(),
+    };
+    tried.iter().zip(costs).map(choice).collect()
+}
+
 /// Chooses by predicted errors alone: `error(site, level)` is what a choice adds to the whole.
 pub(super) fn by_sum(
     tried: &[Vec<Tried>],
-    budget: f64,
+    costs: &Costs,
+    budgets: &[f64],
     error: impl Fn(usize, &Tried) -> f64,
 ) -> Result<Solution, KnapsackError> {
-    let items: Vec<Vec<Choice>> = tried
-        .iter()
-        .enumerate()
-        .map(|(site, tried)| {
-            let choice = |t: &Tried| Choice {
-                error: error(site, t),
-                costs: vec![t.bytes as f64],
-            };
-            tried.iter().map(choice).collect()
-        })
-        .collect();
-    knapsack::solve(&items, &[budget.max(0.0)], knapsack::Limits::default())
+    let of = |(site, (tried, costs)): (usize, (&Vec<Tried>, &Vec<Vec<f64>>))| {
+        options(tried, costs, |t| error(site, t))
+    };
+    let items: Vec<Vec<Choice>> = tried.iter().zip(&costs.0).enumerate().map(of).collect();
+    let budgets: Vec<f64> = budgets.iter().map(|b| b.max(0.0)).collect();
+    knapsack::solve(&items, &budgets, knapsack::Limits::default())
 }
 
 /// What a weight's error costs the model: points of (error, loss), between which the logarithms are interpolated.
@@ -75,20 +80,17 @@ impl Curve {
     }
 }
 
-/// The levels of a weight of which none is beaten in bytes and error by another, from small to large.
-fn frontier(tried: &[Tried]) -> Vec<usize> {
-    let choice = |t: &Tried| Choice {
-        error: t.error,
-        costs: vec![t.bytes as f64],
-    };
-    knapsack::pareto(&tried.iter().map(choice).collect::<Vec<_>>())
+/// The levels of a weight of which none is beaten in error and all costs by another, by rising bytes.
+fn frontier(tried: &[Tried], costs: &[Vec<f64>]) -> Vec<usize> {
+    knapsack::pareto(&options(tried, costs, |t| t.error))
 }
 
 /// Searches levels by measured losses.
 pub(super) struct Search<'a, 's> {
     tried: &'a [Vec<Tried>],
+    costs: &'a Costs,
     meter: Meter<'s>,
-    /// For each weight the levels worth a choice, from small to large.
+    /// For each weight the levels worth a choice, by rising bytes.
     frontiers: Vec<Vec<usize>>,
     original: Vec<usize>,
     curves: Vec<Curve>,
@@ -99,14 +101,24 @@ impl<'a, 's> Search<'a, 's> {
     /// Probes each weight.
     pub fn new(
         tried: &'a [Vec<Tried>],
+        costs: &'a Costs,
         meter: Meter<'s>,
         progress: &'a dyn Fn(&str),
     ) -> Result<Search<'a, 's>, CompressError> {
-        let frontiers: Vec<Vec<usize>> = tried.iter().map(|t| frontier(t)).collect();
-        // Of the exact levels the smallest is at the end of the frontier.
-        let original = frontiers.iter().map(|f| f[f.len() - 1]).collect();
+        let pairs = tried.iter().zip(&costs.0);
+        let frontiers: Vec<Vec<usize>> = pairs.map(|(t, c)| frontier(t, c)).collect();
+        // Of the exact levels the smallest comes first.
+        let exact = |(tried, f): (&Vec<Tried>, &Vec<usize>)| {
+            let error = |l: usize| tried[l].error;
+            let least = f.iter().copied();
+            least
+                .min_by(|&a, &b| error(a).total_cmp(&error(b)))
+                .unwrap_or(0)
+        };
+        let original = tried.iter().zip(&frontiers).map(exact).collect();
         let mut search = Search {
             tried,
+            costs,
             meter,
             frontiers,
             original,
@@ -158,9 +170,9 @@ impl<'a, 's> Search<'a, 's> {
         self.curves[site].loss(self.tried[site][level].error)
     }
 
-    /// The least predicted loss within bytes.
-    fn predict(&self, budget: f64) -> Result<Solution, KnapsackError> {
-        by_sum(self.tried, budget, |site, t| {
+    /// The least predicted loss within budgets.
+    pub fn predict(&self, budgets: &[f64]) -> Result<Solution, KnapsackError> {
+        by_sum(self.tried, self.costs, budgets, |site, t| {
             self.curves[site].loss(t.error)
         })
     }
@@ -174,28 +186,37 @@ impl<'a, 's> Search<'a, 's> {
         })
     }
 
-    /// The best that was found within bytes.
-    pub fn within(&mut self, budget: f64) -> Result<Outcome, CompressError> {
-        let solution = self.predict(budget)?;
+    /// The best that was found within budgets, of which the first is of bytes.
+    pub fn within(&mut self, budgets: &[f64]) -> Result<Outcome, CompressError> {
+        let solution = self.predict(budgets)?;
         let start = self.measure(&solution)?;
-        self.evolve(start, budget)
+        self.evolve(start, budgets)
     }
 
-    /// The fewest bytes that meet what `fits` asks of the measured difference.
+    /// The fewest bytes that meet what `fits` asks of the measured difference, within the other budgets.
     pub fn least(
         &mut self,
+        others: &[f64],
         fits: impl Fn(&Difference) -> bool,
     ) -> Result<Option<Outcome>, CompressError> {
         let bytes = |search: &Self, pick: &dyn Fn(&[usize]) -> usize| -> f64 {
-            let of = |(tried, f): (&Vec<Tried>, &Vec<usize>)| tried[pick(f)].bytes as f64;
-            search.tried.iter().zip(&search.frontiers).map(of).sum()
+            let of = |(costs, f): (&Vec<Vec<f64>>, &Vec<usize>)| costs[pick(f)][0];
+            search.costs.0.iter().zip(&search.frontiers).map(of).sum()
         };
         let mut low = bytes(self, &|f| f[0]);
         let mut high = bytes(self, &|f| f[f.len() - 1]);
         let mut best = None;
         for step in 0..12 {
             let budget = if step == 0 { high } else { (low + high) / 2.0 };
-            let solution = self.predict(budget)?;
+            let solution = match self.predict(&[&[budget], others].concat()) {
+                Ok(solution) => solution,
+                // Few bytes may take more time than there is.
+                Err(KnapsackError::Budget { .. }) if step > 0 => {
+                    low = budget;
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
             let found = self.measure(&solution)?;
             (self.progress)(&format!(
                 "{budget:.0} bytes: loss {:.5}",
@@ -218,27 +239,32 @@ impl<'a, 's> Search<'a, 's> {
     }
 
     /// Exchanges levels as long as the measured loss falls.
-    fn evolve(&mut self, start: Outcome, budget: f64) -> Result<Outcome, CompressError> {
-        let (tried, frontiers) = (self.tried, self.frontiers.clone());
+    fn evolve(&mut self, start: Outcome, budgets: &[f64]) -> Result<Outcome, CompressError> {
+        let (tried, frontiers, costs) = (self.tried, self.frontiers.clone(), self.costs);
         let place = |(site, &level): (usize, &usize)| {
             let f = &frontiers[site];
-            let bytes = tried[site][level].bytes;
-            f.partition_point(|&l| tried[site][l].bytes < bytes)
-                .min(f.len() - 1)
+            let own = f.iter().position(|&l| l == level);
+            let bytes = |l: usize| costs.0[site][l][0];
+            let near = || f.partition_point(|&l| bytes(l) < bytes(level));
+            own.unwrap_or_else(near).min(f.len() - 1)
         };
         let begin: Vec<usize> = start.levels.iter().enumerate().map(place).collect();
         let levels = |places: &[usize]| -> Vec<usize> {
             places.iter().zip(&frontiers).map(|(&p, f)| f[p]).collect()
         };
-        let costs = tried.iter().zip(&frontiers);
+        let pairs = costs.0.iter().zip(&frontiers);
         let problem = EvoProblem {
-            costs: costs
-                .map(|(t, f)| f.iter().map(|&l| t[l].bytes).collect())
+            costs: pairs
+                .map(|(c, f)| f.iter().map(|&l| c[l][0] as u64).collect())
                 .collect(),
             groups: vec![(0..tried.len()).collect()],
-            budget: budget.max(0.0) as u64,
+            budget: budgets[0].max(0.0) as u64,
         };
-        if problem.cost(&begin) > problem.budget {
+        let over = |levels: &[usize]| {
+            let mut others = budgets.iter().enumerate().skip(1);
+            others.any(|(b, &budget)| costs.sum(levels, b) > budget)
+        };
+        if problem.cost(&begin) > problem.budget || over(&levels(&begin)) {
             return Ok(start);
         }
         let settings = EvoSettings {
@@ -251,6 +277,9 @@ impl<'a, 's> Search<'a, 's> {
         let meter = &mut self.meter;
         let progress = self.progress;
         let found = evopress::search(&problem, &begin, &settings, |places, generation, stage| {
+            if over(&levels(places)) {
+                return f64::INFINITY;
+            }
             progress(&format!(
                 "evolve: generation {} of {}",
                 generation + 1,
@@ -276,7 +305,7 @@ impl<'a, 's> Search<'a, 's> {
         let Ok(found) = found else { return Ok(start) };
         let levels = levels(&found.levels);
         let measured = self.meter.measure(tried, &levels, 0, 1)?;
-        if measured.loss >= start.measured.loss {
+        if over(&levels) || measured.loss >= start.measured.loss {
             return Ok(start);
         }
         let predicted = levels

@@ -1,14 +1,13 @@
 //! What every weight is tried with, and what comes of it.
 
 use super::sites::{Site, bytes_of, matrix};
-use super::work::{self, keep_tried, key_of};
-use super::{CompressError, Level, Means};
-use crate::methods::matrix::Matrix;
+use super::work::{self, Key, Store};
+use super::{CompressError, Level, Means, observe};
+use crate::methods::pattern::Pattern;
 use crate::methods::statistics::Statistics;
 use crate::methods::{Candidate, Layer, METHODS, Method, Settings};
 use lapidary_ir::Module;
 use lapidary_ir::encodings::Encoding;
-use std::sync::Arc;
 
 /// What one weight becomes.
 pub(super) struct Pick {
@@ -31,6 +30,19 @@ pub(super) struct Tried {
 }
 
 impl Tried {
+    /// Of a weight that takes `own` bytes as it is.
+    fn new(level: &Level, candidate: Option<Candidate>, own: u64, keep: bool) -> Tried {
+        let (error, bytes) = candidate
+            .as_ref()
+            .map_or((0.0, own), |c| (c.error, c.bytes));
+        Tried {
+            level: level.clone(),
+            error,
+            bytes,
+            candidate: candidate.filter(|_| keep),
+        }
+    }
+
     /// The term, if it was kept and the weight does not stay as it is.
     pub fn term(&self) -> Option<&Encoding> {
         Some(&self.candidate.as_ref()?.encoding)
@@ -112,101 +124,176 @@ fn with_data(elements: usize) -> Vec<Level> {
     levels
 }
 
+/// Levels that have kernels of their own: few bits where reading weights takes the time, few weights where products do.
+fn quick(statistics: bool) -> impl Iterator<Item = Level> {
+    let (grid, prune) = match statistics {
+        true => ("gptq", "sparsegpt"),
+        false => ("rtn", "magnitude"),
+    };
+    let grids = [(8, 128), (4, 32), (4, 128), (2, 32)];
+    let shares = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
+    let grids = grids.map(|(bits, group)| level(grid, bits, group, bits < 5));
+    let pruned = shares.map(|sparsity| Level {
+        method: prune.to_owned(),
+        bits: 16,
+        sparsity,
+        ..Level::default()
+    });
+    grids.into_iter().chain(pruned)
+}
+
 /// What a weight is tried with.
-fn ladder(site: &Site, statistics: Option<&Statistics>, means: &Means) -> Vec<Level> {
-    match (means.levels, statistics) {
-        (Some(of), _) => of(&site.described(statistics.is_some())),
-        (None, Some(_)) => with_data(site.elements()),
-        (None, None) => without_data(site.elements()),
+pub(super) fn ladder(site: &Site, observed: bool, means: &Means) -> Vec<Level> {
+    let mut levels = match (means.levels, observed) {
+        (Some(of), _) => return of(&site.described(observed)),
+        (None, true) => with_data(site.elements()),
+        (None, false) => without_data(site.elements()),
+    };
+    if means.clock.is_some() {
+        levels.extend(quick(observed));
+    }
+    levels
+}
+
+/// What the candidates of weights are kept under.
+#[derive(Clone, Copy)]
+pub(super) enum Keys {
+    /// Each under itself.
+    ByWeight,
+    /// All under the model and the data.
+    ByModel(Key),
+}
+
+impl Keys {
+    /// For what is known of a module.
+    pub fn of(module: &Module, means: &Means) -> Keys {
+        means.data.map_or(Keys::ByWeight, |data| {
+            Keys::ByModel(observe::provenance(module, data))
+        })
+    }
+
+    fn of_site(self, module: &Module, site: &Site, levels: &[Level]) -> Result<Key, CompressError> {
+        Ok(match self {
+            Keys::ByWeight => work::key_of_weight(&matrix(module, site)?, levels),
+            Keys::ByModel(key) => work::key_of_observed(key, &site.name, levels),
+        })
     }
 }
 
-/// True if what was tried with a weight is in the store.
-pub(super) fn is_kept(
-    module: &Module,
-    site: &Site,
-    statistics: Option<&Statistics>,
-    means: &Means,
-) -> Result<bool, CompressError> {
-    let Some(store) = means.store else {
-        return Ok(false);
-    };
-    let key = key_of(
-        &matrix(module, site)?,
-        statistics,
-        &ladder(site, statistics, means),
-    );
-    Ok(work::tried(store, key).is_some())
+/// Where what is made of weights is kept, so that memory holds one weight's at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Kept<'a> {
+    pub store: &'a dyn Store,
+    pub keys: Keys,
 }
 
-/// Tries every level with a weight; those that a method cannot do are left out. Terms, which together may be larger than the
-/// weight, are kept only if there is data or a store: without, the choice needs no more than their errors and bytes.
+impl Kept<'_> {
+    /// What was made of a weight with these levels before.
+    pub fn get(
+        self,
+        module: &Module,
+        site: &Site,
+        levels: &[Level],
+    ) -> Result<Option<Vec<Tried>>, CompressError> {
+        let key = self.keys.of_site(module, site, levels)?;
+        Ok(work::tried(self.store, key))
+    }
+
+    /// Keeps what was made, and returns views of what is kept.
+    fn put(
+        self,
+        module: &Module,
+        site: &Site,
+        levels: &[Level],
+        tried: Vec<Tried>,
+    ) -> Result<Vec<Tried>, CompressError> {
+        let key = self.keys.of_site(module, site, levels)?;
+        work::keep_tried(self.store, key, &tried)?;
+        Ok(work::tried(self.store, key).unwrap_or(tried))
+    }
+}
+
+/// Tries levels with a weight; those that a method cannot do are left out. Without a place to keep them the terms, which
+/// together may be larger than the weight, are dropped: errors and bytes stay.
 pub(super) fn try_all(
     module: &Module,
     site: &Site,
+    levels: &[Level],
     statistics: Option<&Statistics>,
-    means: &Means,
+    kept: Option<Kept>,
 ) -> Result<Vec<Tried>, CompressError> {
     let matrix = matrix(module, site)?;
-    let levels = ladder(site, statistics, means);
-    let key = means
-        .store
-        .map(|store| (store, key_of(&matrix, statistics, &levels)));
-    if let Some(found) = key.and_then(|(store, key)| work::tried(store, key)) {
-        return Ok(found);
+    let own = bytes_of(module, site);
+    let layer = Layer::new(&matrix, statistics).ok();
+    let mut tried = vec![];
+    for level in levels {
+        let candidate = match (level.keeps(), &layer) {
+            (true, _) => None,
+            (false, None) => continue,
+            (false, Some(layer)) => match (method(&level.method)?.propose)(layer, &settings(level))
+            {
+                Ok(candidate) => Some(warned(candidate, statistics)),
+                Err(_) => continue,
+            },
+        };
+        tried.push(Tried::new(level, candidate, own, kept.is_some()));
     }
-    let (own, keep) = (
-        bytes_of(module, site),
-        means.store.is_some() || means.data.is_some(),
-    );
-    let tried = levels.into_iter().filter_map(|level| {
-        let candidate = propose(site, &matrix, statistics, &level).ok()?;
-        let (error, bytes) = candidate
-            .as_ref()
-            .map_or((0.0, own), |c| (c.error, c.bytes));
-        Some(Tried {
-            level,
-            error,
-            bytes,
-            candidate: candidate.filter(|_| keep),
-        })
-    });
-    let tried: Vec<Tried> = tried.collect();
-    let Some((store, key)) = key else {
-        return Ok(tried);
-    };
-    keep_tried(store, key, &tried)?;
-    // Views of the store instead of what was just made: memory holds one weight's at a time.
-    Ok(work::tried(store, key).unwrap_or(tried))
+    match kept {
+        Some(kept) => kept.put(module, site, levels, tried),
+        None => Ok(tried),
+    }
 }
 
 /// What a level makes of a weight; none if it stays as it is.
-pub(super) fn propose(
+pub(super) fn make(
+    module: &Module,
     site: &Site,
-    matrix: &Matrix,
-    statistics: Option<&Statistics>,
     level: &Level,
+    statistics: Option<&Statistics>,
+    kept: Kept,
 ) -> Result<Option<Candidate>, CompressError> {
-    if level.keeps() {
-        return Ok(None);
-    }
     let fails = |error| CompressError::Method {
         weight: site.name.clone(),
         method: level.method.clone(),
         error,
     };
     let method = method(&level.method)?;
-    let layer = Layer::new(matrix, statistics).map_err(fails)?;
-    let settings = Settings {
+    let matrix = matrix(module, site)?;
+    let layer = Layer::new(&matrix, statistics).map_err(fails)?;
+    let candidate = (method.propose)(&layer, &settings(level)).map_err(fails)?;
+    let candidate = warned(candidate, statistics);
+    let tried = vec![Tried::new(level, Some(candidate), 0, true)];
+    let levels = std::slice::from_ref(level);
+    let made = kept.put(module, site, levels, tried)?.into_iter().next();
+    Ok(made.and_then(|t| t.candidate))
+}
+
+/// Second moments of few inputs are mostly chance; the candidate says so.
+fn warned(mut candidate: Candidate, statistics: Option<&Statistics>) -> Candidate {
+    if let Some(s) = statistics.filter(|s| s.samples < 4 * s.inputs() as u64) {
+        candidate.assumptions.push(format!(
+            "its {} inputs were seen {} times, less than four times as often as there are inputs: more data would say more",
+            s.inputs(),
+            s.samples
+        ));
+    }
+    candidate
+}
+
+fn settings(level: &Level) -> Settings {
+    Settings {
         bits: level.bits,
         group_len: level.group,
         symmetric: level.symmetric,
         clip: level.clip,
         scale_bits: level.scale_bits,
         rate: level.rate,
+        pattern: match level.sparsity {
+            0.0 => Settings::default().pattern,
+            sparsity => Pattern::Rows { sparsity },
+        },
         ..Settings::default()
-    };
-    (method.propose)(&layer, &settings).map(Some).map_err(fails)
+    }
 }
 
 fn method(name: &str) -> Result<&'static Method, CompressError> {
@@ -218,23 +305,4 @@ fn method(name: &str) -> Result<&'static Method, CompressError> {
             let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
             CompressError::Unknown(name.to_owned(), names.join(", "))
         })
-}
-
-/// A weight after a level, made again.
-pub(super) fn again(
-    module: &Module,
-    site: &Site,
-    statistics: Option<&Arc<Statistics>>,
-    level: Level,
-) -> Result<Pick, CompressError> {
-    let candidate = match level.keeps() {
-        true => None,
-        false => propose(
-            site,
-            &matrix(module, site)?,
-            statistics.map(Arc::as_ref),
-            &level,
-        )?,
-    };
-    Ok(Pick { level, candidate })
 }

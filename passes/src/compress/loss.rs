@@ -11,7 +11,7 @@
 use super::CompressError;
 use super::apply::substitute;
 use super::levels::Tried;
-use super::samples::{Failure, Program, Samples};
+use super::samples::{Failure, Program, Samples, outputs};
 use super::sites::{Site, matrix};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::first_fresh;
@@ -50,6 +50,34 @@ pub struct Difference {
     pub loss: f64,
     /// Share of predictions with the original's most probable class; none of squares.
     pub agreement: Option<f64>,
+    /// How the divergences of single predictions differ; none of squares.
+    pub spread: Option<Spread>,
+}
+
+/// How divergences of single predictions are spread around their mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// Standard error of the mean, as if predictions did not depend on each other.
+    pub standard_error: f64,
+    /// 95 % of predictions diverge no more.
+    pub p95: f64,
+    /// 99 % of predictions diverge no more.
+    pub p99: f64,
+}
+
+impl Spread {
+    fn of(mut losses: Vec<f64>) -> Option<Spread> {
+        losses.sort_by(f64::total_cmp);
+        let n = losses.len() as f64;
+        let place = |share: f64| ((share * n).ceil() as usize).clamp(1, losses.len()) - 1;
+        let mean = losses.iter().sum::<f64>() / n;
+        let variance = losses.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / n;
+        (!losses.is_empty()).then(|| Spread {
+            standard_error: (variance / n).sqrt(),
+            p95: losses[place(0.95)],
+            p99: losses[place(0.99)],
+        })
+    }
 }
 
 /// Which result is compared, and how.
@@ -101,32 +129,38 @@ fn rank(module: &Module, v: ValueId) -> Option<i64> {
     Some(module.value(v).ty.shape()?.len() as i64)
 }
 
+/// True if the results of a module with these weights are compared, on data: they can be, and the weights are not too many.
+pub(super) fn is_measured(module: &Module, sites: &[Site], data: Option<&dyn Samples>) -> bool {
+    let bytes: usize = sites.iter().map(|s| 4 * s.elements()).sum();
+    data.is_some() && bytes <= MEASURED_BYTES && compared(module).is_some()
+}
+
 /// Measures choices.
 pub(super) struct Meter<'s> {
     program: Box<dyn Program + 's>,
+    module: &'s Module,
     distance: Distance,
     /// The original's results, for each sample that is used, with its number.
     originals: Vec<(usize, Vec<f32>)>,
     /// Predictions, or sums of squares, of each.
     weights: Vec<f64>,
-    sites: usize,
+    sites: &'s [Site],
     /// The level that each weight has in the program now.
     current: Vec<Option<usize>>,
     decoded: HashMap<(usize, usize), Arc<Vec<f32>>>,
     held: usize,
-    dense: Vec<Arc<Vec<f32>>>,
 }
 
 impl<'s> Meter<'s> {
     /// For the weights of a module; none if it gives nothing that can be compared, or its weights are too many.
     pub fn new(
-        module: &Module,
-        sites: &[Site],
+        module: &'s Module,
+        sites: &'s [Site],
         samples: &'s dyn Samples,
         progress: &dyn Fn(&str),
     ) -> Result<Option<Meter<'s>>, CompressError> {
-        let bytes: usize = sites.iter().map(|s| 4 * s.elements()).sum();
-        let Some(compared) = compared(module).filter(|_| bytes <= MEASURED_BYTES) else {
+        let fits = is_measured(module, sites, Some(samples));
+        let Some(compared) = compared(module).filter(|_| fits) else {
             return Ok(None);
         };
         let fresh = Cell::new(first_fresh(module));
@@ -147,21 +181,16 @@ impl<'s> Meter<'s> {
             Distance::Divergence => (y.len() / width.max(1)) as f64,
             Distance::Squares => y.iter().map(|&v| f64::from(v).powi(2)).sum(),
         };
-        let dense = sites.iter().map(|site| {
-            let values = matrix(module, site)?;
-            Ok(Arc::new(values.data().iter().map(|&v| v as f32).collect()))
-        });
-        let dense = dense.collect::<Result<_, CompressError>>()?;
         Ok(Some(Meter {
             program,
             distance: compared.distance,
             weights: originals.iter().map(weight).collect(),
             originals,
-            sites: sites.len(),
+            module,
+            sites,
             current: vec![None; sites.len()],
             decoded: HashMap::new(),
             held: 0,
-            dense,
         }))
     }
 
@@ -192,26 +221,28 @@ impl<'s> Meter<'s> {
                 self.current[site] = Some(level);
             }
         }
-        let (mut sum, mut agree, mut weight) = (0.0, 0.0, 0.0);
+        let (mut losses, mut agree, mut weight) = (vec![], 0.0, 0.0);
         for i in (first % self.originals.len()..self.originals.len()).step_by(stride.max(1)) {
             let (sample, original) = &self.originals[i];
             self.program
-                .set(self.sites, original)
+                .set(self.sites.len(), original)
                 .map_err(CompressError::Data)?;
-            let found = self.program.run(*sample).map_err(CompressError::Data)?;
-            let number = |k: usize| found.get(k).and_then(|v| v.first()).copied().map(f64::from);
-            sum += number(0).unwrap_or(f64::NAN);
-            agree += number(1).unwrap_or(0.0);
+            let found = outputs(&mut *self.program, *sample).map_err(CompressError::Data)?;
+            let mut found = found.into_iter().map(|v| v.into_iter().map(f64::from));
+            losses.extend(found.next().into_iter().flatten());
+            agree += found.next().into_iter().flatten().sum::<f64>();
             weight += self.weights[i];
         }
         let over = |v: f64| if weight > 0.0 { v / weight } else { 0.0 };
+        let predicts = self.distance == Distance::Divergence;
         Ok(Difference {
             // Divergences are positive; what is below zero is rounding. What is not a number is no good choice.
-            loss: match over(sum) {
+            loss: match over(losses.iter().sum()) {
                 loss if loss.is_nan() => f64::INFINITY,
                 loss => loss.max(0.0),
             },
-            agreement: (self.distance == Distance::Divergence).then(|| over(agree)),
+            agreement: predicts.then(|| over(agree)),
+            spread: if predicts { Spread::of(losses) } else { None },
         })
     }
 
@@ -221,18 +252,24 @@ impl<'s> Meter<'s> {
         site: usize,
         level: usize,
     ) -> Result<Arc<Vec<f32>>, CompressError> {
-        let Some(term) = tried[site][level].term() else {
-            return Ok(self.dense[site].clone());
-        };
         if let Some(values) = self.decoded.get(&(site, level)) {
             return Ok(values.clone());
         }
         let wrong = |reason: String| CompressError::Data(Failure::from(reason));
-        let tensor = term.decode().map_err(|e| wrong(e.reason))?;
-        let values = tensor
-            .floats()
-            .ok_or_else(|| wrong("a term is not of floats".into()))?;
-        let values = Arc::new(values.iter().map(|&v| v as f32).collect::<Vec<f32>>());
+        let values: Vec<f32> = match tried[site][level].term() {
+            None => {
+                let values = matrix(self.module, &self.sites[site])?;
+                values.data().iter().map(|&v| v as f32).collect()
+            }
+            Some(term) => {
+                let tensor = term.decode().map_err(|e| wrong(e.reason))?;
+                let values = tensor
+                    .floats()
+                    .ok_or_else(|| wrong("a term is not of floats".into()))?;
+                values.iter().map(|&v| v as f32).collect()
+            }
+        };
+        let values = Arc::new(values);
         if self.held + 4 * values.len() > HELD_BYTES {
             self.decoded.clear();
             self.held = 0;
@@ -288,7 +325,7 @@ fn originals(
     };
     let mut program = samples.prepare(module).map_err(CompressError::Data)?;
     let mut run = |sample: usize| {
-        let found = program.run(sample).map_err(CompressError::Data)?;
+        let found = outputs(&mut *program, sample).map_err(CompressError::Data)?;
         Ok::<_, CompressError>(found.into_iter().next().unwrap_or_default())
     };
     let first = run(0)?;
@@ -308,7 +345,8 @@ fn originals(
     Ok((found, width))
 }
 
-/// The module with its weights, and the original's result, as inputs: the sum of distances, and of agreements.
+/// The module with its weights, and the original's result, as inputs: the distance of each prediction and the number of
+/// agreements, or the sum of squares.
 fn meter(
     module: &Module,
     sites: &[Site],
@@ -343,13 +381,12 @@ fn meter(
             let share = b.op("exp", &[original])?;
             let ratio = b.op("sub", &[original, own])?;
             let terms = b.op("mul", &[share, ratio])?;
-            let of_row = b.reduce("reduce_sum", terms, &[1], false)?;
-            let loss = b.reduce("reduce_sum", of_row, &[0], false)?;
+            let losses = b.reduce("reduce_sum", terms, &[1], false)?;
             let mut best = |x| b.op_with("arg_max", &[x], [("axis", 1i64.into())]);
             let (ours, theirs) = (best(own)?, best(original)?);
             let same = b.op("equal", &[ours, theirs])?;
             let same = b.cast(same, ElemType::F32)?;
-            vec![loss, b.reduce("reduce_sum", same, &[0, 1], false)?]
+            vec![losses, b.reduce("reduce_sum", same, &[0, 1], false)?]
         }
     };
     only(&mut module, outputs);

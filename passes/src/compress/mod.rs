@@ -7,34 +7,43 @@
 //! With data ([`Samples`]) the inputs of weights are observed first (`observe`), errors are those of outputs, and the choice is by
 //! the measured difference of the model's results (`loss`, `choose`). Without, what is least within the bytes is the
 //! mean error: relative errors of weights, each as often as the weight has elements, so that no large weight is given up for
-//! many small ones. A recipe fixes choices by name, so that a build is repeated without searching.
+//! many small ones. Where time is limited, each choice is priced by the part of the program that it becomes (`price`), and the whole
+//! is predicted again when it is chosen. A recipe fixes choices by name, so that a build is repeated without searching.
 
 mod apply;
 mod choose;
+mod goal;
 mod levels;
 mod loss;
 mod observe;
+mod price;
 mod recipe;
 mod samples;
+mod segments;
 mod sites;
 mod work;
 
-pub use loss::{Difference, Distance};
+pub use loss::{Difference, Distance, Spread};
+pub use price::{Clock, Cost};
 pub use recipe::{Budget, Entry, Goal, Level, Recipe};
 pub use samples::{Failure, Program, Samples};
 pub use work::Store;
 
-use crate::methods::MethodError;
+use crate::methods::statistics::Statistics;
+use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 pub use apply::transfer;
-use choose::{Search, by_sum};
+use goal::Choose;
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
-use levels::{Pick, Tried, again, try_all};
+use levels::{Kept, Keys, Pick, Tried};
 use loss::Meter;
+use price::{Costs, Time, price};
 pub use sites::Weight;
-use sites::{MIN_ELEMENTS, Site, bytes_of, find, stored};
+use sites::{MIN_ELEMENTS, Site, bytes_of, find};
+use std::collections::BTreeMap;
+use work::Memory;
 
 /// What was made of the weights.
 #[derive(Clone, Debug)]
@@ -46,8 +55,12 @@ pub struct Report {
     /// What the choice was made by, and its lower bound within the budget: the predicted loss with data, the mean relative
     /// error of an element without; none with a recipe.
     pub bound: Option<(f64, f64)>,
+    /// The least that `bound` would be about at other sizes: bytes of all weights, and predicted loss or mean error.
+    pub front: Vec<(u64, f64)>,
     /// How far the results are from the original's, on the data.
     pub measured: Option<Measured>,
+    /// Predicted nanoseconds of a run before, and after, where time was limited.
+    pub latency_ns: Option<(f64, f64)>,
 }
 
 /// The measured difference from the original.
@@ -80,6 +93,19 @@ pub struct Chosen {
     pub error: f64,
     /// What the method assumed or repaired.
     pub assumptions: Vec<String>,
+    /// Everything that the weight was tried with; nothing with a recipe.
+    pub tried: Vec<Alternative>,
+}
+
+/// What a weight could have become.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// The choice that it would have been.
+    pub level: Level,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Its error, as [`Chosen::error`].
+    pub error: f64,
 }
 
 /// Why nothing was compressed.
@@ -109,6 +135,22 @@ pub enum CompressError {
         /// Least bytes.
         least: u64,
     },
+    /// No choice is as fast as asked.
+    #[error(
+        "the latency asked for is {:.3} ms, the least that the methods are predicted to reach{} is {:.3} ms",
+        asked_ns / 1e6, if *in_bytes { " within the size" } else { "" }, least_ns / 1e6
+    )]
+    Latency {
+        /// Nanoseconds asked.
+        asked_ns: f64,
+        /// Least nanoseconds.
+        least_ns: f64,
+        /// Bytes are limited as well.
+        in_bytes: bool,
+    },
+    /// Time is limited, and nothing predicts it, or it could not be.
+    #[error("the time of a run cannot be predicted: {0}")]
+    Clock(Failure),
     /// The model cannot be as near to the original as asked.
     #[error("the model is not as near to the original as asked: {0}")]
     Limit(String),
@@ -149,10 +191,16 @@ pub struct Means<'a> {
     pub data: Option<&'a dyn Samples>,
     /// Where work is kept between runs.
     pub store: Option<&'a dyn Store>,
+    /// Where what is needed again within this run is put if there is no `store`; in memory if there is neither.
+    pub scratch: Option<&'a dyn Store>,
     /// Told what begins.
     pub progress: &'a dyn Fn(&str),
+    /// Predicts times, where these are limited: weights are then also tried with encodings for speed.
+    pub clock: Option<&'a Clock<'a>>,
     /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
     pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
+    /// Bytes of the moments of inputs that are gathered at a time, as `f32`: a model with more is observed piece by piece.
+    pub pass_bytes: u64,
 }
 
 impl Default for Means<'_> {
@@ -160,9 +208,131 @@ impl Default for Means<'_> {
         Means {
             data: None,
             store: None,
+            scratch: None,
             progress: &|_| (),
+            clock: None,
             levels: None,
+            pass_bytes: 1 << 29,
         }
+    }
+}
+
+/// A module's weights, and where what is made of them goes.
+struct Shop<'a> {
+    module: &'a Module,
+    sites: &'a [Site],
+    means: &'a Means<'a>,
+    kept: Kept<'a>,
+    /// What each weight is tried with.
+    ladders: Vec<Vec<Level>>,
+}
+
+impl<'a> Shop<'a> {
+    fn new(
+        module: &'a Module,
+        sites: &'a [Site],
+        means: &'a Means<'a>,
+        memory: &'a Memory,
+    ) -> Shop<'a> {
+        let observed = observe::observed(module, sites, means).into_iter();
+        let ladders = sites.iter().zip(observed);
+        Shop {
+            module,
+            sites,
+            means,
+            kept: Kept {
+                store: means.store.or(means.scratch).unwrap_or(memory),
+                keys: Keys::of(module, means),
+            },
+            ladders: ladders.map(|(s, o)| levels::ladder(s, o, means)).collect(),
+        }
+    }
+
+    /// What was tried with a weight before, if that is in a store that lasts.
+    fn before(&self, site: usize) -> Result<Option<Vec<Tried>>, CompressError> {
+        match self.means.store {
+            Some(_) => self
+                .kept
+                .get(self.module, &self.sites[site], &self.ladders[site]),
+            None => Ok(None),
+        }
+    }
+
+    /// Shows these sites with what is known of their inputs, and gives back what was read of each.
+    fn visit(
+        &self,
+        wanted: &[usize],
+        mut work: impl FnMut(usize, Option<&Statistics>) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let mut see = |i: usize, known: Option<&Statistics>| {
+            (self.means.progress)(&format!("compress {}", self.sites[i].name));
+            work(i, known)?;
+            let bytes = bytes_of(self.module, &self.sites[i]);
+            self.module.sources.release(bytes as usize);
+            Ok(())
+        };
+        observe::visit(
+            self.module,
+            self.sites,
+            wanted,
+            self.means,
+            self.kept.store,
+            &mut see,
+        )
+    }
+
+    /// Tries everything with each of these weights that it was not tried with before.
+    fn try_all(&self, wanted: &[usize], keep: bool) -> Result<Vec<Vec<Tried>>, CompressError> {
+        let mut tried = wanted
+            .iter()
+            .map(|&i| Ok((i, self.before(i)?)))
+            .collect::<Result<BTreeMap<usize, Option<Vec<Tried>>>, CompressError>>()?;
+        let left: Vec<usize> = wanted
+            .iter()
+            .copied()
+            .filter(|i| tried[i].is_none())
+            .collect();
+        let kept = keep.then_some(self.kept);
+        self.visit(&left, |i, known| {
+            let (site, levels) = (&self.sites[i], &self.ladders[i]);
+            let found = levels::try_all(self.module, site, levels, known, kept)?;
+            tried.insert(i, Some(found));
+            Ok(())
+        })?;
+        Ok(tried.into_values().flatten().collect())
+    }
+
+    /// Makes what is chosen, if it was not made before; `made` says what was, and may leave out anything.
+    fn make(
+        &self,
+        chosen: &[Level],
+        made: impl Fn(usize) -> Option<Candidate>,
+    ) -> Result<Vec<Pick>, CompressError> {
+        let (mut picks, mut left) = (vec![], vec![]);
+        for (i, level) in chosen.iter().enumerate() {
+            let mut candidate = made(i);
+            if candidate.is_none() && !level.keeps() && self.means.store.is_some() {
+                let levels = std::slice::from_ref(level);
+                let before = self.kept.get(self.module, &self.sites[i], levels)?;
+                candidate = before
+                    .and_then(|t| t.into_iter().next())
+                    .and_then(|t| t.candidate);
+            }
+            if candidate.is_none() && !level.keeps() {
+                left.push(i);
+            }
+            picks.push(Pick {
+                level: level.clone(),
+                candidate,
+            });
+        }
+        self.visit(&left, |i, known| {
+            let site = &self.sites[i];
+            let level = &chosen[i];
+            picks[i].candidate = levels::make(self.module, site, level, known, self.kept)?;
+            Ok(())
+        })?;
+        Ok(picks)
     }
 }
 
@@ -173,12 +343,12 @@ impl Default for Means<'_> {
 /// There is no such job; or as [`compress`].
 pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressError> {
     let sites = find(module);
-    let site = sites
-        .get(index)
-        .ok_or(CompressError::Job(index, sites.len()))?;
-    let statistics = observe::observe(module, &sites, means)?;
-    (means.progress)(&format!("compress {}", site.name));
-    try_all(module, site, statistics[index].as_deref(), means).map(|_| ())
+    if index >= sites.len() {
+        return Err(CompressError::Job(index, sites.len()));
+    }
+    let memory = Memory::default();
+    let shop = Shop::new(module, &sites, means, &memory);
+    shop.try_all(&[index], true).map(|_| ())
 }
 
 /// The numbers of the weights whose jobs were not done, or not kept.
@@ -186,11 +356,11 @@ pub fn job(module: &Module, index: usize, means: &Means) -> Result<(), CompressE
 /// # Errors
 /// As [`job`].
 pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
     let mut missing = vec![];
-    for (i, (site, known)) in sites.iter().zip(&statistics).enumerate() {
-        if !levels::is_kept(module, site, known.as_deref(), means)? {
+    for i in 0..sites.len() {
+        if shop.before(i)?.is_none() {
             missing.push(i);
         }
     }
@@ -202,7 +372,10 @@ pub fn missing(module: &Module, means: &Means) -> Result<Vec<usize>, CompressErr
 /// # Errors
 /// The data cannot be run, or the store not be written.
 pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
-    observe::observe(module, &find(module), means).map(|_| ())
+    match means.store {
+        Some(store) => observe::keep_all(module, &find(module), means, store),
+        None => Ok(()),
+    }
 }
 
 /// Compresses the weights of a module towards a goal.
@@ -210,147 +383,85 @@ pub fn prepare(module: &Module, means: &Means) -> Result<(), CompressError> {
 /// # Errors
 /// The goal cannot be met, a weight does not decode, or the data cannot be run.
 pub fn compress(module: &mut Module, goal: &Goal, means: &Means) -> Result<Report, CompressError> {
-    let sites = find(module);
+    let (changed, report) = compressed(module, goal, means)?;
+    *module = changed;
+    Ok(report)
+}
+
+fn compressed(
+    module: &Module,
+    goal: &Goal,
+    means: &Means,
+) -> Result<(Module, Report), CompressError> {
+    let (sites, memory) = (find(module), Memory::default());
     if sites.is_empty() {
         return Err(CompressError::NoWeights);
     }
-    let statistics = observe::observe(module, &sites, means)?;
-    let mut tried = vec![];
-    for (site, known) in sites.iter().zip(&statistics) {
-        (means.progress)(&format!("compress {}", site.name));
-        tried.push(try_all(module, site, known.as_deref(), means)?);
-        module.sources.release(bytes_of(module, site) as usize);
+    let time = Time::of(module, goal, means)?;
+    let shop = Shop::new(module, &sites, means, &memory);
+    let all: Vec<usize> = (0..sites.len()).collect();
+    // What is measured must be decoded again and again, and what is priced lowered; what is neither, once, if it is chosen.
+    let keep =
+        means.store.is_some() || time.is_some() || loss::is_measured(module, &sites, means.data);
+    let tried = shop.try_all(&all, keep)?;
+    let mut prices = vec![];
+    if let Some(time) = &time {
+        for (i, tried) in tried.iter().enumerate() {
+            (means.progress)(&format!("predict {}", sites[i].name));
+            prices.push(price(module, &sites, i, tried, time.clock)?);
+        }
     }
+    let costs = Costs::new(&tried, &prices);
     let meter = match means.data {
         Some(data) => Meter::new(module, &sites, data, means.progress)?,
         None => None,
     };
-    let (levels, bound, measured) = match meter {
-        Some(meter) => by_loss(module, &sites, &tried, goal, meter, means)?,
-        None => by_error(module, &sites, &tried, goal)?,
-    };
-    let mut report = apply(module, &sites, |module, i| {
-        let chosen = &tried[i][levels[i]];
-        let level = chosen.level.clone();
-        match &chosen.candidate {
-            Some(candidate) => Ok(Pick {
-                level,
-                candidate: Some(candidate.clone()),
-            }),
-            None => {
-                (means.progress)(&format!("compress {}", sites[i].name));
-                again(module, &sites[i], statistics[i].as_ref(), level)
+    let mut choose = Choose::new(module, &sites, &tried, &costs, goal, meter, means)?;
+    let mut left = time.as_ref().map(|t| t.left(&costs));
+    for round in 1.. {
+        let (chosen, bound, measured) = choose.within(left)?;
+        let of = |i: usize| &tried[i][chosen[i]];
+        let levels: Vec<Level> = all.iter().map(|&i| of(i).level.clone()).collect();
+        let picks = shop.make(&levels, |i| of(i).candidate.clone())?;
+        let mut changed = module.clone();
+        let mut report = apply(&mut changed, &sites, picks)?;
+        (report.bound, report.measured) = (Some(bound), measured);
+        report.front = choose.front();
+        let alternative = |t: &Tried| Alternative {
+            level: t.level.clone(),
+            bytes: t.bytes,
+            error: t.error,
+        };
+        for (weight, tried) in report.weights.iter_mut().zip(&tried) {
+            weight.tried = tried.iter().map(alternative).collect();
+        }
+        for (i, of_weight) in prices.iter().enumerate() {
+            report.stored(i, of_weight[chosen[i]].bytes);
+        }
+        if let (Some(time), Some(left)) = (&time, &mut left) {
+            let ns = time.of_run(&changed)?;
+            report.latency_ns = Some((time.whole, ns));
+            // Parts are not quite the whole: what is missing is taken from the budget.
+            let over = ns - time.asked;
+            if over > 0.0 && round < ROUNDS {
+                *left -= over;
+                continue;
+            }
+            if over > 0.0 {
+                return Err(CompressError::Latency {
+                    asked_ns: time.asked,
+                    least_ns: ns,
+                    in_bytes: goal.budget.is_some(),
+                });
             }
         }
-    })?;
-    (report.bound, report.measured) = (Some(bound), measured);
-    Ok(report)
+        return Ok((changed, report));
+    }
+    unreachable!("the last round returns")
 }
 
-type Choice = (Vec<usize>, (f64, f64), Option<Measured>);
-
-/// Bytes that the weights which may be compressed may take.
-fn allowed(module: &Module, sites: &[Site], budget: Budget) -> f64 {
-    let (all, own) = (
-        stored(module),
-        sites.iter().map(|s| bytes_of(module, s)).sum::<u64>(),
-    );
-    let rest = (all - own) as f64;
-    match budget {
-        Budget::Share(share) => all as f64 * share - rest,
-        Budget::Bytes(bytes) => bytes as f64 - rest,
-        Budget::Bits(bits) => sites.iter().map(|s| s.elements() as f64).sum::<f64>() * bits / 8.0,
-    }
-    .max(0.0)
-}
-
-/// What the user hears when a budget is too small: of all weights, as budgets are stated.
-fn too_small(
-    module: &Module,
-    sites: &[Site],
-    allowed: f64,
-) -> impl Fn(KnapsackError) -> CompressError {
-    let own: u64 = sites.iter().map(|s| bytes_of(module, s)).sum();
-    let rest = stored(module) - own;
-    move |e| match e {
-        KnapsackError::Budget { least, .. } => CompressError::Budget {
-            budget: allowed as u64 + rest,
-            least: least.iter().sum::<f64>() as u64 + rest,
-        },
-        other => other.into(),
-    }
-}
-
-/// The least mean error within the budget.
-fn by_error(
-    module: &Module,
-    sites: &[Site],
-    tried: &[Vec<Tried>],
-    goal: &Goal,
-) -> Result<Choice, CompressError> {
-    if goal.limits() {
-        return Err(CompressError::NoMeasure(
-            "how near the results are to the original's can be asked for only with data, of a model that gives floats and whose weights \
-             have less than 4 GiB as f32",
-        ));
-    }
-    let budget = goal
-        .budget
-        .ok_or(CompressError::NoMeasure("there is no budget"))?;
-    let elements: f64 = sites.iter().map(|s| s.elements() as f64).sum();
-    let allowed = allowed(module, sites, budget);
-    let solution = by_sum(tried, allowed, |i, t| {
-        t.error * sites[i].elements() as f64 / elements
-    })
-    .map_err(too_small(module, sites, allowed))?;
-    Ok((solution.chosen, (solution.error, solution.bound), None))
-}
-
-/// The least measured loss within the budget, or the fewest bytes within the limits.
-fn by_loss(
-    module: &Module,
-    sites: &[Site],
-    tried: &[Vec<Tried>],
-    goal: &Goal,
-    meter: Meter,
-    means: &Means,
-) -> Result<Choice, CompressError> {
-    if goal.limits() && meter.distance() == Distance::Squares {
-        return Err(CompressError::NoMeasure(
-            "divergence and agreement are of predictions, and no result of the model is known to be one: name it `logits`",
-        ));
-    }
-    let mut search = Search::new(tried, meter, means.progress)?;
-    let outcome = match goal.budget {
-        Some(budget) => {
-            let allowed = allowed(module, sites, budget);
-            let outcome = search.within(allowed);
-            outcome.map_err(|e| match e {
-                CompressError::Knapsack(e) => too_small(module, sites, allowed)(e),
-                other => other,
-            })?
-        }
-        None => search
-            .least(|d| goal.fits(d))?
-            .ok_or_else(|| CompressError::Limit("not even the largest encodings are".into()))?,
-    };
-    if !goal.fits(&outcome.measured) {
-        return Err(CompressError::Limit(format!(
-            "within the budget its divergence is {:.4} and its agreement {:.4}",
-            outcome.measured.loss,
-            outcome.measured.agreement.unwrap_or(0.0)
-        )));
-    }
-    let measured = Measured {
-        distance: search.meter().distance(),
-        difference: outcome.measured,
-        samples: (
-            search.meter().samples(),
-            means.data.map_or(0, |d| d.count()),
-        ),
-    };
-    Ok((outcome.levels, outcome.predicted, Some(measured)))
-}
+/// Choices that are made at most, until the whole is predicted to be as fast as asked.
+const ROUNDS: usize = 6;
 
 /// Compresses as a recipe says; weights that it does not name stay as they are. Methods that look at the inputs of weights
 /// need the data that the recipe was made with.
@@ -362,18 +473,28 @@ pub fn follow(
     recipe: &Recipe,
     means: &Means,
 ) -> Result<Report, CompressError> {
-    let sites = find(module);
-    let statistics = observe::observe(module, &sites, means)?;
-    apply(module, &sites, |module, i| {
-        let fits = |e: &&Entry| recipe::fits(&e.name, &sites[i].name);
+    let (sites, memory) = (find(module), Memory::default());
+    let shop = Shop::new(module, &sites, means, &memory);
+    let level = |site: &Site| {
+        let fits = |e: &&Entry| recipe::fits(&e.name, &site.name);
         let entry = recipe.weights.iter().find(fits);
-        let level = entry.map_or_else(Level::keep, |e| e.level.clone());
-        (means.progress)(&format!("compress {}", sites[i].name));
-        again(module, &sites[i], statistics[i].as_ref(), level)
-    })
+        entry.map_or_else(Level::keep, |e| e.level.clone())
+    };
+    let levels: Vec<Level> = sites.iter().map(level).collect();
+    let picks = shop.make(&levels, |_| None)?;
+    apply(module, &sites, picks)
 }
 
 impl Report {
+    /// A weight that was changed takes so many bytes in the program: some kernels read it in a form of their own.
+    fn stored(&mut self, index: usize, bytes: u64) {
+        let weight = &mut self.weights[index];
+        if !weight.level.keeps() {
+            self.bytes.1 = self.bytes.1 - weight.bytes.1 + bytes;
+            weight.bytes.1 = bytes;
+        }
+    }
+
     /// The recipe that gives the same again.
     pub fn recipe(&self) -> Recipe {
         let entry = |c: &Chosen| Entry {

@@ -14,12 +14,14 @@ pub enum Budget {
     Bits(f64),
 }
 
-/// What is asked of a compressed model: a budget, within which the loss is least; or limits, within which the bytes are
-/// fewest; or a budget, with limits that the result must keep.
+/// What is asked of a compressed model: budgets of bytes and of time, within which the loss is least; or limits, within which the
+/// bytes are fewest; or budgets, with limits that the result must keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Goal {
     /// What may be spent.
     pub budget: Option<Budget>,
+    /// Most predicted nanoseconds of a run.
+    pub latency_ns: Option<f64>,
     /// Most divergence of predictions from the original's, in nats.
     pub max_divergence: Option<f64>,
     /// Least share of predictions whose most probable class is the original's.
@@ -106,6 +108,9 @@ pub struct Level {
     /// Stored bits for each weight, of methods that can meet any number; 0 for `bits`.
     #[serde(default)]
     pub rate: f64,
+    /// Share of the weights that methods which prune leave out; 0 for what they do by themselves.
+    #[serde(default)]
+    pub sparsity: f64,
 }
 
 fn four() -> u32 {
@@ -141,6 +146,7 @@ impl Default for Level {
             clip: false,
             scale_bits: 0,
             rate: 0.0,
+            sparsity: 0.0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What compression asks of whoever can run programs: the user's data goes in, numbers come out.
 //!
 //! This crate writes graphs and cannot run them fast; its caller compiles them. Everything that calibration wants to
-//! know is therefore said as a graph whose outputs are small.
+//! know is therefore said as a graph whose outputs are small, or are used one after the other.
 
 use lapidary_ir::Module;
 
@@ -26,6 +26,20 @@ pub trait Program {
     /// Gives extra input `index` these elements, for all runs to come.
     fn set(&mut self, index: usize, values: &[f32]) -> Result<(), Failure>;
 
-    /// Runs on a sample: the elements of each output.
-    fn run(&mut self, sample: usize) -> Result<Vec<Vec<f32>>, Failure>;
+    /// Runs on a sample; `see` is shown the number and the elements of each output, in order.
+    fn run(
+        &mut self,
+        sample: usize,
+        see: &mut dyn FnMut(usize, &[f32]) -> Result<(), Failure>,
+    ) -> Result<(), Failure>;
+}
+
+/// Copies of all outputs of a run.
+pub(super) fn outputs(program: &mut dyn Program, sample: usize) -> Result<Vec<Vec<f32>>, Failure> {
+    let mut found = vec![];
+    program.run(sample, &mut |_, values| {
+        found.push(values.to_vec());
+        Ok(())
+    })?;
+    Ok(found)
 }

@@ -6,16 +6,17 @@
 //! store. Entries that cannot be read back are made again.
 
 use super::levels::Tried;
-use super::observe::{Observed, Source};
 use super::recipe::Level;
 use super::{CompressError, Failure};
 use crate::methods::Candidate;
 use crate::methods::matrix::Matrix;
-use crate::methods::statistics::{Moments, Statistics};
+use crate::methods::statistics::Moments;
 use bytes::Bytes;
 use lapidary_ir::text::{self, checksum};
 use lapidary_ir::{Constant, Module};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// Entries of another version are others: its methods may make something else of the same.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -27,6 +28,29 @@ pub trait Store {
 
     /// Keeps the parts, one behind the other, under a name: all or nothing.
     fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), Failure>;
+
+    /// Forgets what was kept under a name, if there was anything. What was got before stays.
+    fn remove(&self, name: &str);
+}
+
+/// Keeps bytes in memory, for those who have no other place.
+#[derive(Default)]
+pub(super) struct Memory(RefCell<BTreeMap<String, Bytes>>);
+
+impl Store for Memory {
+    fn get(&self, name: &str) -> Option<Bytes> {
+        self.0.borrow().get(name).cloned()
+    }
+
+    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), Failure> {
+        let bytes = Bytes::from(parts.concat());
+        self.0.borrow_mut().insert(name.to_owned(), bytes);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) {
+        self.0.borrow_mut().remove(name);
+    }
 }
 
 /// A checksum of numbers, in parts.
@@ -58,20 +82,21 @@ impl Key {
         })
     }
 
-    fn name(self, ending: &str) -> String {
+    /// The name of an entry.
+    pub fn name(self, ending: &str) -> String {
         format!("{:016x}.{ending}", self.0)
     }
 }
 
-/// What the candidates of a weight depend on.
-pub(super) fn key_of(matrix: &Matrix, statistics: Option<&Statistics>, levels: &[Level]) -> Key {
+/// What the candidates of a weight depend on where nothing is known of its inputs: itself.
+pub(super) fn key_of_weight(matrix: &Matrix, levels: &[Level]) -> Key {
     let shape = format!("{} {} {levels:?}", matrix.rows(), matrix.cols());
-    let key = Key::new(&shape).numbers(matrix.data());
-    statistics.map_or(key, |s| {
-        [&s.mean, &s.mean_abs, &s.max_abs]
-            .into_iter()
-            .fold(key.numbers(s.hessian.data()), |key, v| key.numbers(v))
-    })
+    Key::new(&shape).numbers(matrix.data())
+}
+
+/// What the candidates of a weight of this name depend on where the whole model and the data decide.
+pub(super) fn key_of_observed(provenance: Key, name: &str, levels: &[Level]) -> Key {
+    provenance.bytes(format!("{name:?} {levels:?}").as_bytes())
 }
 
 /// Candidates as they are kept: this beside a module whose constants are the terms.
@@ -178,39 +203,41 @@ pub(super) fn tried(store: &dyn Store, key: Key) -> Option<Vec<Tried>> {
     list.tried.into_iter().map(entry).collect()
 }
 
-/// What the moments of a module's values depend on; `data` is [`Samples::key`](super::Samples::key).
-pub(super) fn key_of_moments(module: &Module, data: u64) -> Key {
-    let module = text::print_elided(module);
-    Key::new("moments")
-        .bytes(module.as_bytes())
+/// What everything depends on that is gathered of a module; `data` is [`Samples::key`](super::Samples::key).
+pub(super) fn key_of_model(module: &Module, data: u64) -> Key {
+    let printed = text::print_elided(module);
+    // Its checksums have read all weights.
+    module.sources.release(usize::MAX);
+    Key::new("model")
+        .bytes(printed.as_bytes())
         .bytes(&data.to_le_bytes())
 }
 
-/// Keeps moments, in the order of the values that they are of.
+/// Keeps moments.
 pub(super) fn keep_moments(
     store: &dyn Store,
     key: Key,
-    moments: &Observed,
+    moments: &Moments,
 ) -> Result<(), CompressError> {
-    let mut out = vec![];
-    for m in moments.values() {
-        m.write(&mut out);
-    }
+    let bytes: Vec<u8> = moments
+        .parts()
+        .into_iter()
+        .flatten()
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    let (rows, sum) = (moments.rows().to_le_bytes(), checksum(&bytes).to_le_bytes());
     store
-        .put(&key.name("moments"), &[&out, &checksum(&out).to_le_bytes()])
+        .put(&key.name("moments"), &[&rows, &sum, &bytes])
         .map_err(CompressError::Work)
 }
 
-/// The moments of these values, of as many inputs each, as they were kept.
-pub(super) fn moments(store: &dyn Store, key: Key, values: &[(Source, usize)]) -> Option<Observed> {
+/// The moments of so many inputs, as they were kept.
+pub(super) fn moments(store: &dyn Store, key: Key, inputs: usize) -> Option<Moments> {
     let bytes = store.get(&key.name("moments"))?;
-    let (mut rest, sum) = bytes.split_last_chunk::<8>()?;
+    let (rows, rest) = bytes.split_first_chunk::<8>()?;
+    let (sum, rest) = rest.split_first_chunk::<8>()?;
     if checksum(rest) != u64::from_le_bytes(*sum) {
         return None;
     }
-    let mut read = |&(source, inputs)| Some((source, Moments::read(inputs, &mut rest)?));
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by_key(|v| v.0);
-    let found: Option<Observed> = sorted.iter().map(&mut read).collect();
-    found.filter(|_| rest.is_empty())
+    Moments::read(u64::from_le_bytes(*rows), inputs, rest)
 }

@@ -59,15 +59,15 @@ pub struct Weights {
 }
 
 /// The compressed constant whose transposition is `v`.
-fn transposed(module: &Module, v: ValueId) -> Option<&Constant> {
+pub(super) fn transposed(module: &Module, v: ValueId) -> Option<&Constant> {
     let node = module.node(module.producer(v)?);
     let swapped = node.op.name == "transpose" && node.ints("perm").is_none_or(|p| p == [1, 0]);
     let constant = module.as_constant(node.operand(0)?)?;
     (swapped && constant.is_compressed() && constant.shape().len() == 2).then_some(constant)
 }
 
-/// Constants that are read by such products alone: they stay as they are.
-pub fn taken(module: &Module) -> HashSet<ValueId> {
+/// Compressed constants that are read, transposed, by products alone of which `fits` says that they take them as they are.
+pub fn taken(module: &Module, fits: impl Fn(NodeId, &Constant) -> bool) -> HashSet<ValueId> {
     let (mut taken, mut others) = (HashSet::new(), HashSet::new());
     for r in module.reachable_regions() {
         let region = module.region(r);
@@ -77,7 +77,7 @@ pub fn taken(module: &Module) -> HashSet<ValueId> {
             for (i, v) in node.operands.iter().enumerate() {
                 let Some(v) = *v else { continue };
                 let product = matches!(node.op.name, "matmul" | "fused_linear") && i == 1;
-                let weights = transposed(module, v).filter(|c| product && Weights::of(c).is_some());
+                let weights = transposed(module, v).filter(|c| product && fits(n, c));
                 if weights.is_some() {
                     taken.extend(module.producer(v).and_then(|t| module.node(t).operand(0)));
                 } else if node.op.name != "transpose" {
@@ -94,6 +94,11 @@ pub fn taken(module: &Module) -> HashSet<ValueId> {
     let turned: HashSet<ValueId> = others.iter().filter_map(source).collect();
     taken.retain(|v| !others.contains(v) && !turned.contains(v));
     taken
+}
+
+/// True for a constant that has kernels here.
+pub fn has_kernel(constant: &Constant) -> bool {
+    Weights::of(constant).is_some()
 }
 
 impl Weights {

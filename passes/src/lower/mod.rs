@@ -12,7 +12,7 @@
 
 pub mod channels;
 #[cfg(test)]
-mod checks;
+pub(crate) mod checks;
 mod control;
 pub(crate) mod decompose;
 mod emit;
@@ -399,8 +399,9 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
-fn open(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
-    let taken = blocked::taken(module);
+fn open(module: &mut Module, target: &Target, options: &Options) -> Result<(), LowerErrors> {
+    let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c));
+    taken.extend(sparse::taken(module, target, options));
     open_constants(module, &|v, _| !taken.contains(&v))
         .map_err(|e| failed(module, "constant", e))?;
     decompose(module, options)
@@ -437,6 +438,6 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     if options.round {
         round::round(&mut module).map_err(|e| failed(&module, "round_blocks", e))?;
     }
-    open(&mut module, options)?;
+    open(&mut module, target, options)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }

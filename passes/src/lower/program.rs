@@ -124,6 +124,7 @@ impl Lowerer {
         sparse::find(&mut self);
         self.find_channels();
         self.find_inlined();
+        sparse::leave_unstored(&mut self);
         blocked::find(&mut self);
         let outputs = self.facts.module.top().outputs.clone();
         self.region(Module::TOP);

@@ -1,16 +1,20 @@
 //! Products with weights that have many zeros: noticed, priced, and computed with what is not zero.
 //!
-//! Nothing is pruned here: only weights that are zero as found are left out. Numbers that are not finite times a weight
-//! of zero are left out with it.
+//! Nothing is pruned here: only weights that are zero as found are left out, in constants and in terms that have a pattern of zeros.
+//! Numbers that are not finite times a weight of zero are left out with it.
 
+use super::blocked::{self, transposed};
 use super::linear::dense;
-use super::{KernelArg, Lowerer, Noticed, WeightSource, codes, conv, linear};
+use super::{KernelArg, Lowerer, Noticed, Options, WeightSource, codes, conv, linear};
 use crate::schedules::Num;
 use crate::schedules::codes::column_sums;
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::sparse::{FOUR, Lanes, OfCodes, PackedWeights, Place, Sparse};
+use lapidary_ir::encodings::Encoding;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::{Constant, Dim, ElemType, NodeId, ValueId};
+use lapidary_ir::target::Target;
+use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Weights looked at before all of them: where few of these are zero, few are.
@@ -39,7 +43,6 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
     if !low.target.micro_kernels || !low.options.sparse {
         return None;
     }
-    let constant = |v| low.facts.module.as_constant(v).cloned();
     let (spec, w, matrix) = match low.facts.module.node(n).op.name {
         "conv" | "fused_conv" => {
             let plan = conv::plan(&low.facts, n)?;
@@ -56,8 +59,8 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
         "matmul" | "fused_linear" | "quantized_linear" => {
             let plan = linear::plan(&low.facts, n)?;
             let spec = of_linear(low, &plan)?;
-            let matrix = Matrix::columns(&spec);
-            (spec, constant(plan.w)?, matrix)
+            let (w, matrix) = of_product(low, &plan, &spec)?;
+            (spec, w, matrix)
         }
         _ => return None,
     };
@@ -75,7 +78,7 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
         None => nonzeros,
     };
     low.facts.module.sources.release(bytes.len());
-    let (sparse, dense) = spec.cycles(entries);
+    let (sparse, dense) = spec.times(entries, &low.target.speeds());
     Some(Noticed {
         weight: name_of(low, n),
         weights,
@@ -103,6 +106,16 @@ impl Matrix {
             tap: 0,
             channel: spec.n,
             codes: spec.codes.is_some(),
+        }
+    }
+
+    /// `[row][channel]`
+    fn rows(spec: &Sparse) -> Matrix {
+        Matrix {
+            row: spec.channels,
+            tap: 0,
+            channel: 1,
+            codes: false,
         }
     }
 
@@ -148,13 +161,52 @@ impl Matrix {
     }
 }
 
+/// The weights of a product, and how they lie: a constant, or a term that is used transposed.
+fn of_product(low: &Lowerer, plan: &linear::Plan, spec: &Sparse) -> Option<(Constant, Matrix)> {
+    let module = &low.facts.module;
+    if let Some(w) = module.as_constant(plan.w) {
+        return Some((w.clone(), Matrix::columns(spec)));
+    }
+    let term = transposed(module, plan.w).filter(|_| spec.codes.is_none())?;
+    Some((term.clone(), Matrix::rows(spec)))
+}
+
+/// Compressed constants that are read by products with sparse weights alone: they stay as they are.
+pub fn taken(module: &Module, target: &Target, options: &Options) -> HashSet<ValueId> {
+    fn has_zeros(e: &Encoding) -> bool {
+        e.ctor.name == "sparse" || e.children.iter().any(|c| has_zeros(c))
+    }
+    let constants = (0..module.value_count() as u32).filter_map(|v| module.as_constant(ValueId(v)));
+    if !constants.into_iter().any(|c| has_zeros(c.encoding())) {
+        return HashSet::new();
+    }
+    let low = Lowerer::new(module.clone(), target.clone(), options.clone());
+    blocked::taken(module, |n, c| {
+        has_zeros(c.encoding()) && notice(&low, n).is_some_and(|n| n.sparse)
+    })
+}
+
+/// The transpositions of such constants are never stored.
+pub fn leave_unstored(low: &mut Lowerer) {
+    let chosen = low.sparse.iter().filter(|(_, noticed)| noticed.sparse);
+    let weights = chosen.filter_map(|(&n, _)| low.facts.module.node(n).operand(1));
+    let terms = weights.filter(|&w| transposed(&low.facts.module, w).is_some());
+    let terms: Vec<ValueId> = terms.collect();
+    low.facts.inlined.extend(terms);
+}
+
 /// The weight's name in the model, or else the node's: nodes that rewriting made are named for others.
 fn name_of(low: &Lowerer, n: NodeId) -> String {
     let node = low.facts.module.node(n);
     let quantized = matches!(node.op.name, "quantized_linear" | "quantized_conv");
-    let weight = node
-        .operand(if quantized { 2 } else { 1 })
-        .map(|w| low.facts.module.value(w).name.clone());
+    let module = &low.facts.module;
+    let weight = node.operand(if quantized { 2 } else { 1 }).map(|w| {
+        let term = module
+            .producer(w)
+            .filter(|_| transposed(module, w).is_some());
+        let w = term.and_then(|t| module.node(t).operand(0)).unwrap_or(w);
+        module.value(w).name.clone()
+    });
     weight
         .filter(|w| !w.is_empty())
         .unwrap_or_else(|| node.name.clone())
@@ -361,8 +413,8 @@ fn of_conv(low: &Lowerer, n: NodeId, plan: &conv::Plan) -> Option<Sparse> {
 /// The steps of a matrix product.
 pub fn linear(low: &mut Lowerer, n: NodeId, plan: linear::Plan) -> Result<(), OpError> {
     let spec = of_linear(low, &plan).ok_or_else(no_schedule)?;
-    let w = low.facts.module.as_constant(plan.w).cloned();
-    let (w, columns) = (w.ok_or_else(no_schedule)?, spec.n as usize);
+    let (w, matrix) = of_product(low, &plan, &spec).ok_or_else(no_schedule)?;
+    let columns = spec.n as usize;
     let k = w.shape().iter().product::<usize>() / columns;
     let sums: codes::Sums = Arc::new(move |bytes, out| {
         column_sums(bytes, [1, k, columns], |_, kk, j| kk * columns + j, out);
@@ -384,7 +436,6 @@ pub fn linear(low: &mut Lowerer, n: NodeId, plan: linear::Plan) -> Result<(), Op
         lanes: plan.m.clone(),
         images: Dim::from(1i64),
     };
-    let matrix = Matrix::columns(&spec);
     product.launch(low, spec, w, matrix)
 }
 
@@ -533,6 +584,7 @@ impl Product {
 mod tests {
     use crate::lower::checks::{check, check_lowered, numbers};
     use crate::lower::codes::tests::{product, with_tail};
+    use lapidary_ir::encodings::{Encoding, dense, int, sparse};
     use lapidary_ir::{Attr, Attrs, ElemType, Tensor};
 
     /// Input, filters, strides, pads.
@@ -667,6 +719,65 @@ mod tests {
             });
             assert!(lowered.report.noticed[0].sparse, "{m} {k} {n}");
         }
+    }
+
+    /// Terms with a pattern of zeros are multiplied as they are: nothing is decoded when a model is loaded, or stored dense.
+    #[test]
+    fn products_of_sparse_terms() {
+        for (m, k, n) in [(1, 1200, 260), (50, 512, 160)] {
+            for rows in [false, true] {
+                let w = weights(&[n, k], if rows { 30 } else { 9 });
+                let term = term(&w, rows);
+                let lowered = check_lowered("terms", &[&[m, k]], false, |b, x| {
+                    let w = b.term(&std::sync::Arc::new(term));
+                    let w = b.transpose(w, &[1, 0]).expect("a matrix");
+                    b.op("matmul", &[x[0], w]).expect("fits")
+                });
+                assert!(lowered.report.noticed[0].sparse, "{m} {rows}");
+                assert!(lowered.program.prepare.steps.is_empty());
+                assert!(lowered.program.weights_bytes < (n * k) as u64 * 2);
+            }
+        }
+        // What something else reads is decoded, once for both.
+        let w = weights(&[160, 512], 9);
+        let shared = check_lowered("shared", &[&[50, 512]], false, |b, x| {
+            let w = b.term(&std::sync::Arc::new(term(&w, false)));
+            let t = b.transpose(w, &[1, 0]).expect("a matrix");
+            let y = b.op("matmul", &[x[0], t]).expect("fits");
+            b.op("matmul", &[y, w]).expect("fits")
+        });
+        assert!(shared.report.noticed.is_empty() && !shared.program.prepare.steps.is_empty());
+    }
+
+    /// The values of a matrix that are not zero, by rows or marked in a bitmap.
+    fn term(w: &Tensor, by_rows: bool) -> Encoding {
+        let (n, k) = (w.shape()[0], w.shape()[1]);
+        let all = w.to_f64s().expect("numbers");
+        let kept: Vec<usize> = (0..n * k).filter(|&i| all[i] != 0.0).collect();
+        let values = kept.iter().map(|&i| all[i]).collect();
+        let values = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [kept.len()], values));
+        if !by_rows {
+            let marks = int::pack(all.iter().map(|&v| u8::from(v != 0.0)), 1);
+            return sparse::bitmap(
+                vec![n, k],
+                values,
+                int::int(ElemType::U8, 1, vec![n, k], marks.into()),
+            );
+        }
+        let integers = |elem, v: Vec<usize>| {
+            let v: Vec<i128> = v.into_iter().map(|v| v as i128).collect();
+            dense::from_tensor(&Tensor::from_int(elem, [v.len()], v))
+        };
+        let starts = (0..=n)
+            .map(|r| kept.partition_point(|&i| i < r * k))
+            .collect();
+        let columns = kept.iter().map(|&i| i % k).collect();
+        sparse::rows(
+            [n, k],
+            values,
+            integers(ElemType::U32, starts),
+            integers(ElemType::U16, columns),
+        )
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Factorizations of [`Matrix`], by faer: inverse Cholesky factors, singular values, eigenvalues, least squares.
 
 use super::matrix::Matrix;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{
+    LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
+};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Mat, Par, Side};
+use faer::{Par, Side, Spec};
 use lapidary_ir::random::SplitMix64;
 
 /// A matrix that was to be positive definite is not, or an iteration did not converge.
@@ -14,18 +18,25 @@ pub struct Singular;
 ///
 /// With rows and columns in reverse, `h = M M^T` for an upper `M`, and `U = M^-1`: one factorization and one
 /// triangular inverse, instead of an inverse between two factorizations.
-pub fn inverse_upper(h: &Matrix) -> Result<Matrix, Singular> {
+///
+/// A Hessian may take a gigabyte: this one is factored in its own place, and the inverse is the only other matrix.
+pub fn inverse_upper(mut h: Matrix) -> Result<Matrix, Singular> {
     let n = h.rows();
-    let llt = h
-        .view()
-        .reverse_rows_and_cols()
-        .llt(Side::Lower)
-        .map_err(|_| Singular)?;
-    let mut inverse = Mat::<f64>::zeros(n, n);
-    invert_lower_triangular(inverse.as_mut(), llt.L(), Par::Seq);
-    // A Hessian may take a gigabyte, and so does each of its factors.
-    drop(llt);
-    let u = Matrix::from_view(inverse.as_ref().reverse_rows_and_cols());
+    // Row-major elements backwards are the matrix with its rows and columns in reverse.
+    h.data_mut().reverse();
+    let scratch = cholesky_in_place_scratch::<f64>(n, Par::Seq, Spec::default());
+    let mut memory = MemBuffer::try_new(scratch).map_err(|_| Singular)?;
+    cholesky_in_place(
+        h.view_mut(),
+        LltRegularization::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Spec::default(),
+    )
+    .map_err(|_| Singular)?;
+    let mut u = Matrix::zeros(n, n);
+    invert_lower_triangular(u.view_mut(), h.view(), Par::Seq);
+    u.data_mut().reverse();
     let sound = u.is_finite() && u.diagonal().iter().all(|&d| d > 0.0);
     sound.then_some(u).ok_or(Singular)
 }
@@ -130,7 +141,7 @@ mod tests {
     fn inverse_factor_gives_the_inverse() {
         let x = random(90, 40, 3);
         let h = x.gram();
-        let u = inverse_upper(&h).expect("positive definite");
+        let u = inverse_upper(h.clone()).expect("positive definite");
         let product = u.gram().mul(&h);
         assert!(product.sub(&Matrix::identity(40)).square_sum() < 1e-18);
         assert!((1..40).all(|r| (0..r).all(|c| u[(r, c)] == 0.0)));
@@ -139,9 +150,9 @@ mod tests {
     #[test]
     fn singular_matrices_are_refused() {
         let x = random(10, 40, 3);
-        assert_eq!(inverse_upper(&x.gram().map(|v| v * 0.0)), Err(Singular));
+        assert_eq!(inverse_upper(x.gram().map(|v| v * 0.0)), Err(Singular));
         let nan = Matrix::from_fn(4, 4, |_, _| f64::NAN);
-        assert_eq!(inverse_upper(&nan), Err(Singular));
+        assert_eq!(inverse_upper(nan), Err(Singular));
     }
 
     #[test]

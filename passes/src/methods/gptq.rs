@@ -9,7 +9,7 @@
 
 use super::grid::{AffineParts, Grid, GridSpec, Groups};
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding, prepare};
+use super::sweep::{self, DAMPING, Prepared, Rounding, prepare};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, rtn, threads};
 use std::ops::Range;
 
@@ -82,11 +82,11 @@ impl Gptq {
 /// Rounds `weight` `[O, I]` by `hessian` `[I, I]`.
 pub fn gptq(weight: &Matrix, hessian: &Matrix, settings: &GptqSettings) -> Gptq {
     let prepared = prepare(hessian, settings.damping, settings.order != Order::Given);
-    gptq_prepared(weight, prepared, settings)
+    gptq_prepared(weight, &prepared, settings)
 }
 
 /// As [`gptq`], with a Hessian that is factored already (layers that read one input share it).
-pub fn gptq_prepared(weight: &Matrix, prepared: Prepared, settings: &GptqSettings) -> Gptq {
+pub fn gptq_prepared(weight: &Matrix, prepared: &Prepared, settings: &GptqSettings) -> Gptq {
     let mut swept = prepared.arrange(weight);
     // Scales that are codes are known once all of a row's are.
     let known = settings.order == Order::StaticGroups || settings.spec.scale_bits > 0;
@@ -109,10 +109,10 @@ pub fn gptq_prepared(weight: &Matrix, prepared: Prepared, settings: &GptqSetting
     let dynamic = settings.order == Order::DynamicGroups;
     Gptq {
         parts: AffineParts::from_rows(rows, &settings.spec, settings.groups),
-        permutation: dynamic.then_some(prepared.order),
+        permutation: dynamic.then(|| prepared.order.clone()),
         squared_error,
         damping: prepared.damping,
-        assumptions: prepared.assumptions,
+        assumptions: prepared.assumptions.clone(),
     }
 }
 
@@ -165,13 +165,13 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
     let statistics = layer.needed_statistics()?;
     let spec = GridSpec::from_settings(settings)?;
     let groups = Groups::new(layer.weight().cols(), settings.group_len);
-    let found = gptq(
+    let found = gptq_prepared(
         layer.weight(),
-        &statistics.hessian,
+        statistics.prepared(),
         &GptqSettings {
             spec,
             groups,
-            damping: 0.01,
+            damping: DAMPING,
             order: Order::StaticGroups,
             block: sweep::BLOCK,
         },

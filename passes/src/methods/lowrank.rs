@@ -171,7 +171,7 @@ impl Root {
     /// The Cholesky factor, much cheaper, where it is far from singular.
     fn by_cholesky(c: &Matrix) -> Option<Root> {
         // inverse_upper gives U with c^-1 = U^T U, so c = (U^-1)(U^-1)^T and S^-1 = U.
-        let inverse = factor::inverse_upper(c).ok()?;
+        let inverse = factor::inverse_upper(c.clone()).ok()?;
         let pivots = inverse.diagonal();
         let fold = |f: fn(f64, f64) -> f64, from| pivots.iter().copied().fold(from, f);
         if fold(f64::min, f64::INFINITY) < 1e-4 * fold(f64::max, 0.0) {

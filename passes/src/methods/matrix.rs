@@ -238,6 +238,11 @@ impl Matrix {
         MatRef::from_row_major_slice(&self.data, self.rows, self.cols)
     }
 
+    /// The matrix as faer changes it.
+    pub(crate) fn view_mut(&mut self) -> MatMut<'_, f64> {
+        MatMut::from_row_major_slice_mut(&mut self.data, self.rows, self.cols)
+    }
+
     /// A copy of one of faer's matrices.
     pub(crate) fn from_view(m: MatRef<'_, f64>) -> Matrix {
         Matrix::from_fn(m.nrows(), m.ncols(), |r, c| m[(r, c)])

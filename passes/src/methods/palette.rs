@@ -13,7 +13,8 @@
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::levels::Levels;
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, prepare};
+use super::statistics::Statistics;
+use super::sweep::{self, Prepared};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::dense;
@@ -102,10 +103,10 @@ fn propose(
         rows_per_table,
         elem,
     };
-    let prepared = layer.statistics().map(|s| prepare(&s.hessian, 0.01, true));
-    let weights = prepared.as_ref().map(reacting_weights);
+    let prepared = layer.statistics().map(Statistics::prepared);
+    let weights = prepared.map(reacting_weights);
     let mut parts = palette(weight, weights.as_deref(), &palette_settings)?;
-    if let Some(prepared) = &prepared {
+    if let Some(prepared) = prepared {
         parts = with_feedback(&parts, weight, prepared);
         assumptions.extend(prepared.assumptions.iter().cloned());
     }
@@ -347,6 +348,7 @@ pub fn with_feedback(parts: &PaletteParts, weights: &Matrix, prepared: &Prepared
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::sweep::prepare;
     use crate::methods::testing::{mse, near, random, tl1};
 
     fn settings(bits: u32, rows_per_table: usize) -> PaletteSettings {

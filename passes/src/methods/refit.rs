@@ -7,7 +7,7 @@
 //! Quantization" (PEQA), section 3: what is tuned; the closed form is ours.
 
 use super::factor::solve;
-use super::gptq::{GptqSettings, Order, gptq};
+use super::gptq::{GptqSettings, Order, gptq_prepared};
 use super::grid::{AffineParts, GridSpec, Groups};
 use super::matrix::Matrix;
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, sweep, threads};
@@ -117,13 +117,13 @@ fn best_scales(
 fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError> {
     let statistics = layer.needed_statistics()?;
     let spec = GridSpec::from_settings(settings)?;
-    let rounded = gptq(
+    let rounded = gptq_prepared(
         layer.weight(),
-        &statistics.hessian,
+        statistics.prepared(),
         &GptqSettings {
             spec,
             groups: Groups::new(layer.weight().cols(), settings.group_len),
-            damping: 0.01,
+            damping: sweep::DAMPING,
             order: Order::StaticGroups,
             block: sweep::BLOCK,
         },
@@ -140,6 +140,7 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::gptq::gptq;
     use crate::methods::rtn::round_to_nearest;
     use crate::methods::testing::{near, random, tl1};
     use lapidary_ir::ElemType;

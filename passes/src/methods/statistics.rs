@@ -5,6 +5,8 @@
 
 use super::MethodError;
 use super::matrix::Matrix;
+use super::sweep::{DAMPING, Prepared, prepare};
+use std::sync::OnceLock;
 
 /// Statistics of a layer's inputs.
 #[derive(Clone, Debug)]
@@ -19,6 +21,7 @@ pub struct Statistics {
     pub max_abs: Vec<f64>,
     /// Rows that were seen.
     pub samples: u64,
+    prepared: OnceLock<Prepared>,
 }
 
 impl Statistics {
@@ -41,12 +44,19 @@ impl Statistics {
             mean_abs: over(columns(&|acc, v| acc + v.abs())),
             max_abs: columns(&|acc, v| acc.max(v.abs())),
             samples: x.rows() as u64,
+            prepared: OnceLock::new(),
         }
     }
 
     /// Number of inputs, `I`.
     pub fn inputs(&self) -> usize {
         self.hessian.rows()
+    }
+
+    /// The Hessian made fit for a sweep, its columns by activity; factored once, whoever asks.
+    pub fn prepared(&self) -> &Prepared {
+        self.prepared
+            .get_or_init(|| prepare(&self.hessian, DAMPING, true))
     }
 
     /// Second moment `E[x x^T]`.
@@ -106,47 +116,40 @@ impl Moments {
         }
     }
 
-    /// Adds the sums of `rows` more rows: `X^T X` `[I, I]`, and for each input the sum, the sum and the maximum of absolute
-    /// values. Nothing of no rows is added, whatever their maximum.
+    /// Adds a part of the sums of more rows. The parts are: 0 their number, 1 `X^T X` `[I, I]`, and for each input 2 the sum, 3 the sum
+    /// and 4 the maximum of absolute values (of no rows anything below 0).
     ///
     /// # Errors
-    /// Lengths disagree.
-    pub fn add(
-        &mut self,
-        rows: u64,
-        gram: &[f32],
-        sum: &[f32],
-        abs_sum: &[f32],
-        abs_max: &[f32],
-    ) -> Result<(), String> {
-        let n = self.sum.len();
-        if gram.len() != n * n || [sum, abs_sum, abs_max].iter().any(|v| v.len() != n) {
-            return Err(format!("moments are not of {n} inputs"));
-        }
-        if rows == 0 {
-            return Ok(());
-        }
-        let add = |to: &mut [f64], from: &[f32]| {
-            to.iter_mut()
-                .zip(from)
-                .for_each(|(t, &f)| *t += f64::from(f));
+    /// Lengths disagree, or there is no such part.
+    pub fn add_part(&mut self, part: usize, values: &[f32]) -> Result<(), String> {
+        let sums = match part {
+            0 => {
+                self.rows += values.first().copied().unwrap_or(0.0) as u64;
+                return Ok(());
+            }
+            1 => self.gram.data_mut(),
+            2 => &mut self.sum,
+            3 => &mut self.abs_sum,
+            4 => &mut self.abs_max,
+            _ => return Err(format!("moments have no part {part}")),
         };
-        add(self.gram.data_mut(), gram);
-        add(&mut self.sum, sum);
-        add(&mut self.abs_sum, abs_sum);
-        for (to, &from) in self.abs_max.iter_mut().zip(abs_max) {
-            *to = to.max(f64::from(from));
+        if sums.len() != values.len() {
+            return Err(format!("moments are not of {} inputs", self.sum.len()));
         }
-        self.rows += rows;
+        let pairs = sums.iter_mut().zip(values);
+        match part {
+            4 => pairs.for_each(|(to, &v)| *to = to.max(f64::from(v))),
+            _ => pairs.for_each(|(to, &v)| *to += f64::from(v)),
+        }
         Ok(())
     }
 
     /// Adds the sums of other inputs of the same weight.
     pub fn merge(&mut self, other: &Moments) {
-        self.gram = self.gram.add(&other.gram);
-        let add = |to: &mut Vec<f64>, from: &[f64]| {
+        let add = |to: &mut [f64], from: &[f64]| {
             to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
         };
+        add(self.gram.data_mut(), other.gram.data());
         add(&mut self.sum, &other.sum);
         add(&mut self.abs_sum, &other.abs_sum);
         for (to, &from) in self.abs_max.iter_mut().zip(&other.abs_max) {
@@ -155,51 +158,55 @@ impl Moments {
         self.rows += other.rows;
     }
 
-    /// Appends the sums as bytes.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.rows.to_le_bytes());
-        for part in [self.gram.data(), &self.sum, &self.abs_sum, &self.abs_max] {
-            out.extend(part.iter().flat_map(|v| v.to_le_bytes()));
-        }
+    /// The sums, part by part, as [`Moments::read`] takes them.
+    pub fn parts(&self) -> [&[f64]; 4] {
+        [self.gram.data(), &self.sum, &self.abs_sum, &self.abs_max]
     }
 
-    /// Reads the sums of this many inputs from the front of bytes; none if there are not as many.
-    pub fn read(inputs: usize, bytes: &mut &[u8]) -> Option<Moments> {
-        let (rows, rest) = bytes.split_first_chunk::<8>()?;
-        *bytes = rest;
+    /// Rows that were seen.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The sums of this many rows of so many inputs, from [`Moments::parts`] one behind the other, little-endian; none if there
+    /// are not as many.
+    pub fn read(rows: u64, inputs: usize, mut bytes: &[u8]) -> Option<Moments> {
         let mut numbers = |n: usize| {
             let (part, rest) = bytes.split_at_checked(n.checked_mul(8)?)?;
-            *bytes = rest;
+            bytes = rest;
+            let numbers = part.as_chunks::<8>().0.iter();
             Some(
-                part.as_chunks::<8>()
-                    .0
-                    .iter()
+                numbers
                     .map(|&b| f64::from_le_bytes(b))
                     .collect::<Vec<f64>>(),
             )
         };
-        Some(Moments {
-            rows: u64::from_le_bytes(*rows),
+        let found = Moments {
+            rows,
             gram: Matrix::new(inputs, inputs, numbers(inputs.checked_mul(inputs)?)?)?,
             sum: numbers(inputs)?,
             abs_sum: numbers(inputs)?,
             abs_max: numbers(inputs)?,
-        })
+        };
+        bytes.is_empty().then_some(found)
     }
 
     /// The statistics; none of no rows.
-    pub fn statistics(&self) -> Option<Statistics> {
+    pub fn into_statistics(self) -> Option<Statistics> {
         if self.rows == 0 {
             return None;
         }
         let n = self.rows as f64;
-        let over = |v: &[f64]| v.iter().map(|s| s / n).collect();
+        let over = |v: Vec<f64>| v.into_iter().map(|s| s / n).collect();
+        let mut hessian = self.gram;
+        hessian.data_mut().iter_mut().for_each(|v| *v *= 2.0 / n);
         Some(Statistics {
-            hessian: self.gram.map(|v| 2.0 / n * v),
-            mean: over(&self.sum),
-            mean_abs: over(&self.abs_sum),
-            max_abs: self.abs_max.clone(),
+            hessian,
+            mean: over(self.sum),
+            mean_abs: over(self.abs_sum),
+            max_abs: self.abs_max,
             samples: self.rows,
+            prepared: OnceLock::new(),
         })
     }
 }
@@ -262,16 +269,16 @@ mod tests {
             let sums = columns(&|a, v| a + v as f32, 0.0);
             let abs = columns(&|a, v| a + v.abs() as f32, 0.0);
             let max = columns(&|a, v| a.max(v.abs() as f32), f32::NEG_INFINITY);
-            sum.add(
-                part.rows() as u64,
-                &narrow(part.gram().data()),
-                &sums,
-                &abs,
-                &max,
-            )
-            .expect("lengths agree");
+            let rows = [part.rows() as f32];
+            let parts = [&rows[..], &narrow(part.gram().data()), &sums, &abs, &max];
+            for (i, values) in parts.into_iter().enumerate() {
+                sum.add_part(i, values).expect("lengths agree");
+            }
         }
-        let (own, want) = (sum.statistics().expect("rows"), Statistics::from_inputs(&x));
+        let (own, want) = (
+            sum.clone().into_statistics().expect("rows"),
+            Statistics::from_inputs(&x),
+        );
         assert!(own.hessian.sub(&want.hessian).square_sum() < 1e-10);
         for (a, b) in [
             (&own.mean, &want.mean),
@@ -281,10 +288,7 @@ mod tests {
             assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5));
         }
         assert_eq!(own.samples, 40);
-        assert!(
-            sum.add(1, &[0.0; 4], &[0.0; 2], &[0.0; 2], &[0.0; 2])
-                .is_err()
-        );
+        assert!(sum.add_part(1, &[0.0; 4]).is_err() && sum.add_part(5, &[]).is_err());
     }
 
     impl Matrix {

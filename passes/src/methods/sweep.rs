@@ -200,6 +200,9 @@ impl Piece {
     }
 }
 
+/// What methods damp by where nothing else is said.
+pub const DAMPING: f64 = 0.01;
+
 /// A Hessian made fit for a sweep.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -238,22 +241,19 @@ pub fn prepare(hessian: &Matrix, damping: f64, by_activity: bool) -> Prepared {
             dead.len()
         ));
     }
-    let mut h = if by_activity {
-        hessian.select_both(&order)
-    } else {
-        hessian.clone()
-    };
-    for (k, &column) in order.iter().enumerate() {
-        if diagonal[column] <= 0.0 {
-            h[(k, k)] = mean;
-        }
-    }
-    let mut added = 0.0;
     let mut relative = damping.max(0.0);
     while relative <= 10.0 {
-        (0..n).for_each(|i| h[(i, i)] += relative * mean - added);
-        added = relative * mean;
-        if let Ok(upper) = inverse_upper(&h) {
+        let mut h = if by_activity {
+            hessian.select_both(&order)
+        } else {
+            hessian.clone()
+        };
+        let added = relative * mean;
+        for (k, &column) in order.iter().enumerate() {
+            let own = diagonal[column];
+            h[(k, k)] = added + if own > 0.0 { own } else { mean };
+        }
+        if let Ok(upper) = inverse_upper(h) {
             if relative > damping {
                 assumptions.push(format!(
                     "the Hessian is singular; it was damped by {relative:e} of its mean diagonal"

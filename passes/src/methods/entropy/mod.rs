@@ -25,7 +25,7 @@ pub use parts::{Block, EntropyParts};
 use super::factor::solve;
 use super::grid::stored_scale;
 use super::matrix::Matrix;
-use super::sweep::{self, Prepared, Rounding, prepare};
+use super::sweep::{self, Prepared, Rounding};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use grouping::Grouping;
 use lapidary_ir::ElemType;
@@ -268,14 +268,10 @@ fn propose(layer: &Layer, settings: &Settings) -> Result<Candidate, MethodError>
             "from 0.25 to 6 bits for each weight, not {rate}"
         )));
     }
-    let prepared = layer.statistics().map(|s| prepare(&s.hessian, 0.01, true));
-    let hessian = layer
-        .statistics()
-        .map(|s| &s.hessian)
-        .zip(prepared.as_ref());
+    let hessian = layer.statistics().map(|s| (&s.hessian, s.prepared()));
     let parts = entropy(layer.weight(), hessian, rate);
     let (encoding, decoded) = (parts.encoding(), parts.decode());
-    let assumptions = prepared.map_or(vec![], |p| p.assumptions);
+    let assumptions = hessian.map_or(vec![], |(_, p)| p.assumptions.clone());
     candidate(layer, encoding, &decoded, assumptions)
 }
 
@@ -284,6 +280,7 @@ mod tests {
     use super::*;
     use crate::methods::gptq::{GptqSettings, Order, gptq};
     use crate::methods::grid::Groups;
+    use crate::methods::sweep::prepare;
     use crate::methods::testing::{mse, near, random, tl1};
 
     #[test]

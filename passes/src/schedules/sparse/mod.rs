@@ -22,6 +22,7 @@ use super::Num;
 use super::activation::Activation;
 use super::codes::{Codes, Tail};
 use lapidary_ir::kernel::sparse::Form;
+use lapidary_ir::speeds::{Speeds, Work};
 
 /// Where the lanes of a tap are, in units of the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -175,59 +176,73 @@ impl Sparse {
         Some(n.div_ceil(self.width() as u64) as i64)
     }
 
-    /// Cycles that a core with 512-bit vectors would take for one image with so many entries that are not zero, and for
-    /// all weights. A model to choose by: both count the same work on other machines, in other units.
-    pub fn cycles(&self, entries: u64) -> (f64, f64) {
+    /// Nanoseconds that one thread takes for one image with so many entries that are not zero, and for all weights. The amounts
+    /// were fitted to layers of ResNet-50, BERT and others; how fast each is done is the machine's.
+    pub fn times(&self, entries: u64, speeds: &Speeds) -> (f64, f64) {
         const LANES: i64 = 128;
-        // Bytes that come from memory in a cycle.
-        const MEMORY: f64 = 4.3;
         let lanes = self.lanes.known().unwrap_or(LANES);
         let (width, inner) = (self.width(), self.taps * self.channels);
         let tiles = (lanes as u64).div_ceil(width as u64) as f64;
         let (all, some) = ((self.n * inner) as f64, entries as f64);
+        let time = |work, units: f64| units / speeds.rate(work, 0.0);
         // A call for each tap of each tile, whose lanes are looked at first.
-        let calls = (self.taps * self.bands) as f64 * tiles * 400.0;
+        let calls = time(Work::Call, (self.taps * self.bands) as f64 * tiles * 8.0);
         if self.codes.is_some() {
-            return self.cycles_of_codes(lanes, tiles, all, some, calls);
+            return self.times_of_codes(lanes, tiles, [all, some], calls, speeds);
         }
+        // Other weights are read between two runs, so that these come from memory.
+        let read = |bytes: f64| bytes / speeds.bandwidth(u64::MAX, 1);
         let padded = tiles * width as f64;
-        let dense = (all * lanes as f64 / 24.0).max(all * 4.0 / MEMORY);
+        let products = 2.0 * all * lanes as f64 / speeds.rate(Work::Gemm, lanes as f64);
+        let dense = products.max(read(all * 4.0));
         let products = match self.form() {
-            Form::Numbers(0) => some * padded / 15.0,
-            Form::Numbers(1) => some * padded / 9.0,
-            _ => some * 0.7,
+            Form::Numbers(0) => time(Work::Sparse, 2.0 * some * padded),
+            Form::Numbers(1) => time(Work::SparseFew, 2.0 * some * padded),
+            _ => time(Work::SparseColumn, 2.0 * some),
         };
-        let turned = |p: Place| if p.lane == 1 { 0.07 } else { 0.35 };
-        let mut moved = self.n as f64 * padded * (self.blocks().count as f64 * 0.1);
+        let turned = |p: Place, elements: f64| match p.lane {
+            1 => time(Work::Copy, elements),
+            _ => time(Work::Move, elements),
+        };
+        let results = self.n as f64 * padded;
+        let mut moved = time(Work::Copy, results * self.blocks().count as f64 * 1.4);
         if !self.in_place() {
-            moved += (inner * self.bands) as f64 * padded * turned(self.x) + calls;
-            moved += self.n as f64 * padded * (turned(self.y) - 0.07);
+            moved += turned(self.x, (inner * self.bands) as f64 * padded) + calls;
+            moved += (turned(self.y, results) - time(Work::Copy, results)).max(0.0);
         }
-        (products.max(some * 6.0 / MEMORY) + moved, dense)
+        (products.max(read(some * 6.0)) + moved, dense)
     }
 
-    /// Fitted to 22 layers of ResNet-50, BERT and others of which a fifth of the entries is not zero.
-    fn cycles_of_codes(
+    fn times_of_codes(
         &self,
         lanes: i64,
         tiles: f64,
-        all: f64,
-        some: f64,
+        [all, some]: [f64; 2],
         calls: f64,
+        speeds: &Speeds,
     ) -> (f64, f64) {
+        let time = |work, units: f64| units / speeds.rate(work, 0.0);
         // Vectors without lanes are left out.
         let vectors = (lanes as u64).div_ceil(16) as f64;
         let results = |lanes: f64| self.n as f64 * lanes;
-        // What fits the second-level cache comes from there.
-        let read = |bytes: f64| bytes / if bytes > 2e6 { 5.0 } else { 16.0 };
-        let product = if vectors > 1.0 { 1.0 } else { 1.75 };
-        let groups = (self.n / self.in_group() * self.blocks().count) as f64 * tiles * 80.0;
-        let filled = (self.taps * self.channels * self.bands) as f64 * vectors * 16.0 * 0.3;
-        let products = (some * vectors * product).max(read(some * 6.0));
+        let read = |bytes: f64| bytes / speeds.bandwidth(bytes as u64, 1);
+        let groups = (self.n / self.in_group() * self.blocks().count) as f64 * tiles;
+        let filled = (self.taps * self.channels * self.bands) as f64 * vectors * 16.0;
+        // A product of fours is eight operations.
+        let products = 8.0 * some * vectors * 16.0 / speeds.rate(Work::SparseCodes, vectors * 16.0);
+        let products = products.max(read(some * 6.0));
         // Sums are turned, and made results of; dense products make them of registers.
-        let sparse = products + groups + filled + calls + results(vectors * 16.0) * 1.3;
-        let dense = (all * lanes as f64 / 16.0 * 0.8).max(read(all * 4.0));
-        (sparse, dense + results(lanes as f64) * 0.3)
+        let sparse = products
+            + time(Work::Scalar, groups * 160.0)
+            + time(Work::Copy, filled * 4.2)
+            + calls
+            + time(Work::Scalar, results(vectors * 16.0) * 2.6);
+        let dense = 8.0 * all * lanes as f64 / speeds.rate(Work::GemmCodes, lanes as f64);
+        let dense = dense.max(read(all * 4.0));
+        (
+            sparse,
+            dense + time(Work::Scalar, results(lanes as f64) * 0.6),
+        )
     }
 
     /// The lanes' table, if `at(tap, lane)` says where a lane is: `None` for one that reads zero.
