@@ -1,7 +1,7 @@
 //! Builds what artefacts are made of, so that `lapidary build` needs no toolchain: the runtime stub that
-//! executables begin with, and the runtime as one object for libraries.
+//! executables begin with, that of language models, and the runtime as one object for libraries.
 //!
-//! A nested cargo builds both from `runtime/`, always optimized, into a target folder of its own (the outer
+//! A nested cargo builds them from `runtime/`, always optimized, into a target folder of its own (the outer
 //! cargo holds the lock of the usual one). It uses the workspace's lock file and the packages that the outer
 //! cargo has fetched, so it needs no network; it runs again only when `runtime/` changes.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the nested build reads.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "Cargo.toml",
     "Cargo.lock",
     "runtime/Cargo.toml",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 8] = [
     "runtime/abi",
     "runtime/micro",
     "runtime/stub",
+    "runtime/language",
     "build.rs",
 ];
 
@@ -32,8 +33,13 @@ fn main() {
     println!("cargo::rerun-if-changed=runtime/src/capi/exports.txt");
     println!("cargo::rerun-if-env-changed=CC");
     let build = Build::new();
-    let stub = build.stub();
-    build.save(&stub, "stub");
+    for (package, name) in [
+        ("lapidary-stub", "stub"),
+        ("lapidary-language", "language-stub"),
+    ] {
+        let stub = build.program(package);
+        build.save(&stub, name);
+    }
     let library = build.library();
     let object = build.one_object(&library);
     build.save(&object.unwrap_or_default(), "runtime.o");
@@ -54,9 +60,9 @@ impl Build {
         }
     }
 
-    fn stub(&self) -> PathBuf {
-        self.cargo(&["build", "-p", "lapidary-stub"]);
-        self.product("lapidary-stub")
+    fn program(&self, package: &str) -> PathBuf {
+        self.cargo(&["build", "-p", package, "--bins"]);
+        self.product(package)
     }
 
     fn library(&self) -> PathBuf {

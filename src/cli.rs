@@ -1,8 +1,12 @@
 //! The command line, as clap reads it. What each command does is in `commands/`.
 
 use clap::builder::TypedValueParser;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{
+    Arg, ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use lapidary::calibrate::SAMPLES;
+use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::Budget;
 use std::path::PathBuf;
 
@@ -114,6 +118,10 @@ pub struct Model {
     /// loaded: less memory, more time.
     #[arg(long)]
     pub no_prepare: bool,
+    /// Round what is multiplied with weights of 2, 4 or 8 bits to 8-bit codes in blocks, as llama.cpp does: faster, a little
+    /// less exact.
+    #[arg(long)]
+    pub round_activations: bool,
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,
@@ -125,15 +133,78 @@ pub struct Run {
     /// The model and how to compile it.
     #[command(flatten)]
     pub model: Model,
-    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`.
+    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`. Without it, a language model writes text.
     #[arg(long, value_name = "DIR")]
-    pub inputs: PathBuf,
+    pub inputs: Option<PathBuf>,
+    /// What a language model is to write.
+    #[command(flatten)]
+    pub text: Text,
     /// Folder that gets the outputs, in the same kind of files. Without it they are summarised on standard output.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "inputs")]
     pub outputs: Option<PathBuf>,
     /// Use the reference evaluator instead of compiled code (slow; the definition of right).
-    #[arg(long)]
+    #[arg(long, requires = "inputs")]
     pub reference: bool,
+}
+
+/// The options of programs that write text, from their own table.
+#[derive(Debug, Default)]
+pub struct Text(pub Options);
+
+impl Args for Text {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let arg = |flag: &Flag| {
+            let arg = Arg::new(flag.name)
+                .long(flag.name)
+                .help(flag.help)
+                .help_heading("Writing text");
+            match flag.value {
+                // Prompts and numbers may begin with a dash.
+                Some(value) => arg
+                    .value_name(value)
+                    .action(ArgAction::Append)
+                    .allow_hyphen_values(true),
+                None => arg.action(ArgAction::SetTrue),
+            }
+            .conflicts_with("inputs")
+        };
+        command.args(FLAGS.iter().map(arg))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Text::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Text {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Text, clap::Error> {
+        let mut text = Text::default();
+        text.update_from_arg_matches(matches)?;
+        Ok(text)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for flag in FLAGS {
+            let values: Vec<String> = match flag.value {
+                Some(_) => matches
+                    .get_many(flag.name)
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
+                None => matches
+                    .get_flag(flag.name)
+                    .then(String::new)
+                    .into_iter()
+                    .collect(),
+            };
+            for value in values {
+                let wrong = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("{why}\n"));
+                self.0.set(flag.name, &value).map_err(wrong)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `lapidary build`.
@@ -148,6 +219,9 @@ pub struct Build {
     /// What to write.
     #[arg(long, value_enum, default_value_t = Emit::Exe)]
     pub emit: Emit,
+    /// Of a language model's checkpoint: a program that gives scores of tokens (`--inputs`), not one that writes text.
+    #[arg(long)]
+    pub scores: bool,
     /// Target triple (default: this machine).
     #[arg(long)]
     pub target: Option<String>,

@@ -7,12 +7,14 @@ use crate::calibrate::Calibration;
 use crate::error::Error;
 use crate::specialize::{Given, specialize};
 use crate::work::WorkFolder;
-use lapidary_abi::program::Program;
+use lapidary_abi::program::{File, Program};
+use lapidary_frontend::checkpoint;
 use lapidary_frontend::onnx::ImportOptions;
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
+use lapidary_language::settings;
 use lapidary_passes::compress::{
     self, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store, Weight,
 };
@@ -64,6 +66,10 @@ pub struct CompileOptions {
     pub sparse: bool,
     /// Compute what depends on weights alone when the model is loaded, not in every run.
     pub prepare: bool,
+    /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
+    pub round: bool,
+    /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
+    pub stepwise: bool,
     /// Told what begins, for people who wait.
     pub progress: Progress,
 }
@@ -108,6 +114,8 @@ impl CompileOptions {
             optimize: true,
             sparse: true,
             prepare: true,
+            round: false,
+            stepwise: false,
             progress: Progress::default(),
         }
     }
@@ -117,6 +125,8 @@ impl CompileOptions {
         lower::Options {
             sparse: self.sparse,
             prepare: self.prepare,
+            round: self.round,
+            caches: self.stepwise,
             ..lower::Options::default()
         }
     }
@@ -172,6 +182,9 @@ pub struct Compiled {
 /// Imports a model: an ONNX file, the folder of a checkpoint, or the text form.
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
     options.progress.stage("import");
+    if options.stepwise {
+        return lapidary_frontend::import_stepwise(path, &options.dims).map_err(Error::Import);
+    }
     let options = ImportOptions {
         dims: options.dims.clone(),
         ..ImportOptions::default()
@@ -341,6 +354,55 @@ pub fn compile(
         compression,
         times: stages.times,
     })
+}
+
+/// Whether `path` is the folder of a checkpoint that can write text: of a decoder, with its tokenizer.
+pub fn writes_text(path: &Path) -> bool {
+    path.join(settings::TOKENIZER).is_file() && checkpoint::writes_text(path)
+}
+
+/// Compiles a language model to a program that writes text: step by step, one sequence at a time, with the files that
+/// its tokenizer and settings are read from. Compression looks at the model as it predicts whole sequences.
+pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result<Compiled, Error> {
+    if let Some(name) = options.dims.keys().next() {
+        return Err(Error::Usage {
+            message: format!(
+                "`--dim {name}=…`: a program that writes text decides its dimensions itself"
+            ),
+            help: "`build --scores` makes one that gives scores of tokens".to_owned(),
+        });
+    }
+    let stepwise = CompileOptions {
+        stepwise: true,
+        dims: [("batch".to_owned(), 1)].into(),
+        compression: None,
+        ..options.clone()
+    };
+    let mut module = import(path, &stepwise)?;
+    let mut report = None;
+    if options.compression.is_some() {
+        let mut whole = import(path, options)?;
+        let first = whole.value_count();
+        report = compress(&mut whole, file, options)?;
+        compress::transfer(&whole, first, &mut module).map_err(|error| Error::Compress {
+            file: file.to_owned(),
+            error,
+        })?;
+    }
+    let mut compiled = compile(module, file, &stepwise, None)?;
+    compiled.compression = report;
+    for name in settings::FILES {
+        let path = path.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => compiled.program.files.push(File {
+                name: name.to_owned(),
+                text,
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::File { path, error }),
+        }
+    }
+    Ok(compiled)
 }
 
 impl Compiled {

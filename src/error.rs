@@ -106,6 +106,15 @@ pub enum Error {
         /// What the runtime says.
         error: RunError,
     },
+    /// A language model could not write a text.
+    #[error("{file}: {error}")]
+    #[diagnostic(code(lapidary::text), help("{}", error.help))]
+    Text {
+        /// The model.
+        file: String,
+        /// What the generator says.
+        error: lapidary_language::Error,
+    },
     /// The reference evaluator failed.
     #[error("{file}: {reason}")]
     #[diagnostic(

@@ -36,6 +36,11 @@ const LAYERS: &[Layer] = &[
         for_tests: &[],
     },
     Layer {
+        folder: "runtime/language",
+        ours: &["lapidary-abi", "lapidary-runtime"],
+        for_tests: &[],
+    },
+    Layer {
         folder: "ir",
         ours: &["lapidary-abi"],
         for_tests: &[],
@@ -83,7 +88,8 @@ const CONFINED: &[(&str, &str)] = &[
     ("inkwell", "backends/llvm"),
     ("object", "backends/llvm"),
     ("clap", "."),
-    ("tokenizers", "."),
+    ("tokenizers", "runtime/language"),
+    ("minijinja-contrib", "runtime/language"),
     ("miette", "."),
 ];
 

@@ -13,21 +13,39 @@ pub mod gguf;
 pub mod onnx;
 mod text;
 
+pub use arch::Form;
 pub use error::{ImportError, Problem};
 pub use files::{map, map_source};
 
 use lapidary_ir::Module;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Imports what `path` names: a folder is a checkpoint, a file that ends in `.gguf` that, in `.lap` the text form, any
 /// other ONNX.
 pub fn import(path: &Path, options: &onnx::ImportOptions) -> Result<Module, ImportError> {
     match kind(path) {
-        Kind::Checkpoint => checkpoint::import_folder(path, &options.dims),
-        Kind::Gguf => gguf::import_file(path, &options.dims),
+        Kind::Checkpoint => checkpoint::import_folder(path, &options.dims, Form::Whole),
+        Kind::Gguf => gguf::import_file(path, &options.dims, Form::Whole),
         Kind::Text => text::import_file(path, &options.dims),
         Kind::Onnx => onnx::import_file(path, options),
+    }
+}
+
+/// Imports a language model as [`Form::Stepwise`]: a folder, or a file that ends in `.gguf`.
+pub fn import_stepwise(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
+    match kind(path) {
+        Kind::Checkpoint => checkpoint::import_folder(path, dims, Form::Stepwise),
+        Kind::Gguf => gguf::import_file(path, dims, Form::Stepwise),
+        Kind::Text | Kind::Onnx => {
+            let mut problems = error::Problems::new("use the folder of a checkpoint");
+            problems.add(
+                "file",
+                "is no checkpoint of a language model".to_owned(),
+                None,
+            );
+            Err(problems.of(&path.display().to_string()))
+        }
     }
 }
 
@@ -69,11 +87,7 @@ fn kind(path: &Path) -> Kind {
 }
 
 /// Fixes dimensions by name, each of which the module must have.
-fn bind_dims(
-    module: &mut Module,
-    dims: &std::collections::BTreeMap<String, i64>,
-    problems: &mut error::Problems,
-) {
+fn bind_dims(module: &mut Module, dims: &BTreeMap<String, i64>, problems: &mut error::Problems) {
     let mut known = BTreeSet::new();
     for &input in &module.top().inputs {
         for dim in module.value(input).ty.shape().unwrap_or_default() {

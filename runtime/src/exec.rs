@@ -16,9 +16,11 @@ use std::sync::{Mutex, PoisonError};
 mod control;
 mod ports;
 mod run;
+mod state;
 
 pub use ports::type_text;
 use run::Run;
+pub use state::State;
 
 /// How a model runs.
 #[derive(Clone, Debug)]
@@ -122,6 +124,7 @@ impl Model {
             imports: micro::table().as_ptr(),
             inputs: vec![],
             outputs: vec![],
+            states: vec![],
             frame: &mut frame,
             timing: None,
         };
@@ -153,6 +156,16 @@ impl Model {
     /// What the model gives, in order.
     pub fn outputs(&self) -> &[Port] {
         &self.plan.outputs
+    }
+
+    /// What lasts from one run to the next; see [`Model::state`].
+    pub fn states(&self) -> &[Port] {
+        &self.plan.states
+    }
+
+    /// The state before the first run, zeros, for these values of the symbols that its sizes depend on.
+    pub fn state(&self, symbols: &[(&str, usize)]) -> Result<State, RunError> {
+        State::new(&self.plan, symbols)
     }
 
     /// Names of the symbolic dimensions.
@@ -220,6 +233,19 @@ impl Model {
         buffers: &mut [Option<&mut [u8]>],
         timing: Option<&mut dyn FnMut(KernelTiming)>,
     ) -> Result<Vec<Output>, RunError> {
+        self.run_from(&mut State::default(), inputs, buffers, timing)
+    }
+
+    /// As [`Model::run_with`], going on from a state that [`Model::state`] made, which the run changes. What a run that failed
+    /// leaves in it is unspecified.
+    pub fn run_from(
+        &self,
+        state: &mut State,
+        inputs: &[Operand],
+        buffers: &mut [Option<&mut [u8]>],
+        timing: Option<&mut dyn FnMut(KernelTiming)>,
+    ) -> Result<Vec<Output>, RunError> {
+        state.check(&self.plan)?;
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = frames.pop();
         drop(frames);
@@ -228,7 +254,9 @@ impl Model {
             None => self.new_frame()?,
         };
         frame.begin(&self.plan);
+        state.bind(&mut frame.symbols);
         let mut run = Run {
+            states: state.buffers(),
             model: self,
             imports: micro::table().as_ptr(),
             inputs: ports::bind_inputs(&self.plan, &mut frame, inputs)?,

@@ -20,6 +20,7 @@ pub struct Plan {
     pub symbols: Vec<String>,
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
+    pub states: Vec<Port>,
     pub values: Vec<Decl>,
     pub kernels: Vec<KernelDecl>,
     /// Run once, when the model is loaded.
@@ -144,6 +145,7 @@ pub fn prepare(
         weights: weights_bytes as u64,
         inputs: program.inputs.len(),
         outputs: program.outputs.len(),
+        states: program.states.len(),
     };
     let values = declare(&program, &limits)?;
     let mut checker = Checker {
@@ -162,6 +164,13 @@ pub fn prepare(
         checker.value(port.value)?;
         checker.ty(&port.ty)?;
     }
+    for (n, port) in program.states.iter().enumerate() {
+        let decl = checker.value(port.value)?;
+        let own = matches!(decl.place, Place::State(m) if m as usize == n);
+        if !own || decl.ty != port.ty {
+            return bad(format!("the state `{}` has no place of its own", port.name));
+        }
+    }
     Ok(Plan {
         prepare,
         body,
@@ -173,6 +182,7 @@ pub fn prepare(
         symbols: program.symbols,
         inputs: program.inputs,
         outputs: program.outputs,
+        states: program.states,
         kernels: program.kernels,
     })
 }
@@ -183,6 +193,7 @@ struct Limits {
     weights: u64,
     inputs: usize,
     outputs: usize,
+    states: usize,
 }
 
 fn declare(program: &Program, limits: &Limits) -> Result<Vec<Decl>, RunError> {
@@ -241,7 +252,7 @@ fn check_place(
     };
     let is_plain_tensor = matches!(ty, ValueType::Tensor { elem, .. } if *elem != ElemType::String);
     match place {
-        Place::Arena { .. } | Place::Prepared { .. } | Place::Weights { .. }
+        Place::Arena { .. } | Place::Prepared { .. } | Place::Weights { .. } | Place::State(_)
             if !is_plain_tensor =>
         {
             Err("is no tensor of numbers but has a fixed place")
@@ -256,6 +267,7 @@ fn check_place(
         Place::Output(n) if *n as usize >= limits.outputs => {
             Err("is an output that does not exist")
         }
+        Place::State(n) if *n as usize >= limits.states => Err("is a state that does not exist"),
         _ => Ok(()),
     }
 }

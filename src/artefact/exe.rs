@@ -6,15 +6,23 @@ use lapidary_abi::image::{Trailer, checksum};
 use std::io::Write;
 use std::path::Path;
 
-/// The prebuilt runtime that an executable begins with.
+/// The prebuilt runtime that the executable of a language model begins with.
+static LANGUAGE_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/language-stub"));
+
+/// The prebuilt runtime that any other executable begins with.
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
 /// Writes an executable: it needs no toolchain, here or where it runs.
 pub fn write_exe(path: &Path, parts: &Parts) -> Result<(), Error> {
     parts.require_own_runtime("an executable")?;
+    // What is kept between runs is a text so far.
+    let stub = match parts.program.states.is_empty() {
+        true => STUB,
+        false => LANGUAGE_STUB,
+    };
     write_file(path, true, |out| {
-        out.write_all(STUB).map_err(at_path(path))?;
-        write_parts(out, path, STUB.len() as u64, parts)
+        out.write_all(stub).map_err(at_path(path))?;
+        write_parts(out, path, stub.len() as u64, parts)
     })
 }
 

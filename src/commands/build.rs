@@ -20,8 +20,13 @@ pub fn build(args: &Build) -> Result<(), Error> {
         options.prepare = false;
     }
     let file = args.model.file();
-    let module = driver::import(&args.model.model, &options)?;
-    let compiled = driver::compile(module, &file, &options, None)?;
+    let path = &args.model.model;
+    let compiled = if args.emit == Emit::Exe && !args.scores && driver::writes_text(path) {
+        driver::compile_text(path, &file, &options)?
+    } else {
+        let module = driver::import(path, &options)?;
+        driver::compile(module, &file, &options, None)?
+    };
     let parts = Parts {
         file: &file,
         triple: &options.target.triple,

@@ -62,6 +62,7 @@ impl cli::Model {
         options.optimize = !self.no_optimize;
         options.sparse = !self.no_sparse;
         options.prepare = !self.no_prepare;
+        options.round = self.round_activations;
         options.progress = progress();
         Ok(options)
     }

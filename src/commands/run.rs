@@ -1,9 +1,11 @@
-//! `lapidary run`: compile in memory for the inputs at hand, and run.
+//! `lapidary run`: compile in memory for the inputs at hand, and run; or let a language model write text.
 
 use super::{print, run_error};
-use crate::cli::Run;
+use crate::cli::{Cli, Run};
+use clap::CommandFactory;
 use lapidary::specialize::Given;
-use lapidary::{Error, driver, values};
+use lapidary::{CompileOptions, Error, driver, values};
+use lapidary_language::cli;
 use lapidary_runtime::cli::show;
 use lapidary_runtime::io::folder::{read_inputs, write_outputs};
 use lapidary_runtime::{ModelOptions, Value};
@@ -14,10 +16,12 @@ pub fn run(args: &Run) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
     let options = args.model.options(None)?;
+    let Some(folder) = &args.inputs else {
+        return write(args, options);
+    };
     let start = Instant::now();
     let module = driver::import(&args.model.model, &options)?;
-    let (inputs, kind) =
-        read_inputs(&args.inputs, &values::input_ports(&module)).map_err(&failed)?;
+    let (inputs, kind) = read_inputs(folder, &values::input_ports(&module)).map_err(&failed)?;
     let ports = values::output_ports(&module);
     let compile_s;
     let outputs = if args.reference {
@@ -41,10 +45,7 @@ pub fn run(args: &Run) -> Result<(), Error> {
     } else {
         let given = Given::from_runtime(&inputs);
         let compiled = driver::compile(module, &file, &options, Some(&given))?;
-        let model = compiled.load(ModelOptions {
-            threads: args.model.thread_count(),
-            ..ModelOptions::default()
-        })?;
+        let model = compiled.load(model_options(args))?;
         compile_s = start.elapsed().as_secs_f64();
         model.run(&inputs).map_err(&failed)?
     };
@@ -67,4 +68,41 @@ pub fn run(args: &Run) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn model_options(args: &Run) -> ModelOptions {
+    ModelOptions {
+        threads: args.model.thread_count(),
+        ..ModelOptions::default()
+    }
+}
+
+/// Lets a language model write text.
+fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
+    let (path, file) = (&args.model.model, args.model.file());
+    if !path.is_dir() {
+        let message =
+            "`--inputs DIR` is missing: only the folder of a language model runs without\n";
+        let kind = clap::error::ErrorKind::MissingRequiredArgument;
+        Cli::command().error(kind, message).exit();
+    }
+    if !driver::writes_text(path) {
+        return Err(Error::Usage {
+            message: format!("{file}: is no decoder with a `tokenizer.json`, so it writes no text"),
+            help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
+        });
+    }
+    let mut compiled = driver::compile_text(path, &file, &options)?;
+    // With its spinner, which would stand in the text.
+    drop(options);
+    let files = std::mem::take(&mut compiled.program.files);
+    let model = compiled.load(model_options(args))?;
+    match cli::run(model, files, &args.text.0) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Usage {
+            message: "some requests could not be answered".to_owned(),
+            help: "each of them has its own message in the answers".to_owned(),
+        }),
+        Err(error) => Err(Error::Text { file, error }),
+    }
 }

@@ -1,12 +1,10 @@
 //! Tokens to evaluate on: numbers in a file, or a text that a tokenizer encodes.
 
 use crate::error::Error;
+use lapidary_language::settings::TOKENIZER;
+use lapidary_language::vocabulary::{Tokenizer, tokenizer};
 use lapidary_runtime::io::npy;
 use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
-
-/// The file of a checkpoint with its tokenizer.
-const TOKENIZER: &str = "tokenizer.json";
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| Error::File {
@@ -53,7 +51,7 @@ fn from_npy(bytes: &[u8]) -> Result<Vec<u32>, String> {
 }
 
 /// The tokenizer at `path`, or in the folder of the checkpoint `model`.
-fn tokenizer(model: &Path, path: Option<&Path>) -> Result<Tokenizer, Error> {
+fn tokenizer_of(model: &Path, path: Option<&Path>) -> Result<Tokenizer, Error> {
     let path: PathBuf = match path {
         Some(path) => path.to_owned(),
         None if model.is_dir() => model.join(TOKENIZER),
@@ -68,13 +66,7 @@ fn tokenizer(model: &Path, path: Option<&Path>) -> Result<Tokenizer, Error> {
         message: format!("{}: {reason}", path.display()),
         help: "a tokenizer is a `tokenizer.json` as transformers saves it".to_owned(),
     };
-    let mut tokenizer =
-        Tokenizer::from_bytes(read_file(&path)?).map_err(|e| wrong(e.to_string()))?;
-    tokenizer.with_padding(None);
-    tokenizer
-        .with_truncation(None)
-        .map_err(|e| wrong(e.to_string()))?;
-    Ok(tokenizer)
+    tokenizer(&read_file(&path)?).map_err(wrong)
 }
 
 /// The tokens of a text, with the special tokens that the tokenizer puts around one. With `lines`, each line is a text of
@@ -85,7 +77,7 @@ pub fn encode(
     model: &Path,
     path: Option<&Path>,
 ) -> Result<Vec<u32>, Error> {
-    let tokenizer = tokenizer(model, path)?;
+    let tokenizer = tokenizer_of(model, path)?;
     let wrong = |reason: String| Error::Usage {
         message: format!("{}: {reason}", text.display()),
         help: "a text is a file of UTF-8".to_owned(),

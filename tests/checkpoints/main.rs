@@ -6,7 +6,9 @@
 
 mod commands;
 mod formats;
+mod generate;
 mod refused;
+mod steps;
 #[allow(missing_docs, reason = "helpers of tests")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -452,9 +452,13 @@ impl Run<'_, '_, '_> {
             Place::Weights { offset, .. } => self.b.ins().iadd_imm_s(self.weights, *offset as i64),
             Place::Input(i) => self.port(self.inputs, *i as usize),
             Place::Output(i) => self.port(self.outputs, *i as usize),
-            Place::Heap | Place::Strings(_) | Place::Alias(_) | Place::Prepared { .. } => {
+            Place::Heap
+            | Place::Strings(_)
+            | Place::Alias(_)
+            | Place::Prepared { .. }
+            | Place::State(_) => {
                 return Err(failed(
-                    "a value is allocated or prepared by the runtime, which an object has not: use `--emit staticlib`",
+                    "a value is allocated, prepared or kept by the runtime, which an object has not: use `--emit staticlib`",
                 ));
             }
         })

@@ -182,8 +182,14 @@ pub fn attention(
     );
     attrs.extend(scores.scale.map(|s| ("scale", Attr::Float(s as f32))));
     attrs.extend(scores.softcap.map(|s| ("softcap", Attr::Float(s as f32))));
-    let mut operands = vec![Some(q), Some(k), Some(v)];
-    operands.extend(sight.mask.map(Some));
+    let (k, filled) = net.kept(k, "key", heads.keys())?;
+    let (v, _) = net.kept(v, "value", heads.keys())?;
+    let mut operands = vec![Some(q), Some(k), Some(v), sight.mask];
+    // The op's own operands of keys and values that came before are copied, not added to.
+    operands.extend(filled.into_iter().flat_map(|f| [None, None, Some(f)]));
+    while operands.last() == Some(&None) {
+        operands.pop();
+    }
     Ok(net.b().multi("attention", &operands, &attrs, 1)?[0])
 }
 
@@ -439,13 +445,14 @@ impl Vocabulary {
 
     /// The input of tokens, and their vectors from the table `name.weight`.
     pub fn begin(&self, net: &mut Net, name: &str) -> Result<(ValueId, ValueId), Stop> {
-        let ids = net.input("input_ids");
+        let ids = net.tokens()?;
         let x = net.rows(name, self.size, self.width, ids)?;
         Ok((ids, x))
     }
 
     /// The scores of all tokens: with the weights `lm_head.weight`, or those of the table `name.weight`.
     pub fn scores(&self, net: &mut Net, x: ValueId, table: &str, head: &str) -> Built {
+        let x = net.wanted(x)?;
         net.enter("");
         if self.tied {
             net.skip(&format!("{head}.weight"));

@@ -3,7 +3,6 @@
 
 use super::Architecture;
 use super::blocks::{Activation, Heads, Scores, Sight, Vocabulary, attention, layer_norm, part};
-use lapidary_ir::ops::compose::Len;
 
 /// The architecture.
 pub static GPT2: Architecture = Architecture {
@@ -26,7 +25,7 @@ pub static GPT2: Architecture = Architecture {
         let n_layers = net.count("n_layer")?;
         let table = format!("{root}wte");
         let (ids, x) = vocabulary.begin(net, &table)?;
-        let positions = net.b().iota(Len::Of(ids, 1))?;
+        let positions = net.positions(ids)?;
         let places = net.rows(
             &format!("{root}wpe"),
             config.size("n_positions")?,

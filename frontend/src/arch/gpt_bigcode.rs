@@ -2,7 +2,6 @@
 
 use super::Architecture;
 use super::blocks::{Activation, Heads, Scores, Sight, Vocabulary, attention, layer_norm, part};
-use lapidary_ir::ops::compose::Len;
 
 /// The architecture.
 pub static GPT_BIGCODE: Architecture = Architecture {
@@ -27,7 +26,7 @@ pub static GPT_BIGCODE: Architecture = Architecture {
         let n_layers = net.count("n_layer")?;
         let table = format!("{root}wte");
         let (ids, x) = vocabulary.begin(net, &table)?;
-        let positions = net.b().iota(Len::Of(ids, 1))?;
+        let positions = net.positions(ids)?;
         let places = net.rows(
             &format!("{root}wpe"),
             config.size("n_positions")?,

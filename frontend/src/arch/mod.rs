@@ -27,7 +27,7 @@ mod qwen3;
 mod roberta;
 pub(crate) mod rope;
 
-pub use net::{Net, Stop};
+pub use net::{Form, Net, Stop};
 
 use crate::checkpoint::config::Config;
 use crate::error::Problem;
@@ -43,6 +43,14 @@ pub struct Architecture {
     pub ignored: &'static [&'static str],
     /// Writes the network.
     pub build: fn(&mut Net) -> Result<(), Stop>,
+}
+
+impl Architecture {
+    /// Whether it predicts the token that follows, and so can write text.
+    pub fn writes_text(&self) -> bool {
+        let decoder = |c: &&str| c.ends_with("ForCausalLM") || c.ends_with("LMHeadModel");
+        self.classes.iter().any(|c| decoder(&c))
+    }
 }
 
 /// Every architecture.

@@ -6,6 +6,7 @@ use crate::checkpoint::weights::Weights;
 use crate::error::{Problem, Problems};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::OpError;
+use lapidary_ir::ops::compose::Len;
 use lapidary_ir::{Constant, Dim, ElemType, Module, Type, ValueId};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -38,6 +39,9 @@ impl From<OpError> for Stop {
 /// A value, or the reason why there is none.
 pub type Built = Result<ValueId, Stop>;
 
+/// Keys or values, and how many of each sequence are filled where that is not all.
+pub type Kept = (ValueId, Option<ValueId>);
+
 /// A network being written.
 pub struct Net<'c> {
     /// The settings.
@@ -49,6 +53,31 @@ pub struct Net<'c> {
     /// Put before names of weights; also where nodes are from, for messages.
     scope: String,
     constants: HashMap<String, ValueId>,
+    form: Form,
+    /// What a network that is [`Form::Stepwise`] takes, once its tokens are there.
+    step: Option<Step>,
+}
+
+/// What a network of tokens computes. The architectures write either by the same code: they differ in
+/// [`Net::tokens`], [`Net::positions`], [`Net::kept`] and [`Net::wanted`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Scores for every token of whole sequences.
+    Whole,
+    /// Scores for one token of each sequence, of which any number of tokens came before: their keys and values are in
+    /// caches, to which those of the given tokens are added. A prompt in parts and a token at a time are both such steps.
+    Stepwise,
+}
+
+/// Inputs of a step.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    /// Tokens of each sequence that the caches hold, `i64[batch]`.
+    past: ValueId,
+    /// Those and the given ones.
+    filled: ValueId,
+    /// Which of the given tokens is scored, `i64[batch]`.
+    last: ValueId,
 }
 
 impl<'c> Net<'c> {
@@ -57,8 +86,11 @@ impl<'c> Net<'c> {
         config: &'c Config,
         weights: &'c Weights,
         problems: &'c mut Problems,
+        form: Form,
     ) -> Net<'c> {
         Net {
+            form,
+            step: None,
             config,
             weights,
             problems,
@@ -82,6 +114,12 @@ impl<'c> Net<'c> {
 
     /// The module, unless something is wrong: weights that nothing used are, too.
     pub(crate) fn finish(self, architecture: &Architecture) -> Option<Module> {
+        if self.form == Form::Stepwise && self.step.is_none() {
+            let model_type = architecture.model_type;
+            let reason = format!("`{model_type}` is an encoder, which writes no text");
+            self.problems
+                .push(self.config.problem("model_type", reason));
+        }
         if !self.problems.is_empty() {
             return None;
         }
@@ -149,6 +187,58 @@ impl<'c> Net<'c> {
     pub fn input(&mut self, name: &str) -> ValueId {
         let ty = Type::tensor(ElemType::I64, [Dim::sym("batch"), Dim::sym("seq")]);
         self.module.add_input(Module::TOP, name, ty)
+    }
+
+    /// The tokens of a decoder, `i64[batch,seq]`.
+    pub fn tokens(&mut self) -> Built {
+        let ids = self.input("input_ids");
+        if self.form == Form::Stepwise {
+            let mut each = |name: &str| {
+                let ty = Type::tensor(ElemType::I64, [Dim::sym("batch")]);
+                self.module.add_input(Module::TOP, name, ty)
+            };
+            let (past, last) = (each("past"), each("last"));
+            let mut b = self.b();
+            let new = b.lens(&[Len::Of(ids, 1)])?;
+            let filled = b.op("add", &[past, new])?;
+            self.step = Some(Step { past, filled, last });
+        }
+        Ok(ids)
+    }
+
+    /// Positions of the tokens in their sequences, `i64[batch or 1,seq]`.
+    pub fn positions(&mut self, ids: ValueId) -> Built {
+        let step = self.step;
+        let mut b = self.b();
+        let own = b.iota(Len::Of(ids, 1))?;
+        let own = b.unsqueeze(own, &[0])?;
+        let Some(step) = step else { return Ok(own) };
+        let before = b.unsqueeze(step.past, &[1])?;
+        Ok(b.op("add", &[before, own])?)
+    }
+
+    /// Keys or values that a layer attends to, given those of the tokens, `f32[batch,seq,width]`: of a step all that its
+    /// sequences have had, in a cache named `past_{name}`, with the number of those that are filled.
+    pub fn kept(&mut self, x: ValueId, name: &str, width: usize) -> Result<Kept, Stop> {
+        let Some(step) = self.step else {
+            return Ok((x, None));
+        };
+        let shape = [Dim::sym("batch"), Dim::sym("capacity"), Dim::from(width)];
+        let ty = Type::tensor(ElemType::F32, shape);
+        let before = format!("{}past_{name}", self.scope);
+        let before = self.module.add_input(Module::TOP, &before, ty);
+        let after = self.b().op("tensor_scatter", &[before, x, step.past])?;
+        self.output(&format!("{}{name}", self.scope), after);
+        Ok((after, Some(step.filled)))
+    }
+
+    /// The states that scores are wanted of, out of `f32[batch,seq,width]`.
+    pub fn wanted(&mut self, x: ValueId) -> Built {
+        let Some(step) = self.step else { return Ok(x) };
+        let mut b = self.b();
+        let last = b.unsqueeze(step.last, &[1])?;
+        let last = b.op_with("gather_nd", &[x, last], [("batch_dims", 1i64.into())])?;
+        Ok(b.unsqueeze(last, &[1])?)
     }
 
     /// The network's output.

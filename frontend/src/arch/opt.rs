@@ -3,7 +3,6 @@
 use super::Architecture;
 use super::blocks::{Activation, Heads, Scores, Sight, Vocabulary, attention, layer_norm};
 use lapidary_ir::Tensor;
-use lapidary_ir::ops::compose::Len;
 
 /// Rows of the table of positions before that of the first token.
 const OFFSET: usize = 2;
@@ -35,8 +34,8 @@ pub static OPT: Architecture = Architecture {
         if width != hidden {
             x = net.linear(x, "project_in", width, hidden, false)?;
         }
+        let positions = net.positions(ids)?;
         let mut b = net.b();
-        let positions = b.iota(Len::Of(ids, 1))?;
         let offset = b.constant(&Tensor::int(OFFSET as i64));
         let positions = b.op("add", &[positions, offset])?;
         let places = net.rows("embed_positions", rows, hidden, positions)?;

@@ -127,15 +127,14 @@ impl Settings {
                 .into());
         }
         let frequencies = self.frequencies(dim)?;
+        let positions = net.positions(ids)?;
         let mut b = net.b();
         let frequencies = b.constant(&Tensor::from_f64(ElemType::F32, [dim / 2], frequencies));
-        let positions = b.iota(Len::Of(ids, 1))?;
         let positions = b.cast(positions, ElemType::F32)?;
-        let positions = b.unsqueeze(positions, &[1])?;
+        let positions = b.unsqueeze(positions, &[2])?;
         let angles = b.op("mul", &[positions, frequencies])?;
         let mut all = |op: &str| -> Result<ValueId, Stop> {
             let y = b.op(op, &[angles])?;
-            let y = b.unsqueeze(y, &[0])?;
             Ok(b.expand(
                 y,
                 &[Len::Of(ids, 0), Len::Of(ids, 1), Len::N((dim / 2) as i64)],

@@ -7,7 +7,7 @@ pub mod config;
 pub mod safetensors;
 pub mod weights;
 
-use crate::arch::{self, Net};
+use crate::arch::{self, Form, Net};
 use crate::error::{ImportError, Problem, Problems};
 use crate::{bind_dims, files::Files, formats};
 use config::Config;
@@ -23,27 +23,46 @@ const REMEDY: &str = "is the checkpoint complete, and in the form that transform
 ///
 /// Inputs are `input_ids` `i64[batch,seq]` and, of encoders, `attention_mask` and `token_type_ids` of the same type. The
 /// output is `logits` `f32[batch,seq,vocabulary]`, of encoders `last_hidden_state` `f32[batch,seq,width]`.
-pub fn import_folder(folder: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
+///
+/// [`Form::Stepwise`] networks also take `past` and `last`, `i64[batch]`, and the caches of every layer,
+/// `f32[batch,capacity,width]`, which they give back with the keys and values of the given tokens; their `logits` are
+/// `f32[batch,1,vocabulary]`, of token `last` of those given.
+pub fn import_folder(
+    folder: &Path,
+    dims: &BTreeMap<String, i64>,
+    form: Form,
+) -> Result<Module, ImportError> {
     let mut problems = Problems::new(REMEDY);
-    let module = read(folder, dims, &mut problems);
+    let module = read(folder, dims, form, &mut problems);
     match module {
         Some(module) if problems.is_empty() => Ok(module),
         _ => Err(problems.of(&folder.display().to_string())),
     }
 }
 
-fn read(folder: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> Option<Module> {
+fn read(
+    folder: &Path,
+    dims: &BTreeMap<String, i64>,
+    form: Form,
+    problems: &mut Problems,
+) -> Option<Module> {
     let config = noted(Config::read(folder), problems)?;
     let architecture = noted(arch::of(&config), problems)?;
     let files = Files::new(Some(folder));
     let mut weights = noted(Weights::read(folder, &files), problems)?;
     formats::unpack(&config, &mut weights, problems);
-    let mut net = Net::new(&config, &weights, problems);
+    let mut net = Net::new(&config, &weights, problems, form);
     (architecture.build)(&mut net).unwrap_or_else(|stop| net.stopped(stop));
     let mut module = net.finish(architecture)?;
     bind_dims(&mut module, dims, problems);
     module.sources = files.into_sources();
     Some(module)
+}
+
+/// Whether the checkpoint in `folder` is of an architecture that writes text; false as well if there is none.
+pub fn writes_text(folder: &Path) -> bool {
+    let architecture = Config::read(folder).and_then(|config| arch::of(&config));
+    architecture.is_ok_and(|a| a.writes_text())
 }
 
 fn noted<T>(found: Result<T, Problem>, problems: &mut Problems) -> Option<T> {

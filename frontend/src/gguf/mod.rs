@@ -11,7 +11,7 @@ pub(crate) mod network;
 #[cfg(test)]
 mod tests;
 
-use crate::arch::{self, Net};
+use crate::arch::{self, Form, Net};
 use crate::bind_dims;
 use crate::error::{ImportError, Problem, Problems};
 use crate::files::map_source;
@@ -28,13 +28,22 @@ pub const ENDING: &str = "gguf";
 const REMEDY: &str = "is the file complete, and made by llama.cpp's converter?";
 
 /// Imports a file, and fixes these dimensions (`batch`, `seq`). Inputs and outputs are those of a checkpoint's folder.
-pub fn import_file(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
+pub fn import_file(
+    path: &Path,
+    dims: &BTreeMap<String, i64>,
+    form: Form,
+) -> Result<Module, ImportError> {
     let mut problems = Problems::new(REMEDY);
-    let module = read(path, dims, &mut problems);
+    let module = read(path, dims, form, &mut problems);
     problems.or(module, path)
 }
 
-fn read(path: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> Option<Module> {
+fn read(
+    path: &Path,
+    dims: &BTreeMap<String, i64>,
+    form: Form,
+    problems: &mut Problems,
+) -> Option<Module> {
     let mut sources = Sources::default();
     let mapped = map_source(path, &mut sources).map_err(|reason| Problem {
         place: "file".to_owned(),
@@ -43,7 +52,7 @@ fn read(path: &Path, dims: &BTreeMap<String, i64>, problems: &mut Problems) -> O
     });
     let bytes = mapped.map_err(|p| problems.push(p)).ok()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut module = build(&bytes, &name, dims, problems)?;
+    let mut module = build(&bytes, &name, dims, form, problems)?;
     module.sources = sources;
     Some(module)
 }
@@ -55,7 +64,7 @@ pub fn import_bytes(
     dims: &BTreeMap<String, i64>,
 ) -> Result<Module, ImportError> {
     let mut problems = Problems::new(REMEDY);
-    match build(bytes, name, dims, &mut problems) {
+    match build(bytes, name, dims, Form::Whole, &mut problems) {
         Some(module) if problems.is_empty() => Ok(module),
         _ => Err(problems.of(name)),
     }
@@ -65,13 +74,14 @@ fn build(
     bytes: &Bytes,
     name: &str,
     dims: &BTreeMap<String, i64>,
+    form: Form,
     problems: &mut Problems,
 ) -> Option<Module> {
     let found = file::read(bytes, name)
         .and_then(|file| network::of(file, name))
         .and_then(|(config, weights)| Ok((arch::of(&config)?, config, weights)));
     let (architecture, config, weights) = found.map_err(|p| problems.push(p)).ok()?;
-    let mut net = Net::new(&config, &weights, problems);
+    let mut net = Net::new(&config, &weights, problems, form);
     (architecture.build)(&mut net).unwrap_or_else(|stop| net.stopped(stop));
     let mut module = net.finish(architecture)?;
     bind_dims(&mut module, dims, problems);

@@ -419,6 +419,13 @@ fn constants<'k>(body: &'k [Stmt]) -> impl Iterator<Item = i64> + 'k {
     })
 }
 
+/// What the free variables of a pattern are in statements that it writes. Backends expand conversions of small floats, such as scales,
+/// before they look at loops, and then it is the pattern with these expanded.
+fn written(pattern: Kernel, facts: &Facts, stmts: &[Stmt]) -> Option<Bindings> {
+    unify(&pattern, facts.kernel(), stmts)
+        .or_else(|| unify(&legalize(pattern), facts.kernel(), stmts))
+}
+
 /// Recognises what [`blocks()`] writes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
     let Op::For { body, step, .. } = &stmt.op else {
@@ -477,7 +484,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
             cols: columns.valid.map(|_| var()),
         };
         blocks(&mut b, pattern);
-        let found = beside(b.finish(), facts, stmt)?;
+        let found = written(b.finish(), facts, std::slice::from_ref(stmt))?;
         let rows = |r: Rows| {
             Some(Rows {
                 buf: found.buf(r.buf)?,
@@ -501,13 +508,6 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
         })
     };
     Format::of(block, panel_bytes).find_map(found)
-}
-
-/// Lays a pattern beside a loop, as it was written, and as it is once conversions of half floats are written out for backends.
-fn beside(pattern: Kernel, facts: &Facts, stmt: &Stmt) -> Option<Bindings> {
-    let stmt = std::slice::from_ref(stmt);
-    let plain = unify(&pattern, facts.kernel(), stmt);
-    plain.or_else(|| unify(&legalize(pattern), facts.kernel(), stmt))
 }
 
 /// Recognises what [`unpack()`] writes: the loop, after the statement that defines its first index.
@@ -560,7 +560,7 @@ pub fn recognise_unpack(facts: &Facts, stmt: &Stmt) -> Option<UnpackTile> {
         let mut kernel = b.finish();
         // The loop alone: the index that it begins at is a constant of somebody else.
         kernel.body.remove(0);
-        let found = beside(kernel, facts, stmt)?;
+        let found = written(kernel, facts, std::slice::from_ref(stmt))?;
         Some(UnpackTile {
             blocks: found.var(pattern.blocks)?,
             w: (found.buf(w)?, found.var(pattern.w.1)?),
@@ -612,7 +612,7 @@ pub fn recognise_round(facts: &Facts, stmt: &Stmt) -> Option<RoundTile> {
         y: (y, var()),
     };
     round(&mut b, pattern);
-    let found = unify(&b.finish(), facts.kernel(), std::slice::from_ref(stmt))?;
+    let found = written(b.finish(), facts, std::slice::from_ref(stmt))?;
     let at = |(buf, base): (Buf, Var)| Some((found.buf(buf)?, found.var(base)?));
     Some(RoundTile {
         first: found.var(pattern.first)?,

@@ -119,12 +119,14 @@ fn statement(pattern: &Kernel, kernel: &Kernel, p: &Stmt, k: &Stmt, found: &mut 
             if let Op::Load { buf, .. } | Op::Store { buf, .. } = &mut renamed {
                 *buf = found.buf(*buf).unwrap_or(*buf);
             }
-            // A constant may be no number, which is not equal to itself.
-            let same_bits = matches!(
-                (&renamed, k_op),
-                (Op::Const(Literal::Float(p)), Op::Const(Literal::Float(k))) if p.to_bits() == k.to_bits()
-            );
-            if !same_bits && renamed != *k_op {
+            // A literal that is no number is still the same literal.
+            let same = match (&renamed, k_op) {
+                (Op::Const(Literal::Float(p)), Op::Const(Literal::Float(k))) => {
+                    p.to_bits() == k.to_bits()
+                }
+                (p, k) => p == k,
+            };
+            if !same {
                 return false;
             }
         }

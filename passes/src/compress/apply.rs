@@ -1,7 +1,7 @@
 //! Putting other values in the place of weights.
 
 use super::levels::Pick;
-use super::sites::{Site, View, bytes_of, stored};
+use super::sites::{Site, View, bytes_of, find, stored};
 use super::{Chosen, CompressError, Report};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::{first_fresh, infer_module};
@@ -52,6 +52,26 @@ pub(super) fn apply(
         measured: None,
         latency_ns: None,
     })
+}
+
+/// Puts the terms that a compressed module's values have from number `first` on in the place of the same weights of another
+/// module: of the same network in another form.
+pub fn transfer(from: &Module, first: usize, to: &mut Module) -> Result<(), CompressError> {
+    let mut made: HashMap<&str, &Constant> = HashMap::new();
+    for v in (first..from.value_count()).map(|i| ValueId(i as u32)) {
+        if let Some(constant) = from.as_constant(v) {
+            made.insert(&from.value(v).name, constant);
+        }
+    }
+    let sites = find(to);
+    let mut terms = HashMap::new();
+    for site in &sites {
+        if let Some(&constant) = made.get(site.name.as_str()) {
+            let term = to.add_constant(&site.name, constant.clone());
+            terms.insert(site.weight, (term, site));
+        }
+    }
+    substitute(to, &terms).map_err(CompressError::Graph)
 }
 
 /// Lets everything read other values, matrices `f32[O,I]` as methods see them, instead of weights.

@@ -33,6 +33,7 @@ use crate::methods::statistics::Statistics;
 use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
+pub use apply::transfer;
 use goal::Choose;
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;

@@ -3,9 +3,10 @@
 //! ```text
 //! attention => pack k, pack v, attention (q, packed k, packed v, mask)
 //! ```
-//! What the schedule does not know (caches, windows, soft caps, other types) decomposes.
+//! Keys and values in caches ([`super::cache`]) are packed already. What the schedule does not know (other forms of caches, windows
+//! to the right, other types) decomposes.
 
-use super::{KernelArg, Lowerer, Rule};
+use super::{KernelArg, Lowerer, Rule, cache};
 use crate::schedules::Num;
 use crate::schedules::attention::{Attention, Heads, Mask, Packed};
 use lapidary_ir::kernel::contraction::PANEL;
@@ -14,29 +15,30 @@ use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[Rule::steps_for("attention", steps, |module, n| {
-    plan(module, n).is_some()
+    plan(module, n, false).is_some()
 })];
 
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
 
-struct Plan {
+pub(super) struct Plan {
     q: ValueId,
     k: ValueId,
     v: ValueId,
     mask: Option<ValueId>,
+    filled: Option<ValueId>,
     batch: Dim,
     queries: Dim,
     keys: Dim,
     schedule: Attention,
 }
 
-fn num(d: &Dim) -> Num {
+pub(super) fn num(d: &Dim) -> Num {
     d.as_const().map_or(Num::Sym, Num::Const)
 }
 
-/// The schedule of a node, if it has one.
-fn plan(module: &Module, n: NodeId) -> Option<Plan> {
+/// The schedule of a node, if it has one; `cached` if its keys and values are to stay in caches.
+pub(super) fn plan(module: &Module, n: NodeId, cached: bool) -> Option<Plan> {
     let node = module.node(n);
     let (q, k, v) = (node.operand(0)?, node.operand(1)?, node.operand(2)?);
     let mask = node.operand(3);
@@ -44,13 +46,16 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
     let f32s = [q, k, v]
         .iter()
         .all(|&v| module.value(v).ty.elem() == Some(ElemType::F32));
-    let other = (4..7).any(|i| node.operand(i).is_some()) || node.results.len() != 1;
-    let windows = node.int("left_window_size") != Ok(-1) || node.int("right_window_size") != Ok(-1);
-    let capped = node.float("softcap").is_some_and(|c| c != 0.0);
+    let filled = node.operand(6);
+    let other = (4..6).any(|i| node.operand(i).is_some())
+        || filled.is_some() != cached
+        || node.results.len() != 1;
+    let window = node.int("right_window_size") != Ok(-1);
+    let softcap = node.float("softcap").filter(|&c| c != 0.0);
     let precise = node
         .elem_attr("softmax_precision")
         .is_none_or(|e| e == ElemType::F32);
-    if !f32s || other || windows || capped || !precise {
+    if !f32s || other || window || softcap.is_some_and(|c| c < 0.0) || !precise {
         return None;
     }
     let dims = [q, k, v].map(shape);
@@ -114,6 +119,7 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
         k,
         v,
         mask,
+        filled,
         schedule: Attention {
             batch: num(&batch),
             heads,
@@ -130,6 +136,9 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
             scale: scale as f32,
             mask: mask_form,
             causal: node.flag("is_causal"),
+            left: node.int("left_window_size").ok().filter(|&l| l >= 0),
+            softcap: softcap.map(|c| c as f32),
+            cached,
         },
         batch,
         queries,
@@ -138,13 +147,29 @@ fn plan(module: &Module, n: NodeId) -> Option<Plan> {
 }
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
-    let plan = plan(&low.facts.module, n)
+    let caches = low.caches.of(n);
+    let plan = plan(&low.facts.module, n, caches.is_some())
         .ok_or_else(|| OpError::new("has no schedule, and was not decomposed"))?;
     let out = low.facts.module.node(n).results[0];
     let a = &plan.schedule;
-    let k = packed(low, &plan, Packed::Keys)?;
-    let v = packed(low, &plan, Packed::Values)?;
-    let buffers = [Some(plan.q), Some(k), Some(v), plan.mask, Some(out)];
+    let [k, v] = match caches {
+        Some([keys, values]) => [
+            cache::append(low, &keys, a.kv_heads, a.size)?,
+            cache::append(low, &values, a.kv_heads, a.value_size)?,
+        ],
+        None => [
+            packed(low, &plan, Packed::Keys)?,
+            packed(low, &plan, Packed::Values)?,
+        ],
+    };
+    let buffers = [
+        Some(plan.q),
+        Some(k),
+        Some(v),
+        plan.mask,
+        plan.filled,
+        Some(out),
+    ];
     let mut args: Vec<KernelArg> = buffers
         .into_iter()
         .flatten()
@@ -167,12 +192,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     )
 }
 
-fn grain(per_block: i64) -> u32 {
+pub(super) fn grain(per_block: i64) -> u32 {
     (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32
 }
 
 /// Size parameters of the extents that are not known.
-fn unknown<const N: usize>(dims: [&Dim; N]) -> impl Iterator<Item = KernelArg> {
+pub(super) fn unknown<const N: usize>(dims: [&Dim; N]) -> impl Iterator<Item = KernelArg> {
     dims.map(Dim::clone)
         .into_iter()
         .filter(|d| d.as_const().is_none())
@@ -237,10 +262,24 @@ mod tests {
     #[test]
     fn what_the_schedule_does_not_know_decomposes() {
         let shapes: &[&[usize]] = &[&[1, 2, 5, 8], &[1, 2, 5, 8], &[1, 2, 5, 8]];
-        let kernels = check("capped", shapes, false, |b, x| {
-            b.op_with("attention", x, [("softcap", Attr::Float(2.0))])
+        let kernels = check("ahead", shapes, false, |b, x| {
+            b.op_with("attention", x, [("right_window_size", Attr::Int(2))])
                 .expect("attention")
         });
         assert!(kernels > 3);
+    }
+
+    #[test]
+    fn windows_and_bounds_of_scores_have_a_schedule() {
+        let shapes: &[&[usize]] = &[&[1, 2, 45, 8], &[1, 2, 45, 8], &[1, 2, 45, 8]];
+        let attrs = [
+            ("softcap", Attr::Float(2.0)),
+            ("left_window_size", Attr::Int(7)),
+            ("is_causal", Attr::Int(1)),
+        ];
+        let kernels = check("near", shapes, false, |b, x| {
+            b.op_with("attention", x, attrs).expect("attention")
+        });
+        assert_eq!(kernels, 3);
     }
 }

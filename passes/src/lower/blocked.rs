@@ -284,6 +284,16 @@ pub fn find(low: &mut Lowerer) {
     low.blocked = found;
 }
 
+/// Length of the blocks of a product's weights, if they are of a form that has kernels.
+pub fn block_of(module: &Module, n: NodeId) -> Option<u32> {
+    let node = module.node(n);
+    if !matches!(node.op.name, "matmul" | "fused_linear") {
+        return None;
+    }
+    let weights = Weights::of(transposed(module, node.operand(1)?)?)?;
+    Some(weights.format.block)
+}
+
 /// The weights and the left side of a node that is such a product, and whether that is rounded as the weights are.
 fn product(low: &Lowerer, n: NodeId) -> Option<(Weights, ValueId, bool)> {
     let facts = &low.facts;

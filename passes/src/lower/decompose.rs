@@ -10,12 +10,15 @@ use std::collections::HashMap;
 /// Decompositions nest at most this deep: an op that decomposes into itself is an error, not a hang.
 const MAX_DEPTH: usize = 32;
 
-/// Decomposes in place; gathers every error.
-pub fn decompose(module: &mut Module) -> Result<(), Vec<LowerError>> {
+/// Decomposes in place what has no lowering, unless `kept` says that a node has; gathers every error.
+pub fn decompose(
+    module: &mut Module,
+    kept: &dyn Fn(NodeId) -> bool,
+) -> Result<(), Vec<LowerError>> {
     decompose_where(module, &|module, id| {
         let name = module.node(id).op.name;
         let lowered = rule(name).is_some_and(|r| (r.takes)(module, id));
-        !lowered && library::reason(name).is_none()
+        !lowered && !kept(id) && library::reason(name).is_none()
     })
 }
 

@@ -30,6 +30,7 @@ mod activation;
 mod arith;
 mod attention;
 mod blocked;
+mod cache;
 mod cast;
 mod codes;
 mod conv;
@@ -40,6 +41,7 @@ mod norm;
 mod pool;
 mod prepare;
 mod reduce;
+mod round;
 mod sample;
 mod scatter;
 mod shape;
@@ -73,6 +75,11 @@ pub struct Options {
     pub sparse: bool,
     /// Compute what depends on weights alone when the model is loaded, not in every run.
     pub prepare: bool,
+    /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
+    pub round: bool,
+    /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
+    /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
+    pub caches: bool,
 }
 
 impl Default for Options {
@@ -81,6 +88,8 @@ impl Default for Options {
             fuse: true,
             sparse: true,
             prepare: true,
+            round: false,
+            caches: false,
         }
     }
 }
@@ -393,23 +402,42 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 fn open(module: &mut Module, target: &Target, options: &Options) -> Result<(), LowerErrors> {
     let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c));
     taken.extend(sparse::taken(module, target, options));
-    open_constants(module, &|v, _| !taken.contains(&v)).map_err(|e| {
-        LowerErrors(vec![LowerError {
-            node: module.name.clone(),
-            op: "constant".to_owned(),
-            reason: e.0,
-        }])
-    })?;
-    decompose::decompose(module).map_err(LowerErrors)
+    open_constants(module, &|v, _| !taken.contains(&v))
+        .map_err(|e| failed(module, "constant", e))?;
+    decompose(module, options)
+}
+
+fn failed(module: &Module, op: &str, error: OpError) -> LowerErrors {
+    LowerErrors(vec![LowerError {
+        node: module.name.clone(),
+        op: op.to_owned(),
+        reason: error.0,
+    }])
+}
+
+/// Leaves ops that have lowerings.
+fn decompose(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
+    let caches = caches(module, options);
+    decompose::decompose(module, &|n| caches.of(n).is_some()).map_err(LowerErrors)
+}
+
+fn caches(module: &Module, options: &Options) -> cache::Caches {
+    match options.caches {
+        true => cache::Caches::find(module),
+        false => cache::Caches::default(),
+    }
 }
 
 /// Lowers a module whose types are inferred.
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
     encode(&mut module);
-    decompose::decompose(&mut module).map_err(LowerErrors)?;
+    decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());
+    if options.round {
+        round::round(&mut module).map_err(|e| failed(&module, "round_blocks", e))?;
+    }
     open(&mut module, target, options)?;
     Lowerer::new(module, target.clone(), options.clone()).run()
 }

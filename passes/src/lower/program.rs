@@ -1,5 +1,6 @@
 //! The host program: values, symbols, weights, and the steps of every region.
 
+use super::cache::Caches;
 use super::emit::KernelArg;
 use super::expand::{Expand, Facts};
 use super::index::{LoopVar, Pos, is_size};
@@ -53,6 +54,8 @@ pub struct Lowerer {
     pub(super) sparse: HashMap<NodeId, Noticed>,
     /// Products with compressed weights.
     pub(super) blocked: blocked::Found,
+    /// What the runtime keeps between runs.
+    pub(super) caches: Caches,
     errors: Vec<LowerError>,
 }
 
@@ -88,13 +91,15 @@ impl Lowerer {
             calls: vec![],
             sparse: HashMap::new(),
             blocked: blocked::Found::default(),
+            caches: Caches::default(),
             errors: vec![],
         }
     }
 
     /// Lowers the top region.
     pub fn run(mut self) -> Result<Lowered, LowerErrors> {
-        for (n, &v) in self.facts.module.top().inputs.clone().iter().enumerate() {
+        self.caches = super::caches(&self.facts.module, &self.options);
+        for v in self.facts.module.top().inputs.clone() {
             let ty = self.facts.module.value(v).ty.clone();
             // What sequences and optionals hold has no dimensions before it is taken out.
             if matches!(ty, Type::Tensor(_)) {
@@ -102,8 +107,12 @@ impl Lowerer {
                     self.bound.insert(s.to_owned());
                 });
             }
+            if self.caches.holds(v) {
+                continue;
+            }
+            let n = self.program.inputs.len() as u32;
             let place = match &ty {
-                Type::Tensor(t) if t.elem != ElemType::String => Place::Input(n as u32),
+                Type::Tensor(t) if t.elem != ElemType::String => Place::Input(n),
                 _ => Place::Heap,
             };
             let value = self.declare(v, place);
@@ -120,20 +129,24 @@ impl Lowerer {
         let outputs = self.facts.module.top().outputs.clone();
         self.region(Module::TOP);
         let mut placed = HashSet::new();
-        for (n, &v) in outputs.iter().enumerate() {
+        for (i, &v) in outputs.iter().enumerate() {
+            if self.caches.holds(v) {
+                continue;
+            }
             let Some(value) = self.attempt(None, |s| s.stored(v)) else {
                 continue;
             };
+            let n = self.program.outputs.len() as u32;
             let decl = &mut self.program.values[value as usize];
             let plain = matches!(decl.ty, ValueType::Tensor { elem, dims: Some(_) } if elem != ElemType::String);
             if plain
                 && matches!(decl.place, Place::Arena { .. } | Place::Heap)
                 && placed.insert(value)
             {
-                decl.place = Place::Output(n as u32);
+                decl.place = Place::Output(n);
             }
             let ty = decl.ty.clone();
-            let name = self.facts.module.output_names.get(n).cloned();
+            let name = self.facts.module.output_names.get(i).cloned();
             let name = name.unwrap_or_else(|| self.facts.module.value(v).name.clone());
             self.program.outputs.push(Port { name, ty, value });
         }
@@ -392,6 +405,10 @@ impl Lowerer {
         if !node.regions.is_empty() {
             return self.control(n);
         }
+        if self.caches.adds(n) {
+            // Where it is attended to.
+            return Ok(());
+        }
         if self.is_called(n) {
             return self.call(n);
         }
@@ -574,6 +591,19 @@ impl Lowerer {
         self.facts
             .module
             .add_input(self.scratch, "", Type::tensor(elem, shape))
+    }
+
+    /// Memory that the runtime keeps between runs.
+    pub(super) fn state(&mut self, name: &str, elem: ElemType, shape: Vec<Dim>) -> ValueId {
+        let v = self.temporary(elem, shape);
+        let n = self.program.states.len() as u32;
+        let value = self.declare(v, Place::State(n));
+        self.program.states.push(Port {
+            name: name.to_owned(),
+            ty: self.program.values[value as usize].ty.clone(),
+            value,
+        });
+        v
     }
 
     /// A weight whose bytes are made when the blob is written.

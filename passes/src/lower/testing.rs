@@ -12,6 +12,16 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Runs a lowered program on values.
 pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
+    run_from(lowered, inputs, &[], &mut vec![])
+}
+
+/// Runs a lowered program on values, with these values of symbols, going on from its states: zeros if there are none yet.
+pub fn run_from(
+    lowered: &Lowered,
+    inputs: &[Value],
+    symbols: &[(&str, i64)],
+    states: &mut Vec<Value>,
+) -> Result<Vec<Value>, String> {
     for k in &lowered.kernels {
         verify::verify(k).map_err(|e| format!("{e}\n{k}"))?;
     }
@@ -37,10 +47,25 @@ pub fn run(lowered: &Lowered, inputs: &[Value]) -> Result<Vec<Value>, String> {
         }
         host.slots.insert(port.value, value.clone());
     }
+    for (name, value) in symbols {
+        let symbol = program.symbols.iter().position(|s| s == name);
+        host.symbols[symbol.ok_or("an unknown symbol")?] = *value;
+    }
+    for (i, port) in program.states.iter().enumerate() {
+        let (elem, shape) = host.shape(port.value)?;
+        let zeros = || Tensor::from_f64(elem, shape.clone(), vec![0.0; shape.iter().product()]);
+        let value = states.get(i).cloned().unwrap_or_else(|| zeros().into());
+        host.slots.insert(port.value, value);
+    }
     host.block(&program.prepare)?;
     // Nothing but what is meant to outlives it.
     host.arena.fill(0xFF);
     host.block(&program.body)?;
+    *states = program
+        .states
+        .iter()
+        .map(|p| host.get(p.value))
+        .collect::<Result<_, _>>()?;
     program.outputs.iter().map(|p| host.get(p.value)).collect()
 }
 

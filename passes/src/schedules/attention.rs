@@ -3,12 +3,16 @@
 //! ```text
 //! q, y rows of a head, any distance apart      kp [b][kv head][keys / 32][d][32]      vp [b][kv head][dv / 32][keys][32]
 //! grid (b, head, tile of up to 14 queries)
-//!   for each run of up to RUN keys                       a causal tile stops at its last query
+//!   for each run of up to RUN keys                       a causal tile stops at its last query, one with a window begins
+//!                                                        with the panel of its first key
 //!     s = q k'                                            micro-kernel, 32 keys at a time, into scratch
 //!     for each row: x = s * scale + mask; m' = max(m, x); p = exp(x - m'); l = l * exp(m - m') + sum p; o *= exp(m - m')
 //!     o += p v                                            micro-kernel, 32 columns at a time
 //!   y = o / l                                             zero where nothing may be attended
 //! ```
+//! Keys and values that lie in caches ([`super::cache`]) are in panels already: `keys` is then how many there is room for, and
+//! the queries are the last of those that are filled.
+//!
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
 use super::epilogue::whole_lanes;
@@ -17,7 +21,7 @@ use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
 use lapidary_ir::kernel::{
-    Axis, Binary, Buf, Extent, Kernel, Literal, ReduceKind, TileType, Unary, Var,
+    Axis, Binary, Buf, Extent, Kernel, Literal, ReduceKind, TileElem, TileType, Unary, Var,
 };
 
 /// Keys of a run: scores of a tile are then 28 KiB.
@@ -72,6 +76,12 @@ pub struct Attention {
     pub mask: Option<Mask>,
     /// A query sees keys up to its own position.
     pub causal: bool,
+    /// A query sees keys from this far before its own position on; else all.
+    pub left: Option<i64>,
+    /// Bound of the scores, if they have one.
+    pub softcap: Option<f32>,
+    /// Keys and values lie in caches, of which only the first rows are filled.
+    pub cached: bool,
 }
 
 /// Which operand is packed.
@@ -195,7 +205,7 @@ impl Attention {
         b.finish()
     }
 
-    /// The kernel. Parameters: `q`, `kp`, `vp`, `mask`?, `y`, then those of `batch`, `queries`, `keys` that are
+    /// The kernel. Parameters: `q`, `kp`, `vp`, `mask`?, `filled` if keys are cached, `y`, then those of `batch`, `queries`, `keys` that are
     /// [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
@@ -210,6 +220,9 @@ impl Attention {
             };
             (b.buffer("mask", elem, false), m)
         });
+        let filled = self
+            .cached
+            .then(|| b.buffer("filled", ElemType::I64, false));
         let y = b.buffer("y", ElemType::F32, true);
         let n = Extents {
             batch: self.batch.bind(&mut b, "batch"),
@@ -295,13 +308,30 @@ impl Attention {
             });
             vec![]
         });
-        let end = if self.causal {
-            let reach = add(&mut b, row0, rows_here);
-            b.binary(Binary::Min, n.keys.var, reach)
-        } else {
-            n.keys.var
+        let mut end = n.keys.var;
+        let mut position = row0;
+        if let Some(filled) = filled {
+            let there = b.load(filled, at, &[], vec![]);
+            let there = b.cast(there, TileElem::Index);
+            end = b.binary(Binary::Min, end, there);
+            let before = b.binary(Binary::Sub, there, n.queries.var);
+            position = add(&mut b, before, row0);
+        }
+        if self.causal {
+            let reach = add(&mut b, position, rows_here);
+            end = b.binary(Binary::Min, end, reach);
+        }
+        let begin = match self.left {
+            None => zero,
+            Some(left) => {
+                let first = super::add_const(&mut b, position, -left);
+                let width = b.index(i64::from(PANEL));
+                let panel = b.binary(Binary::FloorDiv, first, width);
+                let first = mul(&mut b, panel, width);
+                b.binary(Binary::Max, first, zero)
+            }
         };
-        b.for_loop(zero, end, run as u32, &[], |b, key0, _| {
+        b.for_loop(begin, end, run as u32, &[], |b, key0, _| {
             let left = b.binary(Binary::Sub, end, key0);
             let most = b.index(run);
             let here = b.binary(Binary::Min, left, most);
@@ -314,7 +344,7 @@ impl Attention {
                 rows_left,
             );
             b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
-                let row = add(b, row0, r);
+                let row = add(b, position, r);
                 self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
                 vec![]
             });
@@ -398,7 +428,7 @@ impl Attention {
         });
     }
 
-    /// Turns a row of scores into weights relative to the running maximum.
+    /// Turns a row of scores, of the query at position `row`, into weights relative to the running maximum.
     fn softmax_row(
         &self,
         b: &mut KernelBuilder,
@@ -420,6 +450,11 @@ impl Attention {
         } else {
             here
         };
+        // Keys of this run before the first one that is seen.
+        let unseen = self.left.map(|left| {
+            let first = super::add_const(b, row, -left);
+            b.binary(Binary::Sub, first, key0)
+        });
         let mask_at = mask.map(|m| {
             let mut at = m.base;
             if let Some(by_row) = m.by_row {
@@ -441,6 +476,15 @@ impl Attention {
                 let at = add(b, from, j);
                 let mut x = b.load(scratch.s, at, &[width], vec![Axis::stride(1)]);
                 x = b.binary(Binary::Mul, x, scale);
+                if let Some(cap) = self.softcap {
+                    x = bounded(b, x, cap);
+                }
+                if let Some(unseen) = unseen {
+                    let lane = b.iota(width);
+                    let key = b.binary(Binary::Add, lane, j);
+                    let seen = b.binary(Binary::Ge, key, unseen);
+                    x = b.select(seen, x, low);
+                }
                 if let Some((m, at)) = mask_at {
                     let at = add(b, at, j);
                     let own = b.load(m.buf, at, &[width], vec![axis]);
@@ -598,7 +642,7 @@ impl Attention {
     /// written by the micro-kernel, and nothing runs on from one run to the next.
     fn direct(&self) -> bool {
         let most = self.value_size.max(64);
-        self.one_run() && self.keys.known().is_some_and(|k| k <= most)
+        !self.cached && self.one_run() && self.keys.known().is_some_and(|k| k <= most)
     }
 
     /// Elements of a row of scores that are computed together.
@@ -615,7 +659,7 @@ impl Attention {
     /// True if rows are whole vectors.
     fn exact(&self) -> bool {
         let whole = |k: i64| k % i64::from(self.lanes()) == 0;
-        !self.causal && self.keys.known().is_some_and(whole)
+        !self.causal && !self.cached && self.keys.known().is_some_and(whole)
     }
 }
 
@@ -664,6 +708,15 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
         c_at,
         cols: None,
     }
+}
+
+/// `cap * tanh(x / cap)`.
+fn bounded(b: &mut KernelBuilder, x: Var, cap: f32) -> Var {
+    let [cap, inverse] =
+        [cap, 1.0 / cap].map(|number| b.constant(scalar(), Literal::Float(f64::from(number))));
+    let x = b.binary(Binary::Mul, x, inverse);
+    let x = b.unary(Unary::Tanh, x);
+    b.binary(Binary::Mul, x, cap)
 }
 
 /// `1 / sum`, or zero where nothing may be attended.
@@ -792,9 +845,14 @@ mod tests {
                                     * keys
                                     + t]
                             });
-                            let seen = !a.causal || t <= i;
+                            let seen = (!a.causal || t <= i)
+                                && a.left.is_none_or(|l| t as i64 >= i as i64 - l);
+                            let score = match a.softcap {
+                                Some(cap) => cap * (dot * a.scale / cap).tanh(),
+                                None => dot * a.scale,
+                            };
                             if seen {
-                                f64::from(dot * a.scale + bias)
+                                f64::from(score + bias)
                             } else {
                                 f64::NEG_INFINITY
                             }
@@ -840,6 +898,9 @@ mod tests {
             scale: 0.4,
             mask: None,
             causal: false,
+            left: None,
+            softcap: None,
+            cached: false,
         };
         let mask = Mask {
             batch: true,
@@ -910,12 +971,14 @@ mod tests {
         };
         check(&unknown, [1, 3, 1]);
         check(&unknown, [1, 15, 530]);
-        check(
-            &Attention {
+        for left in [None, Some(0), Some(40), Some(600)] {
+            let causal = Attention {
                 causal: true,
-                ..unknown
-            },
-            [1, 521, 521],
-        );
+                left,
+                softcap: left.map(|_| 0.5),
+                ..unknown.clone()
+            };
+            check(&causal, [1, 521, 521]);
+        }
     }
 }

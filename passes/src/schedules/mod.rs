@@ -6,6 +6,7 @@
 pub use lapidary_ir::kernel::activation;
 pub mod attention;
 pub mod blocks;
+pub mod cache;
 pub mod codes;
 pub mod conv;
 pub mod depthwise;

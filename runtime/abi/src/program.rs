@@ -9,7 +9,7 @@ use crate::{ElemType, Size};
 use serde::{Deserialize, Serialize};
 
 /// Version of this encoding; an executable and its runtime stub must agree.
-pub const PROGRAM_VERSION: u32 = 2;
+pub const PROGRAM_VERSION: u32 = 3;
 
 /// Index into [`Program::values`].
 pub type ValueIndex = u32;
@@ -25,6 +25,10 @@ pub struct Program {
     pub inputs: Vec<Port>,
     /// What the caller gets, in order.
     pub outputs: Vec<Port>,
+    /// What lasts from one run to the next, for as long as the caller wants: zero at first.
+    pub states: Vec<Port>,
+    /// Files that came with the model and that whoever runs it reads, such as a tokenizer.
+    pub files: Vec<File>,
     /// Every value that steps refer to.
     pub values: Vec<ValueDecl>,
     /// Every kernel that steps launch.
@@ -41,7 +45,16 @@ pub struct Program {
     pub weights_bytes: u64,
 }
 
-/// An input or output of the program.
+/// A text file that came with the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct File {
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// An input, output or state of the program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Port {
     /// Name in the source model.
@@ -104,6 +117,8 @@ pub enum Place {
     /// The caller's buffer of the n-th output, if its size is known when the program starts and the
     /// caller gave one; otherwise as [`Place::Heap`].
     Output(u32),
+    /// The caller's memory of the n-th state.
+    State(u32),
     /// The same bytes as another value, under this value's type (a reshape).
     Alias(ValueIndex),
     /// A string constant.

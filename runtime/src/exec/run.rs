@@ -25,6 +25,8 @@ pub struct Run<'a, 't> {
     pub frame: &'a mut Frame,
     pub inputs: Vec<Input<'a>>,
     pub outputs: Vec<Option<OutputBuffer>>,
+    /// Memory of the states; none while the model is prepared.
+    pub states: Vec<OutputBuffer>,
     pub timing: Option<&'t mut dyn FnMut(KernelTiming)>,
 }
 
@@ -390,6 +392,11 @@ impl<'a> Run<'a, '_> {
                 // SAFETY: the plan has checked that the offset is inside the weights. Kernels only read it.
                 Ok(unsafe { weights.as_ptr().add(*offset as usize) }.cast_mut())
             }
+            Place::State(n) => {
+                let buffer = self.states.get(*n as usize).ok_or_else(missing)?;
+                self.check_room(decl, buffer.bytes)?;
+                Ok(buffer.address)
+            }
             Place::Input(n) => self.inputs[*n as usize]
                 .address()
                 .map(|p| p.cast_mut())
@@ -451,6 +458,7 @@ impl<'a> Run<'a, '_> {
                 Some(self.model.plan.prepared_bytes - *offset as usize),
             ),
             Place::Weights { bytes, .. } => (None, Some(*bytes as usize)),
+            Place::State(n) => (None, self.states.get(*n as usize).map(|s| s.bytes)),
             place => match self.output_buffer(place) {
                 Some(buffer) => (None, Some(buffer.bytes)),
                 None => return self.slot_operand(value),

@@ -1,0 +1,291 @@
+//! Caches of keys and values that the runtime keeps between runs.
+//!
+//! ```text
+//! after = tensor_scatter(before, x, at)      before is an input that nothing else reads, after an output
+//! attention(q, after, ..)                    that nothing but attention reads
+//! => append (x, at, cache)                   in place, in the panels that attention reads
+//!    attention (q, cache, ..)
+//! ```
+//! Neither is an input or output of the program then: the cache is a state of it.
+
+use super::attention::plan;
+use super::{KernelArg, Lowerer};
+use crate::schedules::attention::Packed;
+use crate::schedules::cache::Append;
+use lapidary_ir::graph::Def;
+use lapidary_ir::kernel::contraction::PANEL;
+use lapidary_ir::ops::OpError;
+use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
+use std::collections::{HashMap, HashSet};
+
+/// A cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache {
+    /// As it was before the run.
+    before: ValueId,
+    /// What adds to it.
+    scatter: NodeId,
+    /// As it is afterwards.
+    after: ValueId,
+    /// What it holds.
+    what: Packed,
+}
+
+/// The caches of a module, of keys and of values, by the attention that reads them.
+#[derive(Clone, Debug, Default)]
+pub struct Caches(HashMap<NodeId, [Cache; 2]>);
+
+impl Caches {
+    /// Finds them.
+    pub fn find(module: &Module) -> Caches {
+        let mut users: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
+        for r in module.reachable_regions() {
+            for &n in &module.region(r).nodes {
+                for &v in module.node(n).operands.iter().flatten() {
+                    users.entry(v).or_default().push(n);
+                }
+            }
+        }
+        let outputs: HashSet<ValueId> = module.top().outputs.iter().copied().collect();
+        let cache = |n: NodeId, what: Packed| -> Option<Cache> {
+            let after = module
+                .node(n)
+                .operand(if what == Packed::Keys { 1 } else { 2 })?;
+            let scatter = module.producer(after)?;
+            let node = module.node(scatter);
+            let before = node.operand(0)?;
+            let in_order = node.op.name == "tensor_scatter"
+                && node.text("mode") == "linear"
+                && matches!(node.int("axis"), Ok(-2 | 1))
+                && node.operand(2).is_some();
+            let own = matches!(module.value(before).def, Def::Input(Module::TOP, _))
+                && users.get(&before) == Some(&vec![scatter])
+                && users.get(&after) == Some(&vec![n])
+                && outputs.contains(&after)
+                && !outputs.contains(&before);
+            let rank = module.value(after).ty.shape().map(<[Dim]>::len);
+            (in_order && own && rank == Some(3)).then_some(Cache {
+                before,
+                scatter,
+                after,
+                what,
+            })
+        };
+        let both = |&n: &NodeId| {
+            if module.node(n).op.name != "attention" || plan(module, n, true).is_none() {
+                return None;
+            }
+            Some((n, [cache(n, Packed::Keys)?, cache(n, Packed::Values)?]))
+        };
+        Caches(module.top().nodes.iter().filter_map(both).collect())
+    }
+
+    /// Those that a node reads.
+    pub fn of(&self, n: NodeId) -> Option<[Cache; 2]> {
+        self.0.get(&n).copied()
+    }
+
+    /// True if a value is a cache, before or after the run.
+    pub fn holds(&self, v: ValueId) -> bool {
+        self.0
+            .values()
+            .flatten()
+            .any(|c| v == c.before || v == c.after)
+    }
+
+    /// True if a node adds to a cache.
+    pub fn adds(&self, n: NodeId) -> bool {
+        self.0.values().flatten().any(|c| n == c.scatter)
+    }
+}
+
+/// The launch that adds to a cache, for heads of this size; the cache.
+pub fn append(low: &mut Lowerer, cache: &Cache, heads: i64, size: i64) -> Result<ValueId, OpError> {
+    let node = low.facts.module.node(cache.scatter).clone();
+    let (x, at) = (node.need(1)?, node.need(2)?);
+    let of_cache = low.facts.shape(cache.after)?;
+    let of_x = low.facts.shape(x)?;
+    let [batch, capacity] = [&of_cache[0], &of_cache[1]];
+    let width = Dim::from(i64::from(PANEL));
+    let (count, panel) = (Dim::from(heads), Dim::from(size));
+    let shape = match cache.what {
+        Packed::Keys => [
+            batch.clone(),
+            count,
+            capacity.floor_div(&width),
+            panel * width,
+        ],
+        Packed::Values => [
+            batch.clone(),
+            count * panel.ceil_div(&width),
+            capacity.clone(),
+            width,
+        ],
+    };
+    let name = low.facts.module.value(cache.before).name.clone();
+    let state = low.state(&name, ElemType::F32, shape.to_vec());
+    let num = super::attention::num;
+    let kernel = Append {
+        batch: num(batch),
+        heads,
+        size,
+        tokens: num(&of_x[1]),
+        capacity: num(capacity),
+        what: cache.what,
+    };
+    let mut args: Vec<KernelArg> = [x, at, state].map(KernelArg::Value).into();
+    args.extend(super::attention::unknown([batch, &of_x[1], capacity]));
+    let grid = batch * &Dim::from(heads) * &of_x[1];
+    let moved = &grid * &Dim::from(size);
+    let grain = super::attention::grain(size);
+    low.launch(kernel.kernel(), &args, &grid, grain, &moved)?;
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::checks::numbers;
+    use crate::lower::testing::run_from;
+    use crate::lower::{Options, lower};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::ops::compose::Len;
+    use lapidary_ir::target::Target;
+    use lapidary_ir::tensor::Value;
+    use lapidary_ir::types::Type;
+    use lapidary_ir::{Attr, Dim, ElemType, Module, Tensor, eval};
+    use std::cell::Cell;
+
+    const HEADS: usize = 4;
+
+    /// Attention of new tokens to all there were, two sequences, two heads of keys for four of queries.
+    fn module(size: usize, attrs: &[(&str, Attr)]) -> Module {
+        let mut m = Module::new("steps");
+        let input = |m: &mut Module, name: &str, elem, rows: Option<&str>, width: usize| {
+            let mut dims = vec![Dim::from(2i64)];
+            dims.extend(rows.map(Dim::sym));
+            dims.extend(rows.map(|_| Dim::from(width)));
+            m.add_input(Module::TOP, name, Type::tensor(elem, dims))
+        };
+        let f = ElemType::F32;
+        let q = input(&mut m, "q", f, Some("seq"), HEADS * size);
+        let k = input(&mut m, "k", f, Some("seq"), 2 * size);
+        let v = input(&mut m, "v", f, Some("seq"), 2 * size);
+        let past = input(&mut m, "past", ElemType::I64, None, 0);
+        let keys = input(&mut m, "keys", f, Some("capacity"), 2 * size);
+        let values = input(&mut m, "values", f, Some("capacity"), 2 * size);
+        let fresh = Cell::new(0);
+        let mut b = Builder::new(&mut m, Module::TOP, "", &fresh);
+        let new = b.lens(&[Len::Of(q, 1)]).expect("a length");
+        let filled = b.op("add", &[past, new]).expect("a sum");
+        let keys = b.op("tensor_scatter", &[keys, k, past]).expect("keys");
+        let values = b.op("tensor_scatter", &[values, v, past]).expect("values");
+        let mut all = vec![
+            ("q_num_heads", Attr::Int(HEADS as i64)),
+            ("kv_num_heads", Attr::Int(2)),
+        ];
+        all.extend(attrs.iter().cloned());
+        let operands = [
+            Some(q),
+            Some(keys),
+            Some(values),
+            None,
+            None,
+            None,
+            Some(filled),
+        ];
+        let y = b.multi("attention", &operands, &all, 1).expect("attention")[0];
+        m.region_mut(Module::TOP).outputs = vec![keys, values, y];
+        m.output_names = ["keys", "values", "y"].map(str::to_owned).into();
+        m
+    }
+
+    #[test]
+    fn states_hold_what_caches_would() {
+        let causal = ("is_causal", Attr::Int(1));
+        let cases: &[(usize, &[(&str, Attr)])] = &[
+            (8, std::slice::from_ref(&causal)),
+            (40, &[]),
+            (
+                32,
+                &[
+                    causal.clone(),
+                    ("left_window_size", Attr::Int(3)),
+                    ("softcap", Attr::Float(2.0)),
+                ],
+            ),
+        ];
+        for (size, attrs) in cases {
+            let module = module(*size, attrs);
+            let options = Options {
+                caches: true,
+                ..Options::default()
+            };
+            let lowered =
+                lower(&module, &Target::x86_64(), &options).unwrap_or_else(|e| panic!("{e}"));
+            let names: Vec<&str> = lowered
+                .program
+                .inputs
+                .iter()
+                .map(|p| p.name.as_str())
+                .collect();
+            assert_eq!(names, ["q", "k", "v", "past"]);
+            assert_eq!(
+                (lowered.program.outputs.len(), lowered.program.states.len()),
+                (1, 2)
+            );
+            let empty = || Value::from(numbers(&[2, 64, 2 * size], 0));
+            let (mut caches, mut states) = ([empty(), empty()], vec![]);
+            // Sequences go on from places of their own, over the border of a panel.
+            for (i, (past, n)) in [([0, 0], 5), ([5, 3], 1), ([29, 30], 6), ([35, 34], 1)]
+                .into_iter()
+                .enumerate()
+            {
+                // The places between have been filled by a run that is not compared.
+                let steps = if i == 2 {
+                    vec![([6, 4], 26), (past, n)]
+                } else {
+                    vec![(past, n)]
+                };
+                for (past, n) in steps {
+                    let of =
+                        |width: usize, seed| Value::from(numbers(&[2, n, width], seed + i as u64));
+                    let given = vec![
+                        of(HEADS * size, 10),
+                        of(2 * size, 20),
+                        of(2 * size, 30),
+                        Tensor::ints(&past).into(),
+                    ];
+                    let all = [given.clone(), caches.to_vec()].concat();
+                    let mut want = eval::run(&module, all).unwrap_or_else(|e| panic!("{e}"));
+                    let y = want.pop().expect("three outputs");
+                    caches = want.try_into().expect("two caches");
+                    let symbols = [("capacity", 64)];
+                    let got = run_from(&lowered, &given, &symbols, &mut states)
+                        .unwrap_or_else(|e| panic!("{e}"));
+                    let numbers =
+                        |v: &Value| v.as_tensor().and_then(Tensor::to_f64s).expect("numbers");
+                    for (g, w) in numbers(&got[0]).into_iter().zip(numbers(&y)) {
+                        assert!(
+                            (g - w).abs() <= 1e-4 * (1.0 + w.abs()),
+                            "size {size}, run {i}: {g}, not {w}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn caches_that_are_used_otherwise_stay_inputs() {
+        let mut module = module(8, &[]);
+        // The caller gets the keys as they were, too.
+        let keys = module.top().inputs[4];
+        module.region_mut(Module::TOP).outputs.push(keys);
+        let options = Options {
+            caches: true,
+            ..Options::default()
+        };
+        let error = lower(&module, &Target::x86_64(), &options).expect_err("no lowering");
+        assert!(error.to_string().contains("tensor_scatter"), "{error}");
+    }
+}

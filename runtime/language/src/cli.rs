@@ -1,0 +1,283 @@
+//! The command line of a language model's executable.
+//!
+//! Exit status: 0 done; 1 the text cannot be written; 2 wrong usage.
+
+use crate::chat::{self, Message};
+use crate::generate::{Generator, Summary};
+use crate::options::{FLAGS, Flag, Options};
+use crate::{Error, batch};
+use lapidary_abi::program::File;
+use lapidary_runtime::image::Image;
+use lapidary_runtime::pool::pin_this_thread;
+use lapidary_runtime::{Model, ModelOptions};
+use std::io::{BufReader, Read, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Longest prompt that is read from standard input.
+const MAX_PROMPT: u64 = 16 << 20;
+
+/// What only executables take.
+#[derive(Debug, Default)]
+struct Own {
+    threads: usize,
+    huge_pages: bool,
+    no_pin: bool,
+    help: bool,
+    version: bool,
+}
+
+/// Runs the model at the end of this process' own executable as the command line says.
+pub fn main() -> ExitCode {
+    let args: Result<Vec<String>, _> = std::env::args_os()
+        .skip(1)
+        .map(|a| a.into_string())
+        .collect();
+    let parsed = match args {
+        Ok(args) => parse(args),
+        Err(arg) => Err(format!("{arg:?} is no UTF-8")),
+    };
+    let (own, options) = match parsed {
+        Ok(parsed) => parsed,
+        Err(message) => {
+            eprintln!("error: {message}\ntry --help");
+            return ExitCode::from(2);
+        }
+    };
+    match act(&own, &options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error}\nhelp: {}", error.help);
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
+    let (mut own, mut options) = (Own::default(), Options::default());
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let (name, given) = match arg.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (arg.as_str(), None),
+        };
+        let bare = name.strip_prefix("--").unwrap_or("");
+        let flag: Option<&Flag> = FLAGS.iter().find(|f| f.name == bare);
+        let takes = bare == "threads" || flag.is_some_and(|f| f.value.is_some());
+        let value = match (takes, given) {
+            (true, Some(value)) => value,
+            (true, None) => args
+                .next()
+                .ok_or_else(|| format!("`{name}` needs a value"))?,
+            (false, Some(_)) => return Err(format!("`{name}` takes no value")),
+            (false, None) => String::new(),
+        };
+        match name {
+            "--threads" | "-j" => {
+                let n = value.parse().ok().filter(|n| (1..=4096).contains(n));
+                own.threads = n.ok_or_else(|| format!("`{value}` is not a number of threads"))?;
+            }
+            "--huge-pages" => own.huge_pages = true,
+            "--no-pin" => own.no_pin = true,
+            "--help" | "-h" => own.help = true,
+            "--version" | "-V" => own.version = true,
+            _ if flag.is_some() => options.set(bare, &value)?,
+            other => return Err(format!("unknown argument `{other}`")),
+        }
+    }
+    Ok((own, options))
+}
+
+fn act(own: &Own, options: &Options) -> Result<bool, Error> {
+    let mut image = Image::of_this_executable()?;
+    let name = image.program.name.clone();
+    if own.help {
+        print(&help(&name));
+        return Ok(true);
+    }
+    if own.version {
+        print(&format!(
+            "{name} (lapidary runtime {})\n",
+            env!("CARGO_PKG_VERSION")
+        ));
+        return Ok(true);
+    }
+    let files = std::mem::take(&mut image.program.files);
+    let model = image.load(ModelOptions {
+        threads: own.threads,
+        pin: !own.no_pin,
+        huge_pages: own.huge_pages,
+    })?;
+    if !own.no_pin {
+        pin_this_thread(model.threads());
+    }
+    run(model, files, options)
+}
+
+/// Prints; a reader that has gone away is no error of ours.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn help(name: &str) -> String {
+    let exe = std::env::args().next().unwrap_or_else(|| "model".into());
+    let mut text = format!(
+        "{name}, compiled by lapidary: writes text\n\nusage: {exe} --prompt TEXT [options]\n\n"
+    );
+    let own = [
+        ("threads N", "threads to use (default: one for each core)"),
+        ("no-pin", "let threads move between cores"),
+        (
+            "huge-pages",
+            "ask for huge pages for working memory and weights",
+        ),
+        ("help, --version", ""),
+    ];
+    let flags = FLAGS.iter().map(|f| {
+        let name = f
+            .value
+            .map_or(f.name.to_owned(), |v| format!("{} {v}", f.name));
+        (name, f.help)
+    });
+    let own = own.iter().map(|&(name, help)| (name.to_owned(), help));
+    for (name, help) in flags.chain(own) {
+        text += format!("  --{name:<22} {help}").trim_end();
+        text += "\n";
+    }
+    text + "\nexit status: 0 done, 1 failed, 2 wrong usage\n"
+}
+
+/// Does with a model what the options say; false if some requests could not be answered.
+pub fn run(model: Model, files: Vec<File>, options: &Options) -> Result<bool, Error> {
+    let generator = Generator::new(model, files)?;
+    if let Some(path) = &options.batch {
+        let mut out = std::io::stdout().lock();
+        return match path.to_str() {
+            Some("-") => batch::run(&generator, options, &mut std::io::stdin().lock(), &mut out),
+            _ => batch::run(&generator, options, &mut open(path)?, &mut out),
+        };
+    }
+    let prompt = match &options.prompt {
+        Some(prompt) => prompt.clone(),
+        None => read_prompt()?,
+    };
+    let tokens = tokens(&generator, &prompt, options.chat)?;
+    if options.echo && !options.logprobs {
+        print(&prompt);
+    }
+    let request = options.request(generator.settings());
+    let mut out = std::io::stdout().lock();
+    let summary = generator.write(&tokens, &request, &mut |piece| {
+        let text = match options.logprobs {
+            false => piece.text.to_owned(),
+            true => format!(
+                "{}\n",
+                serde_json::json!({ "token": piece.token, "text": piece.text, "logprob": piece.logprob })
+            ),
+        };
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            // The reader has gone away.
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    if !options.logprobs {
+        let _ = writeln!(out);
+    }
+    if options.stats {
+        eprintln!("{}", stats(&summary, generator.model().threads()));
+    }
+    Ok(true)
+}
+
+fn open(path: &Path) -> Result<BufReader<std::fs::File>, Error> {
+    let file = std::fs::File::open(path).map_err(|e| {
+        Error::new(
+            format!("{}: {e}", path.display()),
+            "check that the path exists, and that you may use it",
+        )
+    })?;
+    Ok(BufReader::new(file))
+}
+
+fn read_prompt() -> Result<String, Error> {
+    let wrong = |reason: String| {
+        Error::new(
+            format!("the prompt on standard input: {reason}"),
+            "give a text of UTF-8, or --prompt TEXT",
+        )
+    };
+    let mut bytes = vec![];
+    let mut input = std::io::stdin().lock().take(MAX_PROMPT + 1);
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|e| wrong(e.to_string()))?;
+    if bytes.len() as u64 > MAX_PROMPT {
+        return Err(wrong(format!("has more than {MAX_PROMPT} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|e| wrong(e.utf8_error().to_string()))
+}
+
+/// The tokens of a prompt, or of a conversation that begins with it.
+pub(crate) fn tokens(generator: &Generator, prompt: &str, chat: bool) -> Result<Vec<u32>, Error> {
+    if !chat {
+        return generator.encode(prompt, true);
+    }
+    let message = Message {
+        role: "user".to_owned(),
+        content: prompt.to_owned(),
+    };
+    // The template has the special tokens.
+    generator.encode(&chat::prompt(generator.files(), &[message])?, false)
+}
+
+fn stats(s: &Summary, threads: usize) -> String {
+    let rate =
+        |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
+    // The first token is chosen by the prompt's scores.
+    let steps = s.tokens.saturating_sub(1);
+    format!(
+        "prompt: {} tokens in {:.1} ms, {:.1} tokens/s; text: {} tokens in {:.1} ms, {:.1} tokens/s; {threads} threads, caches \
+         of {} bytes",
+        s.prompt_tokens,
+        s.prompt_time.as_secs_f64() * 1e3,
+        rate(s.prompt_tokens, s.prompt_time),
+        s.tokens,
+        s.time.as_secs_f64() * 1e3,
+        rate(steps, s.time),
+        s.cache_bytes,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_understood_or_refused() {
+        let parse = |line: &str| parse(line.split_whitespace().map(str::to_owned).collect());
+        let (own, options) =
+            parse("--prompt a=b --top-k=3 --threads 2 --stats --no-pin").expect("right");
+        assert_eq!((own.threads, own.no_pin), (2, true));
+        assert_eq!(
+            (options.prompt.as_deref(), options.top_k, options.stats),
+            (Some("a=b"), Some(3), true)
+        );
+        for wrong in [
+            "--prompt",
+            "--threads 0",
+            "x",
+            "-x",
+            "--stats=1",
+            "--top-p 2",
+            "--",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for flag in FLAGS {
+            assert!(help("m").contains(&format!("--{}", flag.name)));
+        }
+    }
+}

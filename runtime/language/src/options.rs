@@ -1,0 +1,270 @@
+//! What whoever runs a language model may choose: one table, from which the command line of an executable, its help and the
+//! options of `lapidary run` are made.
+
+use crate::generate::Request;
+use crate::sampling::Sampling;
+use crate::settings::Settings;
+use std::path::PathBuf;
+
+/// An option.
+#[derive(Debug)]
+pub struct Flag {
+    /// Its name, without dashes.
+    pub name: &'static str,
+    /// What its value is called in help; none if it takes no value.
+    pub value: Option<&'static str>,
+    /// What it does.
+    pub help: &'static str,
+    /// Takes the value; an error says why it is none.
+    pub set: fn(&mut Options, &str) -> Result<(), String>,
+}
+
+/// The choices; what is not chosen is as the model's files say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// The prompt; else standard input.
+    pub prompt: Option<String>,
+    /// A file of requests, `-` for standard input.
+    pub batch: Option<PathBuf>,
+    /// The prompt is a user's message of a conversation.
+    pub chat: bool,
+    /// Repeat the prompt before the text.
+    pub echo: bool,
+    /// Most tokens to write.
+    pub max_tokens: Option<usize>,
+    /// See [`Sampling`].
+    pub temperature: Option<f64>,
+    /// See [`Sampling`].
+    pub top_k: Option<usize>,
+    /// See [`Sampling`].
+    pub top_p: Option<f64>,
+    /// See [`Sampling`].
+    pub min_p: Option<f64>,
+    /// See [`Sampling`].
+    pub repetition_penalty: Option<f64>,
+    /// See [`Sampling`].
+    pub seed: Option<u64>,
+    /// Texts to stop at.
+    pub stop: Vec<String>,
+    /// Tell the tokens and their probabilities.
+    pub logprobs: bool,
+    /// Tell how fast it was.
+    pub stats: bool,
+}
+
+fn number<T: std::str::FromStr>(
+    text: &str,
+    what: &str,
+    fits: fn(&T) -> bool,
+) -> Result<Option<T>, String> {
+    let number = text.parse().ok().filter(fits);
+    number
+        .map(Some)
+        .ok_or_else(|| format!("`{text}` is not {what}"))
+}
+
+fn share(text: &str) -> Result<Option<f64>, String> {
+    number(text, "a number from 0 to 1", |n: &f64| {
+        (0.0..=1.0).contains(n)
+    })
+}
+
+/// Every option.
+pub static FLAGS: &[Flag] = &[
+    Flag {
+        name: "prompt",
+        value: Some("TEXT"),
+        help: "what the text begins with; without it, standard input",
+        set: |o, v| {
+            o.prompt = Some(v.to_owned());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "batch",
+        value: Some("FILE"),
+        help: "requests, one JSON object a line (`-`: standard input): `prompt` or `messages`, and options by their names with _",
+        set: |o, v| {
+            o.batch = Some(v.into());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "chat",
+        value: None,
+        help: "the prompt is a message: put it into the model's template of conversations",
+        set: |o, _| {
+            o.chat = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "echo",
+        value: None,
+        help: "repeat the prompt before the text",
+        set: |o, _| {
+            o.echo = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "max-tokens",
+        value: Some("N"),
+        help: "most tokens to write (default: as many as the context holds)",
+        set: |o, v| {
+            o.max_tokens = number(v, "a number of tokens", |_| true)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "temperature",
+        value: Some("T"),
+        help: "divide scores by it; 0 takes the most probable token (default: what the model's files say, else 0; \
+               1 with one of the next three)",
+        set: |o, v| {
+            o.temperature = number(v, "a temperature", |n: &f64| n.is_finite() && *n >= 0.0)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "top-k",
+        value: Some("K"),
+        help: "choose among the K most probable tokens; 0: all",
+        set: |o, v| {
+            o.top_k = number(v, "a number of tokens", |_| true)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "top-p",
+        value: Some("P"),
+        help: "choose among the most probable tokens whose probabilities reach P",
+        set: |o, v| {
+            o.top_p = share(v)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "min-p",
+        value: Some("P"),
+        help: "choose among tokens of at least P times the highest probability",
+        set: |o, v| {
+            o.min_p = share(v)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "repetition-penalty",
+        value: Some("R"),
+        help: "lower the scores of tokens that were there before; 1: not at all",
+        set: |o, v| {
+            o.repetition_penalty =
+                number(v, "a positive number", |n: &f64| n.is_finite() && *n > 0.0)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "seed",
+        value: Some("N"),
+        help: "start of the random numbers: the same seed gives the same text (default: 0)",
+        set: |o, v| {
+            o.seed = number(v, "a seed", |_| true)?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "stop",
+        value: Some("TEXT"),
+        help: "end before this text (repeatable)",
+        set: |o, v| {
+            o.stop.push(v.to_owned());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "logprobs",
+        value: None,
+        help: "print one JSON object a token, with the logarithm of its probability, instead of the text",
+        set: |o, _| {
+            o.logprobs = true;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "stats",
+        value: None,
+        help: "print tokens per second to standard error",
+        set: |o, _| {
+            o.stats = true;
+            Ok(())
+        },
+    },
+];
+
+impl Options {
+    /// Sets the option of this name; an error names it.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let flag = FLAGS.iter().find(|f| f.name == name);
+        let flag = flag.ok_or_else(|| format!("unknown option `{name}`"))?;
+        (flag.set)(self, value).map_err(|why| format!("`{name}`: {why}"))
+    }
+
+    /// The request, with what the model's files say where nothing is chosen.
+    pub fn request(&self, settings: &Settings) -> Request {
+        let files = Sampling::of(settings);
+        let narrowed = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        let otherwise = match narrowed && files.temperature == 0.0 {
+            true => 1.0,
+            false => files.temperature,
+        };
+        Request {
+            sampling: Sampling {
+                temperature: self.temperature.unwrap_or(otherwise),
+                top_k: self.top_k.unwrap_or(files.top_k),
+                top_p: self.top_p.unwrap_or(files.top_p),
+                min_p: self.min_p.unwrap_or(files.min_p),
+                repetition_penalty: self.repetition_penalty.unwrap_or(files.repetition_penalty),
+                seed: self.seed.unwrap_or(files.seed),
+            },
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            logprobs: self.logprobs,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_understood_or_refused() {
+        let mut options = Options::default();
+        for (name, value) in [
+            ("top-k", "40"),
+            ("stop", "a"),
+            ("stop", "b"),
+            ("chat", ""),
+            ("seed", "3"),
+        ] {
+            options.set(name, value).expect("right");
+        }
+        assert_eq!(
+            (options.top_k, options.chat, options.seed),
+            (Some(40), true, Some(3))
+        );
+        assert_eq!(options.stop, ["a", "b"]);
+        let request = options.request(&Settings::default());
+        assert_eq!(request.sampling.temperature, 1.0);
+        for (name, value) in [
+            ("top-p", "2"),
+            ("temperature", "-1"),
+            ("temperature", "nan"),
+            ("seed", "x"),
+            ("no", ""),
+        ] {
+            let why = options.set(name, value).expect_err("wrong");
+            assert!(why.contains(name), "{why}");
+        }
+    }
+}
