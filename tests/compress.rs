@@ -596,7 +596,8 @@ fn limits_need_data_and_are_kept() {
     fs::remove_file(&out).expect("was written");
     let both = [&["--size", "0.1x", "--min-top1", "0.9999"], &data[..]].concat();
     let refused = build(&both);
-    let said = String::from_utf8_lossy(&refused.stderr);
+    // Where lines are broken depends on the folder's name.
+    let said = String::from_utf8_lossy(&refused.stderr).replace("\n  │ ", " ");
     assert!(
         refused.status.code() == Some(1) && said.contains("not as near"),
         "{said}"

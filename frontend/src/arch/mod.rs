@@ -49,7 +49,7 @@ impl Architecture {
     /// Whether it predicts the token that follows, and so can write text.
     pub fn writes_text(&self) -> bool {
         let decoder = |c: &&str| c.ends_with("ForCausalLM") || c.ends_with("LMHeadModel");
-        self.classes.iter().any(|c| decoder(&c))
+        self.classes.iter().any(decoder)
     }
 }
 
