@@ -278,7 +278,7 @@ fn what_cannot_be_answered_is_said() {
     fails(&["--top-p", "7"], b"", 2, "`7` is not a number from 0 to 1");
     fails(&["--inputs", "a"], b"", 2, "unknown argument");
     // A text ends where the context does.
-    let (status, out, message) = self::run(&program, &[], long[..context - 3].as_bytes());
+    let (status, out, message) = self::run(&program, &[], &long.as_bytes()[..context - 3]);
     assert_eq!((status, out.len()), (Some(0), 4), "{message}");
     // A tokenizer that knows too few of the model's tokens, and one that is none.
     let few = checkpoint(100, endless());

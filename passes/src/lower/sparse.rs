@@ -167,15 +167,20 @@ fn of_product(low: &Lowerer, plan: &linear::Plan, spec: &Sparse) -> Option<(Cons
     if let Some(w) = module.as_constant(plan.w) {
         return Some((w.clone(), Matrix::columns(spec)));
     }
-    let term = transposed(module, plan.w).filter(|_| spec.codes.is_none())?;
-    Some((term.clone(), Matrix::rows(spec)))
+    // Other terms are not decoded to look for zeros.
+    let term = transposed(module, plan.w).filter(|t| has_zeros(t.encoding()))?;
+    spec.codes
+        .is_none()
+        .then(|| (term.clone(), Matrix::rows(spec)))
+}
+
+/// True for a term with a pattern of zeros.
+fn has_zeros(e: &Encoding) -> bool {
+    e.ctor.name == "sparse" || e.children.iter().any(|c| has_zeros(c))
 }
 
 /// Compressed constants that are read by products with sparse weights alone: they stay as they are.
 pub fn taken(module: &Module, target: &Target, options: &Options) -> HashSet<ValueId> {
-    fn has_zeros(e: &Encoding) -> bool {
-        e.ctor.name == "sparse" || e.children.iter().any(|c| has_zeros(c))
-    }
     let constants = (0..module.value_count() as u32).filter_map(|v| module.as_constant(ValueId(v)));
     if !constants.into_iter().any(|c| has_zeros(c.encoding())) {
         return HashSet::new();
