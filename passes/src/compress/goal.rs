@@ -84,7 +84,7 @@ impl<'a, 's> Choose<'a, 's> {
         let bytes = match self.goal.budget {
             Some(budget) => Some(allowed(self.module, self.sites, budget)),
             // Only time is limited.
-            None if !self.goal.limits() => Some(self.costs.most_bytes()),
+            None if !self.goal.limits() => Some(self.costs.most()[0]),
             None => None,
         };
         let found = match (self.search.is_some(), bytes) {
@@ -145,8 +145,10 @@ impl<'a, 's> Choose<'a, 's> {
         let point = |k: i32| {
             let share = f64::from(k) / f64::from(POINTS - 1);
             let budget = least * (most / least.max(1.0)).powf(share);
-            // Rounding must not forbid the smallest choice.
-            let solution = self.predict(&[budget * (1.0 + 1e-9)]).ok()?;
+            // Rounding must not forbid the smallest choice, and nothing but bytes is limited.
+            let mut budgets = self.costs.most();
+            budgets[0] = budget * (1.0 + 1e-9);
+            let solution = self.predict(&budgets).ok()?;
             Some((solution.costs[0] as u64 + rest, solution.error))
         };
         let mut front: Vec<(u64, f64)> = (0..POINTS).filter_map(point).collect();

@@ -2,7 +2,8 @@
 
 use super::sites::{Site, bytes_of, matrix};
 use super::work::{self, Key, Store};
-use super::{CompressError, Level, Means, observe};
+use super::{CompressError, Level, Means};
+use crate::methods::matrix::Matrix;
 use crate::methods::statistics::Statistics;
 use crate::methods::{Candidate, Layer, METHODS, Method, MethodError, Settings};
 use lapidary_ir::Module;
@@ -167,13 +168,22 @@ impl Keys {
     /// For what is known of a module.
     pub fn of(module: &Module, means: &Means) -> Keys {
         means.data.map_or(Keys::ByWeight, |data| {
-            Keys::ByModel(observe::provenance(module, data))
+            Keys::ByModel(work::key_of_model(module, data.key()))
         })
     }
 
+    /// Of a weight that was decoded.
+    fn of_matrix(self, site: &Site, matrix: &Matrix, levels: &[Level]) -> Key {
+        match self {
+            Keys::ByWeight => work::key_of_weight(matrix, levels),
+            Keys::ByModel(key) => work::key_of_observed(key, &site.name, levels),
+        }
+    }
+
+    /// Decodes the weight only if it must.
     fn of_site(self, module: &Module, site: &Site, levels: &[Level]) -> Result<Key, CompressError> {
         Ok(match self {
-            Keys::ByWeight => work::key_of_weight(&matrix(module, site)?, levels),
+            Keys::ByWeight => self.of_matrix(site, &matrix(module, site)?, levels),
             Keys::ByModel(key) => work::key_of_observed(key, &site.name, levels),
         })
     }
@@ -201,12 +211,12 @@ impl Kept<'_> {
     /// Keeps what was made, and returns views of what is kept.
     fn put(
         self,
-        module: &Module,
         site: &Site,
+        matrix: &Matrix,
         levels: &[Level],
         tried: Vec<Tried>,
     ) -> Result<Vec<Tried>, CompressError> {
-        let key = self.keys.of_site(module, site, levels)?;
+        let key = self.keys.of_matrix(site, matrix, levels);
         work::keep_tried(self.store, key, &tried)?;
         Ok(work::tried(self.store, key).unwrap_or(tried))
     }
@@ -240,7 +250,7 @@ pub(super) fn try_all(
         tried.push(Tried::new(level, candidate, own, kept.is_some()));
     }
     match kept {
-        Some(kept) => kept.put(module, site, levels, tried),
+        Some(kept) => kept.put(site, &matrix, levels, tried),
         None => Ok(tried),
     }
 }
@@ -264,7 +274,7 @@ pub(super) fn make(
     let candidate = propose(method, &layer, level, statistics).map_err(fails)?;
     let tried = vec![Tried::new(level, Some(candidate), 0, true)];
     let levels = std::slice::from_ref(level);
-    let made = kept.put(module, site, levels, tried)?.into_iter().next();
+    let made = kept.put(site, &matrix, levels, tried)?.into_iter().next();
     Ok(made.and_then(|t| t.candidate))
 }
 

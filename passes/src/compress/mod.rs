@@ -276,7 +276,7 @@ impl<'a> Shop<'a> {
             self.sites,
             wanted,
             self.means,
-            self.kept.store,
+            self.kept,
             &mut see,
         )
     }
@@ -426,15 +426,6 @@ fn compressed(
         let mut changed = module.clone();
         let mut report = apply(&mut changed, &sites, picks)?;
         (report.bound, report.measured) = (Some(bound), measured);
-        report.front = choose.front();
-        let alternative = |t: &Tried| Alternative {
-            level: t.level.clone(),
-            bytes: t.bytes,
-            error: t.error,
-        };
-        for (weight, tried) in report.weights.iter_mut().zip(&tried) {
-            weight.tried = tried.iter().map(alternative).collect();
-        }
         for (i, of_weight) in prices.iter().enumerate() {
             report.stored(i, of_weight[chosen[i]].bytes);
         }
@@ -454,6 +445,15 @@ fn compressed(
                     in_bytes: goal.budget.is_some(),
                 });
             }
+        }
+        report.front = choose.front();
+        let alternative = |t: &Tried| Alternative {
+            level: t.level.clone(),
+            bytes: t.bytes,
+            error: t.error,
+        };
+        for (weight, tried) in report.weights.iter_mut().zip(&tried) {
+            weight.tried = tried.iter().map(alternative).collect();
         }
         return Ok((changed, report));
     }

@@ -7,6 +7,7 @@
 //! the weights that read them are shown before the next begins: of a large model one pass's moments are held at a time.
 //! The weights are the original ones in every pass: no layer sees the errors of the layers before it.
 
+use super::levels::{Kept, Keys};
 use super::samples::{Failure, Samples};
 use super::segments::Segments;
 pub(super) use super::sites::Source;
@@ -38,10 +39,10 @@ pub(super) fn visit(
     sites: &[Site],
     wanted: &[usize],
     means: &Means,
-    store: &dyn Store,
+    kept: Kept,
     see: &mut dyn FnMut(usize, Option<&Statistics>) -> Result<(), CompressError>,
 ) -> Result<(), CompressError> {
-    let Some(samples) = means.data else {
+    let (Some(samples), Keys::ByModel(key)) = (means.data, kept.keys) else {
         return wanted.iter().try_for_each(|&i| see(i, None));
     };
     let inputs = Inputs::of(module, sites);
@@ -57,30 +58,37 @@ pub(super) fn visit(
     // Weights that are multiplied with several values wait for all of them.
     let mut sums: BTreeMap<usize, (usize, Moments)> = BTreeMap::new();
     let needed = waiting.keys().copied().collect();
-    inputs.moments(&needed, samples, means, store, &mut |source, moments| {
-        let (alone, shared): (Vec<usize>, Vec<usize>) = waiting[&source]
-            .iter()
-            .partition(|&&i| inputs.sources[i].len() == 1);
-        for i in shared {
-            let (seen, sum) = sums
-                .entry(i)
-                .or_insert_with(|| (0, Moments::new(sites[i].shape[1])));
-            sum.merge(&moments);
-            *seen += 1;
-            if *seen == inputs.sources[i].len()
-                && let Some((_, sum)) = sums.remove(&i)
-            {
-                see(i, sum.into_statistics().as_ref())?;
+    inputs.moments(
+        &needed,
+        samples,
+        key,
+        means,
+        kept.store,
+        &mut |source, moments| {
+            let (alone, shared): (Vec<usize>, Vec<usize>) = waiting[&source]
+                .iter()
+                .partition(|&&i| inputs.sources[i].len() == 1);
+            for i in shared {
+                let (seen, sum) = sums
+                    .entry(i)
+                    .or_insert_with(|| (0, Moments::new(sites[i].shape[1])));
+                sum.merge(&moments);
+                *seen += 1;
+                if *seen == inputs.sources[i].len()
+                    && let Some((_, sum)) = sums.remove(&i)
+                {
+                    see(i, sum.into_statistics().as_ref())?;
+                }
             }
-        }
-        let statistics = match alone.is_empty() {
-            true => None,
-            false => moments.into_statistics(),
-        };
-        alone
-            .into_iter()
-            .try_for_each(|i| see(i, statistics.as_ref()))
-    })
+            let statistics = match alone.is_empty() {
+                true => None,
+                false => moments.into_statistics(),
+            };
+            alone
+                .into_iter()
+                .try_for_each(|i| see(i, statistics.as_ref()))
+        },
+    )
 }
 
 /// Which sites [`visit`] shows with statistics, if their inputs are ever computed.
@@ -108,20 +116,20 @@ pub(super) fn keep_all(
         return Ok(());
     };
     let inputs = Inputs::of(module, sites);
-    let key = provenance(module, samples);
+    let key = work::key_of_model(module, samples.key());
     let missing = inputs
         .order
         .iter()
         .filter(|&&(s, n)| work::moments(store, of_source(key, s), n).is_none());
     let needed = missing.map(|&(s, _)| s).collect();
-    inputs.moments(&needed, samples, means, store, &mut |source, moments| {
-        work::keep_moments(store, of_source(key, source), &moments)
-    })
-}
-
-/// What everything that is gathered depends on: the module and the data.
-pub(super) fn provenance(module: &Module, samples: &dyn Samples) -> Key {
-    work::key_of_model(module, samples.key())
+    inputs.moments(
+        &needed,
+        samples,
+        key,
+        means,
+        store,
+        &mut |source, moments| work::keep_moments(store, of_source(key, source), &moments),
+    )
 }
 
 fn of_source(key: Key, source: Source) -> Key {
@@ -169,6 +177,7 @@ impl<'a> Inputs<'a> {
         &self,
         needed: &BTreeSet<Source>,
         samples: &dyn Samples,
+        key: Key,
         means: &Means,
         store: &dyn Store,
         see: &mut dyn FnMut(Source, Moments) -> Result<(), CompressError>,
@@ -176,7 +185,6 @@ impl<'a> Inputs<'a> {
         if needed.is_empty() {
             return Ok(());
         }
-        let key = provenance(self.module, samples);
         let mut missing = BTreeSet::new();
         for &(source, inputs) in &self.order {
             if needed.contains(&source) {

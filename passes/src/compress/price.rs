@@ -176,10 +176,14 @@ impl Costs {
         self.0.iter().zip(levels).map(of).sum()
     }
 
-    /// More bytes than any choice takes.
-    pub fn most_bytes(&self) -> f64 {
-        let most = |costs: &Vec<Vec<f64>>| costs.iter().map(|c| c[0]).fold(0.0, f64::max);
-        self.0.iter().map(most).sum()
+    /// What the most expensive choice takes of each budget, of each on its own.
+    pub fn most(&self) -> Vec<f64> {
+        let budgets = self.0.iter().flatten().next().map_or(1, Vec::len);
+        let most = |b: usize| {
+            let of = |costs: &Vec<Vec<f64>>| costs.iter().map(|c| c[b]).fold(0.0, f64::max);
+            self.0.iter().map(of).sum()
+        };
+        (0..budgets).map(most).collect()
     }
 }
 
@@ -282,6 +286,14 @@ mod tests {
         let (report, cost) = with(small, 0.6).expect("fits");
         assert!(cost.ns <= 0.6 * before.ns && cost.bytes as f64 <= 0.3 * before.bytes as f64);
         assert!(report.bytes.1 as f64 <= 0.3 * report.bytes.0 as f64);
+        // Other sizes are shown without the limit of time: more bytes, less error.
+        assert!(report.front.len() > 4);
+        assert!(
+            report
+                .front
+                .windows(2)
+                .all(|p| p[0].0 <= p[1].0 && p[0].1 >= p[1].1)
+        );
         // Each alone allows no larger error than both.
         let error = |budget, share| {
             with(budget, share)

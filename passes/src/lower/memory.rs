@@ -137,7 +137,8 @@ pub(super) fn mentions(step: &Step) -> Vec<ValueIndex> {
     }
 }
 
-pub(super) fn blocks(step: &Step) -> Vec<&Block> {
+/// The blocks within a step.
+pub(crate) fn blocks(step: &Step) -> Vec<&Block> {
     match step {
         Step::If {
             then_block,

@@ -52,6 +52,8 @@ pub use expand::{Element, Expand};
 pub use program::Lowerer;
 pub use schedule::Spec;
 
+pub(crate) use memory::blocks;
+
 use crate::encode::encode;
 use crate::fold::{Limits, fold_constants};
 use expr::E;

@@ -11,6 +11,7 @@ mod count;
 
 pub use count::{Amounts, Launch, count};
 
+use crate::lower::blocks;
 use lapidary_abi::Size;
 use lapidary_abi::kernel::{
     UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH,
@@ -294,18 +295,6 @@ impl Run<'_> {
         let read = |bytes: f64, among: u64| bytes / speeds.bandwidth(among, shares.threads);
         let moved = read(constants, self.resident) + read(others, others as u64);
         speeds.launch_ns + at(&speeds.fork_ns, f64::from(shares.threads)) + compute.max(moved)
-    }
-}
-
-fn blocks(step: &Step) -> Vec<&Block> {
-    match step {
-        Step::If {
-            then_block,
-            else_block,
-            ..
-        } => vec![then_block, else_block],
-        Step::Loop { body, .. } => vec![body],
-        _ => vec![],
     }
 }
 
