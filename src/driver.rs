@@ -8,8 +8,8 @@ use crate::error::Error;
 use crate::specialize::{Given, specialize};
 use crate::work::WorkFolder;
 use lapidary_abi::program::{File, Program};
-use lapidary_frontend::checkpoint;
 use lapidary_frontend::onnx::ImportOptions;
+use lapidary_frontend::{checkpoint, gguf};
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
@@ -360,9 +360,42 @@ pub fn compile(
     })
 }
 
-/// Whether `path` is the folder of a checkpoint that can write text: of a decoder, with its tokenizer.
+/// Whether `path` is a model that can write text: the folder of a decoder's checkpoint with its tokenizer, or a GGUF file with a
+/// vocabulary.
 pub fn writes_text(path: &Path) -> bool {
-    path.join(settings::TOKENIZER).is_file() && checkpoint::writes_text(path)
+    match is_gguf(path) {
+        // What is wrong with a file is said where it is imported.
+        true => !matches!(gguf::texts(path), Ok(None)),
+        false => path.join(settings::TOKENIZER).is_file() && checkpoint::writes_text(path),
+    }
+}
+
+/// Whether the path names a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == gguf::ENDING)
+}
+
+/// The files that a program which writes text carries.
+pub(crate) fn text_files(path: &Path) -> Result<Vec<File>, Error> {
+    let file = |name: &str, text| File {
+        name: name.to_owned(),
+        text,
+    };
+    if is_gguf(path) {
+        let texts = gguf::texts(path).map_err(Error::Import)?;
+        let texts = texts.into_iter().flatten();
+        return Ok(texts.map(|(name, text)| file(name, text)).collect());
+    }
+    let mut files = vec![];
+    for name in settings::FILES {
+        let path = path.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => files.push(file(name, text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::File { path, error }),
+        }
+    }
+    Ok(files)
 }
 
 /// Compiles a language model to a program that writes text: step by step, one sequence at a time, with the files that
@@ -395,17 +428,7 @@ pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result
     }
     let mut compiled = compile(module, file, &stepwise, None)?;
     compiled.compression = report;
-    for name in settings::FILES {
-        let path = path.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => compiled.program.files.push(File {
-                name: name.to_owned(),
-                text,
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::File { path, error }),
-        }
-    }
+    compiled.program.files = text_files(path)?;
     Ok(compiled)
 }
 

@@ -80,15 +80,15 @@ fn model_options(args: &Run) -> ModelOptions {
 /// Lets a language model write text.
 fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
     let (path, file) = (&args.model.model, args.model.file());
-    if !path.is_dir() {
+    if !path.is_dir() && !driver::is_gguf(path) {
         let message =
-            "`--inputs DIR` is missing: only the folder of a language model runs without\n";
+            "`--inputs DIR` is missing: only a language model's folder or GGUF file runs without\n";
         let kind = clap::error::ErrorKind::MissingRequiredArgument;
         Cli::command().error(kind, message).exit();
     }
     if !driver::writes_text(path) {
         return Err(Error::Usage {
-            message: format!("{file}: is no decoder with a `tokenizer.json`, so it writes no text"),
+            message: format!("{file}: is no decoder with a tokenizer, so it writes no text"),
             help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
         });
     }

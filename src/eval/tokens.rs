@@ -1,5 +1,6 @@
 //! Tokens to evaluate on: numbers in a file, or a text that a tokenizer encodes.
 
+use crate::driver::{is_gguf, text_files};
 use crate::error::Error;
 use lapidary_language::settings::TOKENIZER;
 use lapidary_language::vocabulary::{Tokenizer, tokenizer};
@@ -52,21 +53,28 @@ fn from_npy(bytes: &[u8]) -> Result<Vec<u32>, String> {
 
 /// The tokenizer at `path`, or in the folder of the checkpoint `model`.
 fn tokenizer_of(model: &Path, path: Option<&Path>) -> Result<Tokenizer, Error> {
+    let wrong = |path: &Path, reason: String| Error::Usage {
+        message: format!("{}: {reason}", path.display()),
+        help: "a tokenizer is a `tokenizer.json` as transformers saves it".to_owned(),
+    };
     let path: PathBuf = match path {
         Some(path) => path.to_owned(),
         None if model.is_dir() => model.join(TOKENIZER),
         None => {
+            let own = match is_gguf(model) {
+                true => text_files(model)?,
+                false => vec![],
+            };
+            if let Some(own) = own.iter().find(|f| f.name == TOKENIZER) {
+                return tokenizer(own.text.as_bytes()).map_err(|e| wrong(model, e));
+            }
             return Err(Error::Usage {
                 message: format!("{} has no tokenizer of its own", model.display()),
                 help: "name its `tokenizer.json` by --tokenizer, or give --tokens".to_owned(),
             });
         }
     };
-    let wrong = |reason: String| Error::Usage {
-        message: format!("{}: {reason}", path.display()),
-        help: "a tokenizer is a `tokenizer.json` as transformers saves it".to_owned(),
-    };
-    tokenizer(&read_file(&path)?).map_err(wrong)
+    tokenizer(&read_file(&path)?).map_err(|e| wrong(&path, e))
 }
 
 /// The tokens of a text, with the special tokens that the tokenizer puts around one. With `lines`, each line is a text of

@@ -50,7 +50,7 @@ fn bytes_tokenizer(tokens: u32) -> String {
         )
     };
     let vocabulary: serde_json::Map<_, _> = (0..tokens).map(letter).collect();
-    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
         "pre_tokenizer": level, "decoder": level,
@@ -203,6 +203,93 @@ fn compressed_programs_write_too() {
     let small = build(&folder, &["--size", "0.3x"]);
     let (status, out, message) = self::run(&small, &["--max-tokens", "16"], &prompt);
     assert_eq!((status, out.len()), (Some(0), 17), "{message}");
+}
+
+/// Writes a model to a GGUF file as it is, vocabulary and all.
+fn gguf(folder: &Path, place: &Path) -> PathBuf {
+    let [file, recipe] = ["m.gguf", "keep.toml"].map(|n| place.join(n));
+    fs::write(&recipe, "").expect("written");
+    let args = [
+        "compress",
+        str(folder),
+        "-o",
+        str(&file),
+        "--recipe",
+        str(&recipe),
+    ];
+    let (status, _, message) = lapidary(&args, b"");
+    assert_eq!(status, Some(0), "{message}");
+    assert!(!message.contains("no vocabulary"), "{message}");
+    file
+}
+
+#[test]
+fn gguf_files_write_what_their_checkpoints_write() {
+    let folder = checkpoint(128, endless());
+    let (prompt, want) = reference();
+    let file = gguf(folder.path(), folder.path());
+    let max = want.len().to_string();
+    let args = ["run", str(&file), "--max-tokens", &max];
+    let (status, out, message) = lapidary(&args, &prompt);
+    let line = [&want[..], b"\n"].concat();
+    assert_eq!((status, out), (Some(0), line), "{message}");
+    // Without the tokenizer there is no vocabulary to be written, which is said.
+    fs::remove_file(folder.path().join("tokenizer.json")).expect("removed");
+    let keep = folder.path().join("keep.toml");
+    let again = [
+        "compress",
+        str(folder.path()),
+        "-o",
+        str(&file),
+        "--recipe",
+        str(&keep),
+    ];
+    let (status, out, message) = lapidary(&again, b"");
+    let said = message.clone() + &String::from_utf8_lossy(&out);
+    assert!(said.contains("no `tokenizer.json`"), "{said}");
+    assert_eq!(status, Some(0), "{message}");
+    let (status, _, message) = lapidary(&args, &prompt);
+    assert_eq!(status, Some(2), "{message}");
+    assert!(message.contains("no decoder with a tokenizer"), "{message}");
+}
+
+/// Both kinds of vocabularies give the same tokens through a GGUF file.
+#[test]
+fn vocabularies_survive_gguf_files() {
+    for (model, texts) in [
+        ("stories260k", "stories260k/tinystories-sample.txt"),
+        ("llama-wt2", "text/wikitext-2-valid.txt"),
+    ] {
+        let (Some(model), Some(texts)) = (data(model), data(texts)) else {
+            return;
+        };
+        let place = tempfile::tempdir().expect("a folder");
+        let file = gguf(&model, place.path());
+        let files = lapidary_frontend::gguf::texts(&file).unwrap_or_else(|e| panic!("{e}"));
+        let files = files.expect("a vocabulary");
+        let read = |text: &[u8]| lapidary_language::vocabulary::tokenizer(text).expect("read");
+        let ours = read(files[0].1.as_bytes());
+        let theirs = read(&super::read(model.join("tokenizer.json")));
+        let text = String::from_utf8(super::read(texts)).expect("text");
+        let mut count = 0;
+        for line in text
+            .lines()
+            .take(2000)
+            .chain([" \u{1F600} a\tb  c\u{301} "])
+        {
+            let ids = |t: &lapidary_language::vocabulary::Tokenizer| {
+                let found = t.encode_fast(line, true).expect("encoded");
+                (
+                    t.decode(found.get_ids(), true).expect("decoded"),
+                    found.get_ids().to_vec(),
+                )
+            };
+            let (own, want) = (ids(&ours), ids(&theirs));
+            count += want.1.len();
+            assert_eq!(own, want, "{line}");
+        }
+        assert!(count > 10_000, "{count}");
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@
 //!                                                          or Q4_1 where rows are no multiples of 256
 //! ```
 //! Scales of K types are codes themselves: the file gets the nearest ones, and codes are chosen once more from the original
-//! weights; the error that this gives is said. What is not compressed keeps its type; vectors become F32. There is no
-//! vocabulary in the file (`tokenizer.ggml.model` is `none`).
+//! weights; the error that this gives is said. What is not compressed keeps its type; vectors become F32. The
+//! vocabulary is that of `tokenizer.json`, where GGUF files have such ones; else `tokenizer.ggml.model` is `none`.
 //! Source: ggml-org/ggml, `docs/gguf.md`; ggml-org/llama.cpp, `ggml-common.h`.
 
 use super::{Aside, File, Grid, Kind, Target, Weight, Written, misfit};
@@ -21,9 +21,11 @@ use crate::gguf::blocks::{self, BlockType};
 use crate::gguf::file::{self, Stored as Blocks, Written as Value};
 use crate::gguf::names::Network;
 use crate::gguf::network::{self, Place};
+use crate::gguf::vocabulary::Vocabulary;
 use half::f16;
 use lapidary_ir::sources::Sources;
 use lapidary_ir::{ElemType, Tensor};
+use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -36,6 +38,8 @@ pub struct Model {
     weights: Weights,
     network: &'static Network,
     places: BTreeMap<String, Place>,
+    /// The vocabulary, or why the file has none.
+    vocabulary: Result<Vocabulary, String>,
     sources: Sources,
 }
 
@@ -66,6 +70,7 @@ impl Model {
         }
         Ok(Model {
             network,
+            vocabulary: vocabulary(path, &config)?,
             config,
             weights,
             places,
@@ -160,6 +165,14 @@ impl Target for Model {
             tensors.insert(name, stacked);
         }
         let mut meta = network::metadata(&self.config, self.network)?;
+        match &self.vocabulary {
+            Ok(vocabulary) => meta.extend(vocabulary.metadata()),
+            Err(why) => {
+                notes.push(format!("the file has no vocabulary: {why}"));
+                let none = Value::Text("none".to_owned());
+                meta.insert("tokenizer.ggml.model".to_owned(), none);
+            }
+        }
         self.rope(&mut meta, &mut tensors)?;
         Ok(Written {
             files: vec![File {
@@ -170,6 +183,38 @@ impl Target for Model {
             sources: self.sources.clone(),
         })
     }
+}
+
+/// The vocabulary of a folder, for a model of these settings; or why a GGUF file cannot have it.
+fn vocabulary(path: &Path, config: &Config) -> Result<Result<Vocabulary, String>, Problem> {
+    let read = |name: &str| -> Result<Option<Json>, Problem> {
+        let wrong = |reason: String| Problem {
+            place: format!("file `{name}`"),
+            reason,
+            remedy: Some("use the file as transformers saves it, or take it away".to_owned()),
+        };
+        match std::fs::read(path.join(name)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| wrong(e.to_string())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(wrong(e.to_string())),
+        }
+    };
+    let Some(tokenizer) = read("tokenizer.json")? else {
+        return Ok(Err("the folder has no `tokenizer.json`".to_owned()));
+    };
+    let own = read("tokenizer_config.json")?.unwrap_or_default();
+    let generation = read("generation_config.json")?.unwrap_or_default();
+    let general = read("config.json")?.unwrap_or_default();
+    let id = |name: &str| match &generation[name] {
+        Json::Null => general[name].clone(),
+        found => found.clone(),
+    };
+    let ids =
+        serde_json::json!({"bos_token_id": id("bos_token_id"), "eos_token_id": id("eos_token_id")});
+    let size = config.size("vocab_size")?;
+    Ok(Vocabulary::of_checkpoint(&tokenizer, &own, &ids, size))
 }
 
 fn named(name: &str) -> &'static BlockType {

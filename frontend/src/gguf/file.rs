@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 4;
 
-/// Lists of metadata are kept up to this length: longer ones are vocabularies.
+/// Lists of metadata are read up to this length: longer ones are vocabularies, which few want.
 const MAX_LIST: u64 = 1 << 12;
 
 /// Longest text that is kept.
@@ -37,8 +37,29 @@ pub enum Meta {
     Text(String),
     /// A short list of numbers or texts.
     List(Vec<Meta>),
-    /// A list of so many values that is too long to be kept.
-    Long(u64),
+    /// A long list of so many values of a type, as the file has it.
+    Long {
+        /// How many.
+        count: u64,
+        /// Their type.
+        kind: u32,
+        /// Their bytes.
+        bytes: Bytes,
+    },
+}
+
+impl Meta {
+    /// The values of a list, read from the file's bytes if it is long.
+    pub fn values(&self) -> Option<Vec<Meta>> {
+        match self {
+            Meta::List(list) => Some(list.clone()),
+            Meta::Long { count, kind, bytes } => {
+                let mut r = Reader { all: bytes, at: 0 };
+                (0..*count).map(|_| r.value(*kind, true).ok()).collect()
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A tensor, row by row.
@@ -113,7 +134,7 @@ impl Reader<'_> {
             8 => Meta::Text(self.text()?),
             9 if !in_list => {
                 let (kind, length) = (self.u32()?, self.u64()?);
-                let mut list = vec![];
+                let (mut list, begin) = (vec![], self.at);
                 for _ in 0..length {
                     let value = self.value(kind, true)?;
                     if length <= MAX_LIST {
@@ -122,7 +143,11 @@ impl Reader<'_> {
                 }
                 match length <= MAX_LIST {
                     true => Meta::List(list),
-                    false => Meta::Long(length),
+                    false => Meta::Long {
+                        count: length,
+                        kind,
+                        bytes: self.all.slice(begin..self.at),
+                    },
                 }
             }
             10 => Meta::Int(self.u64()?.into()),
@@ -248,8 +273,16 @@ pub(crate) enum Written {
     Int(u32),
     /// A number.
     Float(f32),
+    /// True or false.
+    Bool(bool),
     /// A text.
     Text(String),
+    /// Texts.
+    Texts(Vec<String>),
+    /// Numbers.
+    Floats(Vec<f32>),
+    /// Whole numbers.
+    Ints(Vec<i32>),
 }
 
 /// Where data begins, and each tensor in it, in files that are written.
@@ -264,6 +297,11 @@ pub(crate) fn write(
         out.extend((t.len() as u64).to_le_bytes());
         out.extend(t.as_bytes());
     };
+    let list = |out: &mut Vec<u8>, kind: u32, length: usize| {
+        out.extend(9u32.to_le_bytes());
+        out.extend(kind.to_le_bytes());
+        out.extend((length as u64).to_le_bytes());
+    };
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
     head.extend((tensors.len() as u64).to_le_bytes());
@@ -273,9 +311,22 @@ pub(crate) fn write(
         match value {
             Written::Int(n) => head.extend([4u32.to_le_bytes(), n.to_le_bytes()].concat()),
             Written::Float(v) => head.extend([6u32.to_le_bytes(), v.to_le_bytes()].concat()),
+            Written::Bool(b) => head.extend([&7u32.to_le_bytes()[..], &[u8::from(*b)]].concat()),
             Written::Text(t) => {
                 head.extend(8u32.to_le_bytes());
                 text(&mut head, t);
+            }
+            Written::Texts(all) => {
+                list(&mut head, 8, all.len());
+                all.iter().for_each(|t| text(&mut head, t));
+            }
+            Written::Floats(all) => {
+                list(&mut head, 6, all.len());
+                all.iter().for_each(|v| head.extend(v.to_le_bytes()));
+            }
+            Written::Ints(all) => {
+                list(&mut head, 5, all.len());
+                all.iter().for_each(|n| head.extend(n.to_le_bytes()));
             }
         }
     }

@@ -109,7 +109,7 @@ fn json_of(value: &Meta) -> Value {
             Some((first, rest)) if rest.iter().all(|v| v == first) => json_of(first),
             _ => Value::from("a list of different numbers"),
         },
-        Meta::Long(n) => Value::from(format!("a list of {n} values")),
+        Meta::Long { count, .. } => Value::from(format!("a list of {count} values")),
     }
 }
 
@@ -412,16 +412,10 @@ pub(crate) fn metadata(
     config: &Config,
     network: &Network,
 ) -> Result<BTreeMap<String, Written>, Problem> {
-    let mut out = BTreeMap::from([
-        (
-            "general.architecture".to_owned(),
-            Written::Text(network.name.to_owned()),
-        ),
-        (
-            "tokenizer.ggml.model".to_owned(),
-            Written::Text("none".to_owned()),
-        ),
-    ]);
+    let mut out = BTreeMap::from([(
+        "general.architecture".to_owned(),
+        Written::Text(network.name.to_owned()),
+    )]);
     let [_, _, size] = heads(config)?;
     let arch = network.name;
     let count = |name: &str, n: usize| {

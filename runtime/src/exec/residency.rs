@@ -148,7 +148,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     };
     let number: f64 = number.trim().parse().ok()?;
     let bytes = number * factor as f64;
-    (bytes >= 1.0 && bytes < 9e18).then_some(bytes as u64)
+    (1.0..9e18).contains(&bytes).then_some(bytes as u64)
 }
 
 #[cfg(test)]

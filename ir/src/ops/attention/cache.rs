@@ -4,7 +4,7 @@ use crate::builder::Builder;
 use crate::graph::Node;
 use crate::ops::compose::Len;
 use crate::ops::{AttrDef, AttrKind, Default, OpDef, OpError, Operand, Tolerance};
-use crate::{Attr, ElemType, Module, NodeId, ValueId};
+use crate::{Attr, ElemType, Module, NodeId, Tensor, ValueId};
 
 /// Numbers that share a scale and a minimum.
 pub const GROUP: i64 = 32;
@@ -103,7 +103,7 @@ fn decompose(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
 /// Rounds groups along the last of three axes.
 fn round_rows(b: &mut Builder, x: ValueId, bits: i64) -> Result<ValueId, OpError> {
     let levels = ((1 << bits) - 1) as f64;
-    let group = b.constant(&crate::Tensor::int(GROUP.into()));
+    let group = b.constant(&Tensor::int(GROUP));
     let place = b.iota(Len::Of(x, 2))?;
     let place = b.op("div", &[place, group])?;
     // The largest of each group, at each of its members.
@@ -149,7 +149,7 @@ fn coarse(b: &mut Builder, x: ValueId, filled: Option<ValueId>, window: i64) -> 
         Some(filled) => filled,
         None => b.lens(&[Len::Of(x, 1)])?,
     };
-    let int = |b: &mut Builder, n: i64| b.constant(&crate::Tensor::int(n.into()));
+    let int = |b: &mut Builder, n: i64| b.constant(&Tensor::int(n));
     let (group, window, zero) = (int(b, GROUP), int(b, window), int(b, 0));
     let old = b.op("sub", &[filled, window])?;
     let old = b.op("max", &[old, zero])?;
@@ -166,7 +166,7 @@ fn coarse(b: &mut Builder, x: ValueId, filled: Option<ValueId>, window: i64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Tensor, Type, eval};
+    use crate::{Type, eval};
     use std::cell::Cell;
 
     fn rounded(x: &Tensor, filled: &[i64], axis: &str, bits: i64, heads: i64) -> Vec<f64> {
