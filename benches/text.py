@@ -66,8 +66,8 @@ def write_model(folder, shape, seed=1):
     return sum(int(np.prod(d)) for n, d in shapes.items() if len(d) == 2 and n != "model.embed_tokens.weight")
 
 
-def build(lapidary, model, weights, program):
-    args = [lapidary, "build", model, "-o", program]
+def build(lapidary, model, weights, program, more=()):
+    args = [lapidary, "build", model, "-o", program, *more]
     if weights != "f32":
         recipe = program.with_suffix(".toml")
         recipe.write_text(f'[[weight]]\nname = "*_proj.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
@@ -129,4 +129,5 @@ def main():
         path.write_text(results[:begin] + "\n\n" + table + "\n\n" + results[end:])
 
 
-main()
+if __name__ == "__main__":
+    main()
