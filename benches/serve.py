@@ -55,7 +55,9 @@ async def load(port, clients, seconds, tokens, prompt):
         n = 0
         while time.monotonic() < end:
             words = " ".join(f"t{ones.randrange(1000)}" for _ in range(prompt))
-            written += await ask(port, words, tokens, n % 2 == 1, leave=n % 16 == 15)
+            # Not in one statement: others add to it while this one waits.
+            got = await ask(port, words, tokens, n % 2 == 1, leave=n % 16 == 15)
+            written += got
             n += 1
 
     begin = time.monotonic()
