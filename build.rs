@@ -1,5 +1,5 @@
 //! Builds what artefacts are made of, so that `lapidary build` needs no toolchain: the runtime stub that
-//! executables begin with, that of language models, and the runtime as one object for libraries.
+//! executables begin with, those of language models, and the runtime as one object for libraries.
 //!
 //! A nested cargo builds them from `runtime/`, always optimized, into a target folder of its own (the outer
 //! cargo holds the lock of the usual one). It uses the workspace's lock file and the packages that the outer
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the nested build reads.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "Cargo.toml",
     "Cargo.lock",
     "runtime/Cargo.toml",
@@ -20,6 +20,7 @@ const SOURCES: [&str; 9] = [
     "runtime/micro",
     "runtime/stub",
     "runtime/language",
+    "runtime/server",
     "build.rs",
 ];
 
@@ -36,15 +37,16 @@ fn main() {
     let stubs = [
         ("lapidary-stub", "stub"),
         ("lapidary-language", "language-stub"),
+        ("lapidary-server", "server-stub"),
     ];
     if is_linted() {
         let files = stubs.map(|(_, name)| name).into_iter().chain(["runtime.o"]);
         files.for_each(|name| build.save(Path::new(""), name));
         return;
     }
+    build.programs(&stubs.map(|(package, _)| package));
     for (package, name) in stubs {
-        let stub = build.program(package);
-        build.save(&stub, name);
+        build.save(&build.product(package), name);
     }
     let library = build.library();
     let object = build.one_object(&library);
@@ -72,9 +74,11 @@ impl Build {
         }
     }
 
-    fn program(&self, package: &str) -> PathBuf {
-        self.cargo(&["build", "-p", package, "--bins"]);
-        self.product(package)
+    /// All at once, so that what they share is built once.
+    fn programs(&self, packages: &[&str]) {
+        let packages = packages.iter().flat_map(|p| ["-p", p]);
+        let args: Vec<&str> = ["build", "--bins"].into_iter().chain(packages).collect();
+        self.cargo(&args);
     }
 
     fn library(&self) -> PathBuf {

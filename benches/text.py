@@ -73,8 +73,8 @@ def write_checkpoint(folder, config, shapes, seed):
             file.write(numbers.astype("<f4").tobytes())
 
 
-def build(lapidary, model, weights, kv, program):
-    args = [lapidary, "build", model, "-o", program]
+def build(lapidary, model, weights, program, kv="f32", more=()):
+    args = [lapidary, "build", model, "-o", program, *more]
     if kv != "f32":
         args += ["--kv", kv]
     if weights != "f32":
@@ -115,7 +115,7 @@ def main():
         numbers = write_model(model, SHAPES[shape])
         for weights, kv in itertools.product(args.weights.split(","), args.kv.split(",")):
             program = out / f"{shape}-{weights}-{kv}"
-            build(args.lapidary, model, weights, kv, program)
+            build(args.lapidary, model, weights, program, kv)
             # A scale of two bytes for each 32.
             bits = 32 if weights == "f32" else int(weights) + 0.5
             cells |= {(shape, weights, kv, t): (program, numbers * bits / 8, []) for t in threads}

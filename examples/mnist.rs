@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         code: &compiled.code,
         weights: &compiled.weights,
     };
-    write_exe(&out, &parts)?;
+    write_exe(&out, &parts, false)?;
     println!(
         "compiled {} ({} bytes) in {:.1} ms",
         model.display(),

@@ -8,6 +8,7 @@ use clap::{
 use lapidary::calibrate::SAMPLES;
 use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::Budget;
+use lapidary_server::Serving;
 use std::path::PathBuf;
 
 /// An ahead-of-time compiler for compressed neural networks.
@@ -24,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Compile a model in memory and run it on given inputs.
     Run(Run),
+    /// Compile a language model in memory and answer requests in the form of the OpenAI interface.
+    Serve(Serve),
     /// Compile a model into an executable, library, object or listing.
     Build(Build),
     /// Write a compressed model that other programs load too.
@@ -151,28 +154,148 @@ pub struct Run {
     pub reference: bool,
 }
 
+/// `lapidary serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The model and how to compile it.
+    #[command(flatten)]
+    pub model: Model,
+    /// How it is served.
+    #[command(flatten)]
+    pub serving: Server,
+    /// How texts are written where a request does not say it.
+    #[command(flatten)]
+    pub text: Defaults,
+}
+
+/// The options of a runtime crate's table as arguments.
+fn arguments<O>(flags: &'static [Flag<O>], heading: &'static str) -> impl Iterator<Item = Arg> {
+    flags.iter().map(move |flag| {
+        let arg = Arg::new(flag.name)
+            .long(flag.name)
+            .help(flag.help)
+            .help_heading(heading);
+        match flag.value {
+            // Prompts and numbers may begin with a dash.
+            Some(value) => arg
+                .value_name(value)
+                .action(ArgAction::Append)
+                .allow_hyphen_values(true),
+            None => arg.action(ArgAction::SetTrue),
+        }
+    })
+}
+
+/// Sets what was given of them.
+fn set_given<'f, O: 'static>(
+    flags: impl Iterator<Item = &'f Flag<O>>,
+    options: &mut O,
+    matches: &ArgMatches,
+) -> Result<(), clap::Error> {
+    for flag in flags {
+        let values: Vec<String> = match flag.value {
+            Some(_) => matches
+                .get_many(flag.name)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            None => matches
+                .get_flag(flag.name)
+                .then(String::new)
+                .into_iter()
+                .collect(),
+        };
+        for value in values {
+            let wrong = |why| {
+                let message = format!("`{}`: {why}\n", flag.name);
+                clap::Error::raw(ErrorKind::ValueValidation, message)
+            };
+            (flag.set)(options, &value).map_err(wrong)?;
+        }
+    }
+    Ok(())
+}
+
+/// The options of a server, from their own table.
+#[derive(Debug, Default)]
+pub struct Server(pub Serving);
+
+impl Args for Server {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let needed = |arg: Arg| match arg.get_id() == "listen" {
+            true => arg.required(true),
+            false => arg,
+        };
+        command.args(arguments(lapidary_server::FLAGS, "Serving").map(needed))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Server::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Server {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Server, clap::Error> {
+        let mut server = Server::default();
+        server.update_from_arg_matches(matches)?;
+        Ok(server)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        set_given(lapidary_server::FLAGS.iter(), &mut self.0, matches)
+    }
+}
+
+/// Those of the options of texts that a server takes as defaults.
+#[derive(Debug, Default)]
+pub struct Defaults(pub Options);
+
+/// Those that are no single text's, and no client's business.
+const OF_SERVER: [&str; 9] = [
+    "parallel",
+    "max-tokens",
+    "temperature",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repetition-penalty",
+    "seed",
+    "stop",
+];
+
+impl Args for Defaults {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let own = |arg: &Arg| OF_SERVER.contains(&arg.get_id().as_str());
+        command.args(arguments(FLAGS, "Writing text").filter(own))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Defaults::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Defaults {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Defaults, clap::Error> {
+        let mut defaults = Defaults::default();
+        defaults.update_from_arg_matches(matches)?;
+        Ok(defaults)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let own = FLAGS.iter().filter(|f| OF_SERVER.contains(&f.name));
+        set_given(own, &mut self.0, matches)
+    }
+}
+
 /// The options of programs that write text, from their own table.
 #[derive(Debug, Default)]
 pub struct Text(pub Options);
 
 impl Args for Text {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let arg = |flag: &Flag| {
-            let arg = Arg::new(flag.name)
-                .long(flag.name)
-                .help(flag.help)
-                .help_heading("Writing text");
-            match flag.value {
-                // Prompts and numbers may begin with a dash.
-                Some(value) => arg
-                    .value_name(value)
-                    .action(ArgAction::Append)
-                    .allow_hyphen_values(true),
-                None => arg.action(ArgAction::SetTrue),
-            }
-            .conflicts_with("inputs")
-        };
-        command.args(FLAGS.iter().map(arg))
+        let args = arguments(FLAGS, "Writing text");
+        command.args(args.map(|arg| arg.conflicts_with("inputs")))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -188,26 +311,7 @@ impl FromArgMatches for Text {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for flag in FLAGS {
-            let values: Vec<String> = match flag.value {
-                Some(_) => matches
-                    .get_many(flag.name)
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
-                None => matches
-                    .get_flag(flag.name)
-                    .then(String::new)
-                    .into_iter()
-                    .collect(),
-            };
-            for value in values {
-                let wrong = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("{why}\n"));
-                self.0.set(flag.name, &value).map_err(wrong)?;
-            }
-        }
-        Ok(())
+        set_given(FLAGS.iter(), &mut self.0, matches)
     }
 }
 
@@ -226,6 +330,9 @@ pub struct Build {
     /// Of a language model's checkpoint: a program that gives scores of tokens (`--inputs`), not one that writes text.
     #[arg(long)]
     pub scores: bool,
+    /// Of a language model's checkpoint: a program that can also answer requests by HTTP (`--listen`), as `serve` does.
+    #[arg(long, conflicts_with = "scores")]
+    pub with_server: bool,
     /// Target triple (default: this machine).
     #[arg(long)]
     pub target: Option<String>,

@@ -398,7 +398,7 @@ pub(crate) fn text_files(path: &Path) -> Result<Vec<File>, Error> {
     Ok(files)
 }
 
-/// Compiles a language model to a program that writes text: step by step, one sequence at a time, with the files that
+/// Compiles a language model to a program that writes text: step by step, for any number of sequences, with the files that
 /// its tokenizer and settings are read from. Compression looks at the model as it predicts whole sequences.
 pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result<Compiled, Error> {
     if let Some(name) = options.dims.keys().next() {
@@ -411,7 +411,6 @@ pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result
     }
     let stepwise = CompileOptions {
         stepwise: true,
-        dims: [("batch".to_owned(), 1)].into(),
         compression: None,
         ..options.clone()
     };

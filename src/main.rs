@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let done = match cli.command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Serve(args) => commands::serve::serve(&args),
         Command::Build(args) => commands::build::build(&args),
         Command::Compress(args) => commands::compress::compress(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),

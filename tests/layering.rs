@@ -41,6 +41,11 @@ const LAYERS: &[Layer] = &[
         for_tests: &[],
     },
     Layer {
+        folder: "runtime/server",
+        ours: &["lapidary-language", "lapidary-runtime"],
+        for_tests: &[],
+    },
+    Layer {
         folder: "ir",
         ours: &["lapidary-abi"],
         for_tests: &[],
@@ -91,6 +96,9 @@ const CONFINED: &[(&str, &str)] = &[
     ("tokenizers", "runtime/language"),
     ("minijinja-contrib", "runtime/language"),
     ("miette", "."),
+    ("axum", "runtime/server"),
+    ("hyper", "runtime/server"),
+    ("tokio", "runtime/server"),
 ];
 
 fn text(folder: &str) -> String {

@@ -88,6 +88,7 @@ fn chain(symbolic: bool, threads: usize) -> Result<Model, RunError> {
         program,
         code,
         weights: Weights::Linked(&[]),
+        checksum: 0,
     }
     .load(ModelOptions {
         threads,

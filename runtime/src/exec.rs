@@ -11,14 +11,17 @@ use crate::pool::Pool;
 use crate::value::{Operand, Value};
 use lapidary_abi::ElemType;
 use lapidary_abi::program::{Port, ValueType};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 mod control;
+mod fingerprint;
 mod ports;
 mod residency;
 mod run;
 mod state;
 
+pub use fingerprint::fingerprint;
 pub use ports::type_text;
 use residency::Residency;
 pub use residency::parse_bytes;
@@ -79,6 +82,8 @@ pub struct Model {
     plan: Plan,
     code: Code,
     weights: Weights,
+    /// Checksum of the host program.
+    checksum: u64,
     /// What the program prepared of the weights.
     prepared: Bytes,
     pool: Pool,
@@ -116,6 +121,7 @@ impl Model {
             plan,
             code,
             weights,
+            checksum: image.checksum,
             pool: Pool::new(threads, options.pin),
             options,
             frames: Mutex::new(Vec::new()),
@@ -156,6 +162,12 @@ impl Model {
     /// Name of the model.
     pub fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// A number that models of another program, other code or other weights do not have, but for chance. Reads all weights.
+    pub fn key(&self) -> u64 {
+        let code = fingerprint(self.checksum, self.code.as_slice());
+        fingerprint(code, self.weights.as_slice())
     }
 
     /// What the model takes, in order. Sizes in it refer to [`Model::symbols`].
@@ -255,6 +267,18 @@ impl Model {
         buffers: &mut [Option<&mut [u8]>],
         timing: Option<&mut dyn FnMut(KernelTiming)>,
     ) -> Result<Vec<Output>, RunError> {
+        let rows = 0..state.rows();
+        self.run_rows((state, rows), inputs, buffers, timing)
+    }
+
+    /// As [`Model::run_from`], with some rows of the state only: the others stay as they are.
+    pub fn run_rows(
+        &self,
+        (state, rows): (&mut State, Range<usize>),
+        inputs: &[Operand],
+        buffers: &mut [Option<&mut [u8]>],
+        timing: Option<&mut dyn FnMut(KernelTiming)>,
+    ) -> Result<Vec<Output>, RunError> {
         state.check(&self.plan)?;
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = frames.pop();
@@ -264,9 +288,9 @@ impl Model {
             None => self.new_frame()?,
         };
         frame.begin(&self.plan);
-        state.bind(&mut frame.symbols);
+        state.bind(&rows, &mut frame.symbols);
         let mut run = Run {
-            states: state.buffers(),
+            states: state.buffers(&rows)?,
             model: self,
             imports: micro::table().as_ptr(),
             inputs: ports::bind_inputs(&self.plan, &mut frame, inputs)?,

@@ -21,6 +21,8 @@ pub struct Image {
     pub code: Code,
     /// Weights.
     pub weights: Weights,
+    /// Checksum of the host program's bytes.
+    pub checksum: u64,
 }
 
 impl Image {
@@ -28,6 +30,7 @@ impl Image {
     /// executable memory.
     pub fn from_parts(program: Program, code: &[u8], weights: Weights) -> Result<Image, RunError> {
         Ok(Image {
+            checksum: checksum(&program.to_bytes()),
             program,
             code: Code::copy_of(code)?,
             weights,
@@ -62,6 +65,7 @@ impl Image {
         let code = map(&file, trailer.code_offset, trailer.code_bytes, true)?;
         let weights = map(&file, trailer.weights_offset, trailer.weights_bytes, false)?;
         Ok(Image {
+            checksum: trailer.program_checksum,
             program,
             code: code.map_or(Code::Linked(&[]), Code::Mapped),
             weights: weights.map_or(Weights::Linked(&[]), Weights::Mapped),
@@ -87,6 +91,7 @@ impl Image {
             program: decode(program, &trailer)?,
             code: Code::copy_of(part(trailer.code_offset, trailer.code_bytes)?)?,
             weights: Weights::Linked(weights),
+            checksum: trailer.program_checksum,
         })
     }
 

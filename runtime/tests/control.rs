@@ -45,6 +45,7 @@ impl Build {
             program: self.0,
             code: Code::Linked(&[]),
             weights: Weights::Linked(&[]),
+            checksum: 0,
         };
         image
             .load(ModelOptions {

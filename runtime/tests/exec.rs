@@ -62,6 +62,7 @@ fn load(program: Program) -> Result<Model, lapidary_runtime::RunError> {
         program,
         code: code(),
         weights: Weights::Linked(&[]),
+        checksum: 0,
     };
     image.load(ModelOptions {
         threads: 2,

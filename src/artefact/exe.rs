@@ -9,16 +9,20 @@ use std::path::Path;
 /// The prebuilt runtime that the executable of a language model begins with.
 static LANGUAGE_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/language-stub"));
 
+/// The same with a server.
+static SERVER_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/server-stub"));
+
 /// The prebuilt runtime that any other executable begins with.
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
-/// Writes an executable: it needs no toolchain, here or where it runs.
-pub fn write_exe(path: &Path, parts: &Parts) -> Result<(), Error> {
+/// Writes an executable: it needs no toolchain, here or where it runs. Only of a language model can be one that serves clients.
+pub fn write_exe(path: &Path, parts: &Parts, server: bool) -> Result<(), Error> {
     parts.require_own_runtime("an executable")?;
     // What is kept between runs is a text so far.
-    let stub = match parts.program.states.is_empty() {
-        true => STUB,
-        false => LANGUAGE_STUB,
+    let stub = match (parts.program.states.is_empty(), server) {
+        (true, _) => STUB,
+        (false, false) => LANGUAGE_STUB,
+        (false, true) => SERVER_STUB,
     };
     write_file(path, true, |out| {
         out.write_all(stub).map_err(at_path(path))?;

@@ -21,7 +21,14 @@ pub fn build(args: &Build) -> Result<(), Error> {
     }
     let file = args.model.file();
     let path = &args.model.model;
-    let compiled = if args.emit == Emit::Exe && !args.scores && driver::writes_text(path) {
+    let writes = args.emit == Emit::Exe && !args.scores && driver::writes_text(path);
+    if args.with_server && !writes {
+        return Err(Error::Usage {
+            message: format!("{file}: `--with-server` is for executables that write text"),
+            help: "give the folder of a decoder's checkpoint with its `tokenizer.json`".to_owned(),
+        });
+    }
+    let compiled = if writes {
         driver::compile_text(path, &file, &options)?
     } else {
         let module = driver::import(path, &options)?;
@@ -35,7 +42,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
         weights: &compiled.weights,
     };
     match args.emit {
-        Emit::Exe => write_exe(&args.output, &parts)?,
+        Emit::Exe => write_exe(&args.output, &parts, args.with_server)?,
         Emit::Image => write_image(&args.output, &parts)?,
         Emit::Staticlib => write_staticlib(&args.output, &parts, &options.target)?,
         Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,

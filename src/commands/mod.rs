@@ -7,6 +7,7 @@ pub mod eval;
 pub mod inspect;
 mod kernels;
 pub mod run;
+pub mod serve;
 pub mod tune;
 
 use crate::cli;

@@ -5,10 +5,12 @@ use crate::cli::{Cli, Run};
 use clap::CommandFactory;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, Error, driver, values};
-use lapidary_language::cli;
+use lapidary_abi::program::File;
+use lapidary_language::{Generator, cli as language};
 use lapidary_runtime::cli::show;
 use lapidary_runtime::io::folder::{read_inputs, write_outputs};
-use lapidary_runtime::{ModelOptions, Value};
+use lapidary_runtime::{Model, ModelOptions, Value};
+use std::path::Path;
 use std::time::Instant;
 
 /// Runs the command.
@@ -45,7 +47,7 @@ pub fn run(args: &Run) -> Result<(), Error> {
     } else {
         let given = Given::from_runtime(&inputs);
         let compiled = driver::compile(module, &file, &options, Some(&given))?;
-        let model = compiled.load(model_options(args))?;
+        let model = compiled.load(model_options(args.model.thread_count()))?;
         compile_s = start.elapsed().as_secs_f64();
         model.run(&inputs).map_err(&failed)?
     };
@@ -70,11 +72,31 @@ pub fn run(args: &Run) -> Result<(), Error> {
     Ok(())
 }
 
-fn model_options(args: &Run) -> ModelOptions {
+fn model_options(threads: usize) -> ModelOptions {
     ModelOptions {
-        threads: args.model.thread_count(),
+        threads,
         ..ModelOptions::default()
     }
+}
+
+/// A language model that is ready to write text, and the files of its checkpoint.
+pub(super) fn loaded(
+    path: &Path,
+    threads: usize,
+    options: CompileOptions,
+) -> Result<(Model, Vec<File>), Error> {
+    let file = path.display().to_string();
+    if !driver::writes_text(path) {
+        return Err(Error::Usage {
+            message: format!("{file}: is no decoder with a tokenizer, so it writes no text"),
+            help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
+        });
+    }
+    let mut compiled = driver::compile_text(path, &file, &options)?;
+    // With its spinner, which would stand in the text.
+    drop(options);
+    let files = std::mem::take(&mut compiled.program.files);
+    Ok((compiled.load(model_options(threads))?, files))
 }
 
 /// Lets a language model write text.
@@ -86,18 +108,20 @@ fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
         let kind = clap::error::ErrorKind::MissingRequiredArgument;
         Cli::command().error(kind, message).exit();
     }
-    if !driver::writes_text(path) {
-        return Err(Error::Usage {
-            message: format!("{file}: is no decoder with a tokenizer, so it writes no text"),
-            help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
-        });
-    }
-    let mut compiled = driver::compile_text(path, &file, &options)?;
-    // With its spinner, which would stand in the text.
-    drop(options);
-    let files = std::mem::take(&mut compiled.program.files);
-    let model = compiled.load(model_options(args))?;
-    match cli::run(model, files, &args.text.0) {
+    // A draft that is a folder is compiled the same way, but for what is asked of the model's size.
+    let draft = match args.text.0.draft.as_ref().filter(|d| d.is_dir()) {
+        Some(folder) => {
+            let options = CompileOptions {
+                compression: None,
+                ..options.clone()
+            };
+            Some(loaded(folder, args.model.thread_count(), options)?)
+        }
+        None => None,
+    };
+    let (model, files) = loaded(path, args.model.thread_count(), options)?;
+    let generator = Generator::new(model, files);
+    match generator.and_then(|g| language::run(&g, draft, &args.text.0)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Usage {
             message: "some requests could not be answered".to_owned(),

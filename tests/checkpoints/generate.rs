@@ -6,9 +6,9 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// A program's exit status, standard output and standard error.
-type Done = (Option<i32>, Vec<u8>, String);
+pub(super) type Done = (Option<i32>, Vec<u8>, String);
 
-fn run(program: &Path, args: &[&str], input: &[u8]) -> Done {
+pub(super) fn run(program: &Path, args: &[&str], input: &[u8]) -> Done {
     let mut child = Command::new(program)
         .args(args)
         .env("NO_COLOR", "1")
@@ -24,11 +24,11 @@ fn run(program: &Path, args: &[&str], input: &[u8]) -> Done {
     (out.status.code(), out.stdout, message)
 }
 
-fn lapidary(args: &[&str], input: &[u8]) -> Done {
+pub(super) fn lapidary(args: &[&str], input: &[u8]) -> Done {
     run(Path::new(env!("CARGO_BIN_EXE_lapidary")), args, input)
 }
 
-fn str(path: &Path) -> &str {
+pub(super) fn str(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }
 
@@ -60,7 +60,7 @@ fn bytes_tokenizer(tokens: u32) -> String {
 }
 
 /// The bundled Llama with a tokenizer and these settings of generation.
-fn checkpoint(tokens: u32, settings: serde_json::Value) -> tempfile::TempDir {
+pub(super) fn checkpoint(tokens: u32, settings: serde_json::Value) -> tempfile::TempDir {
     let folder = changed("llama31-rope", |_| {});
     let write =
         |name: &str, text: String| fs::write(folder.path().join(name), text).expect("written");
@@ -70,7 +70,7 @@ fn checkpoint(tokens: u32, settings: serde_json::Value) -> tempfile::TempDir {
 }
 
 /// What transformers wrote after a prompt, as bytes.
-fn reference() -> (Vec<u8>, Vec<u8>) {
+pub(super) fn reference() -> (Vec<u8>, Vec<u8>) {
     let stored = arrays(&bundled().join("llama31-rope/reference.npz"));
     let all = stored["greedy"].bytes().chunks_exact(8).map(|b| b[0]);
     let all: Vec<u8> = all.collect();
@@ -78,7 +78,7 @@ fn reference() -> (Vec<u8>, Vec<u8>) {
     (all[..length].to_vec(), all[length..].to_vec())
 }
 
-fn build(folder: &tempfile::TempDir, args: &[&str]) -> PathBuf {
+pub(super) fn build(folder: &tempfile::TempDir, args: &[&str]) -> PathBuf {
     let program = folder.path().join("program");
     let all = [&["build", str(folder.path()), "-o", str(&program)], args].concat();
     let (status, _, message) = lapidary(&all, b"");
@@ -87,7 +87,7 @@ fn build(folder: &tempfile::TempDir, args: &[&str]) -> PathBuf {
 }
 
 /// No token ends a text.
-fn endless() -> serde_json::Value {
+pub(super) fn endless() -> serde_json::Value {
     json!({"eos_token_id": 999})
 }
 
@@ -337,6 +337,28 @@ fn requests_of_a_batch_are_answered_one_by_one() {
         assert!(error.contains(why), "{error}");
     }
     assert_eq!(answers[0], answers[5]);
+    // The same for several at a time, in their order.
+    let together = [&args[..], &["--parallel", "3", "--stats"]].concat();
+    let input: String = requests.iter().map(|r| format!("{r}\n")).collect();
+    let (status, again, message) = lapidary(&together, (input + "{\n").as_bytes());
+    assert_eq!(status, Some(1), "{message}");
+    let again = String::from_utf8(again).expect("text");
+    assert_eq!(again.lines().count(), 7);
+    for (line, answer) in again.lines().zip(&answers) {
+        let mut found: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        // Products of several rows of f32 may round differently.
+        let told = |a: &serde_json::Value| -> Vec<f64> {
+            let all = a["logprobs"].as_array().into_iter().flatten();
+            all.filter_map(|t| t["logprob"].as_f64()).collect()
+        };
+        let mut both = told(&found).into_iter().zip(told(answer));
+        assert!(both.all(|(a, b)| (a - b).abs() < 1e-4), "{line}");
+        if !found["logprobs"].is_null() {
+            found["logprobs"] = answer["logprobs"].clone();
+        }
+        assert_eq!(&found, answer);
+    }
+    assert!(message.contains("7 requests, 13 tokens"), "{message}");
     let chat = [
         "run",
         str(folder.path()),
@@ -350,6 +372,221 @@ fn requests_of_a_batch_are_answered_one_by_one() {
     assert_eq!(status, Some(0), "{message}");
     let text = answers[1]["text"].as_str().expect("text");
     assert_eq!(String::from_utf8(out).expect("text"), format!("{text}\n"));
+}
+
+/// The bundled Llama for long texts, as a program.
+fn long_program() -> (tempfile::TempDir, PathBuf) {
+    let folder = checkpoint(128, endless());
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&read(&path)).expect("JSON");
+    config["max_position_embeddings"] = json!(4096);
+    fs::write(&path, config.to_string()).expect("written");
+    let program = build(&folder, &[]);
+    (folder, program)
+}
+
+/// Characters, so many, none of which repeat for long.
+fn words(n: u32) -> String {
+    (0..n)
+        .map(|i| char::from((32 + (i * i + 7 * i) % 90) as u8))
+        .collect()
+}
+
+#[test]
+fn prompts_are_kept_in_files() {
+    let (folder, program) = long_program();
+    let cache = folder.path().join("cache");
+    let write = |prompt: &str, more: &[&str]| {
+        let args = [
+            &[
+                "--prompt",
+                prompt,
+                "--max-tokens",
+                "30",
+                "--temperature",
+                "0.8",
+            ],
+            more,
+        ]
+        .concat();
+        self::run(&program, &args, b"")
+    };
+    let text = |prompt: &str, more: &[&str]| {
+        let (status, out, message) = write(prompt, more);
+        assert_eq!(status, Some(0), "{message}");
+        out
+    };
+    let with = ["--prompt-cache", str(&cache)];
+    let prompt = words(700);
+    let want = text(&prompt, &[]);
+    assert_eq!(text(&prompt, &with), want);
+    let kept = read(&cache);
+    // The same again, from the file alone: it is not written anew.
+    assert_eq!(text(&prompt, &with), want);
+    assert_eq!(read(&cache), kept);
+    assert_eq!(
+        text(&prompt, &[&with[..], &["--threads", "1"]].concat()),
+        want
+    );
+    // Longer ones, shorter ones, ones that differ after a while or at once.
+    let middle = prompt.replacen(&prompt[500..510], "something!", 1);
+    for other in [
+        &(prompt.clone() + " and more"),
+        &prompt[..600],
+        &prompt[..100],
+        &middle,
+        "x",
+    ] {
+        fs::write(&cache, &kept).expect("written");
+        assert_eq!(text(other, &with), text(other, &[]), "{other}");
+    }
+    // Files that are something else.
+    let refused = |path: &Path, bytes: &[u8], why: &str| {
+        fs::write(path, bytes).expect("written");
+        let (status, out, message) = write(&prompt, &with);
+        assert_eq!((status, out.len()), (Some(1), 0), "{why}: {message}");
+        assert!(message.contains(why), "{message}");
+        assert_eq!(read(path), bytes, "it is left alone");
+    };
+    refused(&cache, b"", "is no prompt cache");
+    refused(
+        &cache,
+        &read(folder.path().join("config.json")),
+        "is no prompt cache",
+    );
+    for len in [40, 48, 1000, kept.len() - 1] {
+        refused(
+            &cache,
+            &kept[..len],
+            if len < 48 {
+                "is no prompt cache"
+            } else {
+                "is cut"
+            },
+        );
+    }
+    refused(&cache, &[&kept[..], b"x"].concat(), "is cut");
+    let flipped = |at: usize| {
+        let mut bytes = kept.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    refused(&cache, &flipped(3), "is no prompt cache");
+    refused(&cache, &flipped(25), "another model");
+    refused(&cache, &flipped(33), "is cut");
+    refused(&cache, &flipped(39), "is cut");
+    for at in [41, 48, 3000, kept.len() / 2, kept.len() - 1] {
+        refused(&cache, &flipped(at), "is damaged");
+    }
+    let compressed = build(&folder, &["--bits", "8"]);
+    fs::write(&cache, &kept).expect("written");
+    let args = [
+        "--prompt",
+        &prompt,
+        "--max-tokens",
+        "3",
+        "--prompt-cache",
+        str(&cache),
+    ];
+    let (status, _, message) = self::run(&compressed, &args, b"");
+    assert_eq!(status, Some(1), "{message}");
+    assert!(message.contains("another model"), "{message}");
+    let nowhere = folder.path().join("none/cache");
+    let (status, _, message) = write("x", &["--prompt-cache", str(&nowhere)]);
+    assert_eq!(status, Some(1), "{message}");
+    assert!(message.contains("none/cache"), "{message}");
+    let left = fs::read_dir(folder.path()).expect("a folder");
+    let left = left.filter(|f| {
+        f.as_ref()
+            .is_ok_and(|f| f.file_name().to_string_lossy().contains("cache."))
+    });
+    assert_eq!(left.count(), 0, "nothing half-written is left");
+}
+
+#[test]
+fn drafts_change_nothing_but_speed() {
+    let (folder, program) = long_program();
+    let text = |prompt: &str, more: &[&str]| {
+        let args = [&["--prompt", prompt, "--max-tokens", "80", "--stats"], more].concat();
+        let (status, out, message) = self::run(&program, &args, b"");
+        assert_eq!(status, Some(0), "{message}");
+        (out, message)
+    };
+    let accepted = |message: &str| -> (usize, usize) {
+        let (_, part) = message.rsplit_once("; ").expect("parts");
+        let numbers: Vec<usize> = part.split(' ').filter_map(|w| w.parse().ok()).collect();
+        (numbers[0], numbers[1])
+    };
+    let own = program.with_extension("same");
+    fs::copy(&program, &own).expect("copied");
+    // Of the same tokens, but with other opinions.
+    let small = folder.path().join("small");
+    let path = folder.path().join("model.safetensors");
+    let weights = read(&path);
+    let mut other = weights.clone();
+    let half = other.len() / 2;
+    // Signs of the second half.
+    let begin = 8 + half - half % 4;
+    let signs = other[begin..].iter_mut().skip(3).step_by(4);
+    signs.for_each(|byte| *byte ^= 0x80);
+    fs::write(&path, other).expect("written");
+    let args = ["build", str(folder.path()), "-o", str(&small)];
+    let (status, _, message) = lapidary(&args, b"");
+    assert_eq!(status, Some(0), "{message}");
+    fs::write(&path, weights).expect("written");
+    for prompt in ["Once", &words(300)] {
+        let (want, _) = text(prompt, &[]);
+        let (found, message) = text(prompt, &["--draft", str(&own)]);
+        assert_eq!(found, want);
+        let (right, proposed) = accepted(&message);
+        assert!(right == proposed && proposed >= 60, "{message}");
+        for threads in ["1", "2"] {
+            let (found, message) = text(prompt, &["--draft", str(&small), "--threads", threads]);
+            assert_eq!(found, want);
+            let (right, proposed) = accepted(&message);
+            assert!(right < proposed, "{message}");
+        }
+        let stop = String::from_utf8(want[20..23].to_vec()).expect("characters");
+        assert_eq!(
+            text(prompt, &["--draft", str(&small), "--stop", &stop]).0,
+            text(prompt, &["--stop", &stop]).0
+        );
+    }
+    let drawn = |seed: &str| {
+        text(
+            "Once",
+            &[
+                "--draft",
+                str(&small),
+                "--temperature",
+                "0.9",
+                "--seed",
+                seed,
+            ],
+        )
+        .0
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    // A folder, compiled in memory; and models of other tokens.
+    let args = [
+        "run",
+        str(folder.path()),
+        "--prompt",
+        "Once",
+        "--max-tokens",
+        "80",
+        "--draft",
+        str(folder.path()),
+    ];
+    let (status, out, message) = lapidary(&args, b"");
+    assert_eq!((status, out), (Some(0), text("Once", &[]).0), "{message}");
+    let others = checkpoint(100, endless());
+    let other = build(&others, &[]);
+    let args = ["--prompt", "Once", "--draft", str(&other)];
+    let (status, _, message) = self::run(&program, &args, b"");
+    assert_eq!(status, Some(1), "{message}");
+    assert!(message.contains("another tokenizer"), "{message}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod commands;
 mod formats;
 mod generate;
 mod refused;
+mod server;
 mod steps;
 #[allow(missing_docs, reason = "helpers of tests")]
 #[path = "../support/mod.rs"]

@@ -41,6 +41,13 @@ fn highest(scores: &[f32]) -> u32 {
     (0..scores.len()).fold(0, best) as u32
 }
 
+/// A session of one sequence.
+fn begun(model: &Model) -> Result<Session<'_>, String> {
+    let mut session = Session::new(model).map_err(|e| e.to_string())?;
+    session.join().map_err(|e| e.to_string())?;
+    Ok(session)
+}
+
 fn check_steps(folder: &Path) -> Result<(), String> {
     let stored = arrays(&folder.join("reference.npz"));
     let (ids, want) = (
@@ -52,40 +59,40 @@ fn check_steps(folder: &Path) -> Result<(), String> {
     for (row, ids) in tokens(ids).chunks_exact(length).enumerate() {
         // A prompt in two parts, then one token at a time.
         for parts in [vec![5, 4], vec![1]] {
-            let mut session = Session::new(&model).map_err(|e| e.to_string())?;
+            let mut session = begun(&model)?;
             let ends = parts.into_iter().chain(std::iter::repeat(1));
             for n in ends {
-                let begin = session.len();
+                let begin = session.len(0);
                 let Some(part) = ids.get(begin..begin + n) else {
                     break;
                 };
-                session.feed(part).map_err(|e| e.to_string())?;
-                let at = (row * length + session.len() - 1) * vocabulary;
-                let found: Vec<f32> = session.scores().collect();
+                session.feed(0, part).map_err(|e| e.to_string())?;
+                let at = (row * length + session.len(0) - 1) * vocabulary;
+                let found: Vec<f32> = session.scores(0).collect();
                 let excess = excess(&found, &want[at..at + vocabulary]);
                 if excess > 1.0 {
                     return Err(format!(
                         "token {}: {excess} times the tolerance",
-                        session.len()
+                        session.len(0)
                     ));
                 }
             }
-            assert_eq!(session.len(), length);
+            assert_eq!(session.len(0), length);
         }
     }
     // The prompt is the beginning of what transformers wrote.
     let all = tokens(&stored["greedy"]);
-    let mut session = Session::new(&model).map_err(|e| e.to_string())?;
-    session.feed(&all[..length]).map_err(|e| e.to_string())?;
+    let mut session = begun(&model)?;
+    session.feed(0, &all[..length]).map_err(|e| e.to_string())?;
     for &want in &all[length..] {
-        let found = highest(&session.scores().collect::<Vec<f32>>());
+        let found = highest(&session.scores(0).collect::<Vec<f32>>());
         if found != want {
             return Err(format!(
                 "token {}: {found}, transformers chose {want}",
-                session.len()
+                session.len(0)
             ));
         }
-        session.feed(&[found]).map_err(|e| e.to_string())?;
+        session.feed(0, &[found]).map_err(|e| e.to_string())?;
     }
     Ok(())
 }
@@ -153,7 +160,9 @@ fn sequences_of_a_batch_are_independent() {
                     .expect("fits")
                     .into(),
                 numbers(past).into(),
-                numbers(lens.map(|n| n - 1)).into(),
+                Tensor::from_i64(vec![2, 1], &lens.map(|n| n as i64 - 1))
+                    .expect("two")
+                    .into(),
             ];
             let operands: Vec<Operand> = inputs.iter().map(Value::operand).collect();
             let found = model.run_from(&mut state, &operands, &mut [], None);
@@ -189,23 +198,25 @@ fn caches_grow() {
         let want = floats(&whole[0]);
         let vocabulary = want.len() / ids.len();
         let model = stepwise(&folder, Some(1));
-        let mut session = Session::new(&model).expect("memory");
+        let mut session = begun(&model).expect("memory");
         let ids: Vec<u32> = ids.into_iter().map(u32::from).collect();
         for n in [250, 1, 4, 1, 1, 300, 1, 1, 140, 1] {
-            let begin = session.len();
+            let begin = session.len(0);
             session
-                .feed(&ids[begin..begin + n])
+                .feed(0, &ids[begin..begin + n])
                 .unwrap_or_else(|e| panic!("{e}"));
-            let found: Vec<f32> = session.scores().collect();
-            let at = (session.len() - 1) * vocabulary;
+            let found: Vec<f32> = session.scores(0).collect();
+            let at = (session.len(0) - 1) * vocabulary;
             let excess = excess(&found, &want[at..at + vocabulary]);
-            assert!(excess <= 1.0, "{name}, token {}: {excess}", session.len());
+            assert!(excess <= 1.0, "{name}, token {}: {excess}", session.len(0));
         }
-        assert_eq!(session.len(), 700);
+        assert_eq!(session.len(0), 700);
         // What is forgotten is written over.
-        session.truncate(40);
-        session.feed(&ids[40..41]).unwrap_or_else(|e| panic!("{e}"));
-        let found: Vec<f32> = session.scores().collect();
+        session.truncate(0, 40);
+        session
+            .feed(0, &ids[40..41])
+            .unwrap_or_else(|e| panic!("{e}"));
+        let found: Vec<f32> = session.scores(0).collect();
         let excess = excess(&found, &want[40 * vocabulary..41 * vocabulary]);
         assert!(excess <= 1.0, "{name}: {excess}");
     }
@@ -284,7 +295,9 @@ fn the_evaluator_means_the_same() {
                 .with_shape([1, n])
                 .into(),
             lapidary_ir::Tensor::ints(&[past]).into(),
-            lapidary_ir::Tensor::ints(&[n as i64 - 1]).into(),
+            lapidary_ir::Tensor::ints(&[n as i64 - 1])
+                .with_shape([1, 1])
+                .into(),
         ];
         if caches.is_empty() {
             let rest = module.top().inputs[3..]

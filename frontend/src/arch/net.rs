@@ -64,8 +64,9 @@ pub struct Net<'c> {
 pub enum Form {
     /// Scores for every token of whole sequences.
     Whole,
-    /// Scores for one token of each sequence, of which any number of tokens came before: their keys and values are in
-    /// caches, to which those of the given tokens are added. A prompt in parts and a token at a time are both such steps.
+    /// Scores for the wanted tokens of each sequence, of which any number of tokens came before: their keys and values are in
+    /// caches, to which those of the given tokens are added. A prompt in parts, a token at a time, and tokens of which each is
+    /// to be judged are all such steps.
     Stepwise,
 }
 
@@ -76,8 +77,8 @@ struct Step {
     past: ValueId,
     /// Those and the given ones.
     filled: ValueId,
-    /// Which of the given tokens is scored, `i64[batch]`.
-    last: ValueId,
+    /// Which of the given tokens are scored, `i64[batch,wanted]`.
+    wanted: ValueId,
 }
 
 impl<'c> Net<'c> {
@@ -193,15 +194,20 @@ impl<'c> Net<'c> {
     pub fn tokens(&mut self) -> Built {
         let ids = self.input("input_ids");
         if self.form == Form::Stepwise {
-            let mut each = |name: &str| {
-                let ty = Type::tensor(ElemType::I64, [Dim::sym("batch")]);
+            let mut each = |name: &str, dims: &[&str]| {
+                let ty = Type::tensor(ElemType::I64, dims.iter().map(|d| Dim::sym(*d)));
                 self.module.add_input(Module::TOP, name, ty)
             };
-            let (past, last) = (each("past"), each("last"));
+            let past = each("past", &["batch"]);
+            let wanted = each("wanted", &["batch", "wanted"]);
             let mut b = self.b();
             let new = b.lens(&[Len::Of(ids, 1)])?;
             let filled = b.op("add", &[past, new])?;
-            self.step = Some(Step { past, filled, last });
+            self.step = Some(Step {
+                past,
+                filled,
+                wanted,
+            });
         }
         Ok(ids)
     }
@@ -236,9 +242,8 @@ impl<'c> Net<'c> {
     pub fn wanted(&mut self, x: ValueId) -> Built {
         let Some(step) = self.step else { return Ok(x) };
         let mut b = self.b();
-        let last = b.unsqueeze(step.last, &[1])?;
-        let last = b.op_with("gather_nd", &[x, last], [("batch_dims", 1i64.into())])?;
-        Ok(b.unsqueeze(last, &[1])?)
+        let wanted = b.unsqueeze(step.wanted, &[2])?;
+        Ok(b.op_with("gather_nd", &[x, wanted], [("batch_dims", 1i64.into())])?)
     }
 
     /// The network's output.

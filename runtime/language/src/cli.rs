@@ -4,8 +4,8 @@
 
 use crate::chat::{self, Message};
 use crate::generate::{Generator, Summary};
-use crate::options::{FLAGS, Flag, Options};
-use crate::{Error, batch};
+use crate::options::{self, FLAGS, Flag, Options};
+use crate::{Draft, Error, batch};
 use lapidary_abi::program::File;
 use lapidary_runtime::exec::parse_bytes;
 use lapidary_runtime::image::Image;
@@ -19,6 +19,48 @@ use std::process::ExitCode;
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT: u64 = 16 << 20;
 
+/// What an executable can do besides writing texts, in a crate of its own: options that say so.
+pub trait Extension: Default + 'static {
+    /// Its options.
+    const FLAGS: &'static [Flag<Self>];
+
+    /// What it does, for help.
+    const ABOUT: &'static str;
+
+    /// Whether the options ask for it.
+    fn is_asked(&self) -> bool;
+
+    /// Does it.
+    fn run(self, loaded: Loaded, options: &Options) -> Result<(), Error>;
+}
+
+/// A model that is ready to run, with what belongs to it.
+pub struct Loaded {
+    /// The model, with its tokenizer.
+    pub generator: Generator,
+    /// What it is called.
+    pub name: String,
+    /// Whether the thread that runs it is to stay on one core.
+    pub pin: bool,
+}
+
+/// No extension.
+#[derive(Debug, Default)]
+pub struct Nothing;
+
+impl Extension for Nothing {
+    const FLAGS: &'static [Flag<Nothing>] = &[];
+    const ABOUT: &'static str = "writes text";
+
+    fn is_asked(&self) -> bool {
+        false
+    }
+
+    fn run(self, _: Loaded, _: &Options) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 /// What only executables take.
 #[derive(Debug, Default)]
 struct Own {
@@ -31,23 +73,23 @@ struct Own {
 }
 
 /// Runs the model at the end of this process' own executable as the command line says.
-pub fn main() -> ExitCode {
+pub fn main<E: Extension>() -> ExitCode {
     let args: Result<Vec<String>, _> = std::env::args_os()
         .skip(1)
         .map(|a| a.into_string())
         .collect();
     let parsed = match args {
-        Ok(args) => parse(args),
+        Ok(args) => parse::<E>(args),
         Err(arg) => Err(format!("{arg:?} is no UTF-8")),
     };
-    let (own, options) = match parsed {
+    let (own, options, extension) = match parsed {
         Ok(parsed) => parsed,
         Err(message) => {
             eprintln!("error: {message}\ntry --help");
             return ExitCode::from(2);
         }
     };
-    match act(&own, &options) {
+    match act(&own, &options, extension) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -57,8 +99,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
+fn parse<E: Extension>(args: Vec<String>) -> Result<(Own, Options, E), String> {
     let (mut own, mut options) = (Own::default(), Options::default());
+    let mut extension = E::default();
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         let (name, given) = match arg.split_once('=') {
@@ -66,9 +109,9 @@ fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
             None => (arg.as_str(), None),
         };
         let bare = name.strip_prefix("--").unwrap_or("");
-        let flag: Option<&Flag> = FLAGS.iter().find(|f| f.name == bare);
-        let takes =
-            ["threads", "memory"].contains(&bare) || flag.is_some_and(|f| f.value.is_some());
+        let flag = FLAGS.iter().find(|f| f.name == bare).map(|f| f.value);
+        let more = E::FLAGS.iter().find(|f| f.name == bare).map(|f| f.value);
+        let takes = ["threads", "memory"].contains(&bare) || flag.or(more).flatten().is_some();
         let value = match (takes, given) {
             (true, Some(value)) => value,
             (true, None) => args
@@ -93,17 +136,18 @@ fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
             "--help" | "-h" => own.help = true,
             "--version" | "-V" => own.version = true,
             _ if flag.is_some() => options.set(bare, &value)?,
+            _ if more.is_some() => options::set(E::FLAGS, &mut extension, bare, &value)?,
             other => return Err(format!("unknown argument `{other}`")),
         }
     }
-    Ok((own, options))
+    Ok((own, options, extension))
 }
 
-fn act(own: &Own, options: &Options) -> Result<bool, Error> {
-    let mut image = Image::of_this_executable()?;
+fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool, Error> {
+    let image = Image::of_this_executable()?;
     let name = image.program.name.clone();
     if own.help {
-        print(&help(&name));
+        print(&help::<E>(&name));
         return Ok(true);
     }
     if own.version {
@@ -113,17 +157,31 @@ fn act(own: &Own, options: &Options) -> Result<bool, Error> {
         ));
         return Ok(true);
     }
-    let files = std::mem::take(&mut image.program.files);
-    let model = image.load(ModelOptions {
+    let loading = ModelOptions {
         threads: own.threads,
         pin: !own.no_pin,
         huge_pages: own.huge_pages,
         memory: own.memory,
-    })?;
-    if !own.no_pin {
-        pin_this_thread(model.threads());
+    };
+    let generator = Generator::load(image, loading)?;
+    if extension.is_asked() {
+        let loaded = Loaded {
+            generator,
+            name: own_name().unwrap_or(name),
+            pin: !own.no_pin,
+        };
+        return extension.run(loaded, options).map(|()| true);
     }
-    run(model, files, options)
+    if !own.no_pin {
+        pin_this_thread(generator.model().threads());
+    }
+    run(&generator, None, options)
+}
+
+/// The name of this executable's file.
+fn own_name() -> Option<String> {
+    let path = std::env::current_exe().ok()?;
+    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 /// Prints; a reader that has gone away is no error of ours.
@@ -131,10 +189,11 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn help(name: &str) -> String {
+fn help<E: Extension>(name: &str) -> String {
     let exe = std::env::args().next().unwrap_or_else(|| "model".into());
     let mut text = format!(
-        "{name}, compiled by lapidary: writes text\n\nusage: {exe} --prompt TEXT [options]\n\n"
+        "{name}, compiled by lapidary: {}\n\nusage: {exe} --prompt TEXT [options]\n\n",
+        E::ABOUT
     );
     let own = [
         ("threads N", "threads to use (default: one for each core)"),
@@ -149,12 +208,13 @@ fn help(name: &str) -> String {
         ),
         ("help, --version", ""),
     ];
-    let flags = FLAGS.iter().map(|f| {
-        let name = f
-            .value
-            .map_or(f.name.to_owned(), |v| format!("{} {v}", f.name));
-        (name, f.help)
-    });
+    let named = |name: &str, value: Option<&str>, help: &'static str| {
+        let name = value.map_or(name.to_owned(), |v| format!("{name} {v}"));
+        (name, help)
+    };
+    let flags = FLAGS.iter().map(|f| named(f.name, f.value, f.help));
+    let more = E::FLAGS.iter().map(|f| named(f.name, f.value, f.help));
+    let flags = flags.chain(more);
     let own = own.iter().map(|&(name, help)| (name.to_owned(), help));
     for (name, help) in flags.chain(own) {
         text += format!("  --{name:<22} {help}").trim_end();
@@ -163,27 +223,55 @@ fn help(name: &str) -> String {
     text + "\nexit status: 0 done, 1 failed, 2 wrong usage\n"
 }
 
-/// Does with a model what the options say; false if some requests could not be answered.
-pub fn run(model: Model, files: Vec<File>, options: &Options) -> Result<bool, Error> {
-    let generator = Generator::new(model, files)?;
+/// The draft that an executable holds, which another one of this language is.
+fn draft_of(path: &Path, model: &Model) -> Result<(Model, Vec<File>), Error> {
+    let mut image = Image::open(path)?;
+    let files = std::mem::take(&mut image.program.files);
+    let options = ModelOptions {
+        threads: model.threads(),
+        ..ModelOptions::default()
+    };
+    Ok((image.load(options)?, files))
+}
+
+/// Does with a model what the options say; false if some requests could not be answered. A draft is one that is at hand, or the
+/// executable that the options name.
+pub fn run(
+    generator: &Generator,
+    draft: Option<(Model, Vec<File>)>,
+    options: &Options,
+) -> Result<bool, Error> {
+    let draft = match (draft, &options.draft) {
+        (None, Some(path)) => Some(draft_of(path, generator.model())?),
+        (draft, _) => draft,
+    };
+    let draft = draft.map(|(model, files)| Draft::new(model, &files, generator));
+    let draft = draft.transpose()?;
     if let Some(path) = &options.batch {
-        let mut out = std::io::stdout().lock();
-        return match path.to_str() {
-            Some("-") => batch::run(&generator, options, &mut std::io::stdin().lock(), &mut out),
-            _ => batch::run(&generator, options, &mut open(path)?, &mut out),
+        if options.prompt_cache.is_some() || draft.is_some() {
+            return Err(Error::new(
+                "`--prompt-cache` and `--draft` are for one text, not for a batch",
+                "give one of the two",
+            ));
+        }
+        let lines = match path.to_str() {
+            Some("-") => batch::Lines::as_they_come(),
+            _ => batch::Lines::of(open(path)?),
         };
+        return batch::run(generator, options, lines, &mut std::io::stdout().lock());
     }
     let prompt = match &options.prompt {
         Some(prompt) => prompt.clone(),
         None => read_prompt()?,
     };
-    let tokens = tokens(&generator, &prompt, options.chat)?;
+    let tokens = tokens(generator, &prompt, options.chat)?;
     if options.echo && !options.logprobs {
         print(&prompt);
     }
     let request = options.request(generator.settings());
     let mut out = std::io::stdout().lock();
-    let summary = generator.write(&tokens, &request, &mut |piece| {
+    let help = (options.prompt_cache.as_deref(), draft.as_ref());
+    let summary = generator.write(tokens, request, help, &mut |piece| {
         let text = match options.logprobs {
             false => piece.text.to_owned(),
             true => format!(
@@ -252,7 +340,7 @@ fn stats(s: &Summary, threads: usize) -> String {
         |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
     // The first token is chosen by the prompt's scores.
     let steps = s.tokens.saturating_sub(1);
-    format!(
+    let mut text = format!(
         "prompt: {} tokens in {:.1} ms, {:.1} tokens/s; text: {} tokens in {:.1} ms, {:.1} tokens/s; {threads} threads, caches \
          of {} bytes",
         s.prompt_tokens,
@@ -262,7 +350,11 @@ fn stats(s: &Summary, threads: usize) -> String {
         s.time.as_secs_f64() * 1e3,
         rate(steps, s.time),
         s.cache_bytes,
-    )
+    );
+    if let Some([proposed, right]) = s.drafted {
+        text += &format!("; {right} of {proposed} tokens of the draft accepted");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -271,8 +363,9 @@ mod tests {
 
     #[test]
     fn arguments_are_understood_or_refused() {
-        let parse = |line: &str| parse(line.split_whitespace().map(str::to_owned).collect());
-        let (own, options) =
+        let parse =
+            |line: &str| parse::<Nothing>(line.split_whitespace().map(str::to_owned).collect());
+        let (own, options, _) =
             parse("--prompt a=b --top-k=3 --threads 2 --stats --no-pin").expect("right");
         assert_eq!((own.threads, own.no_pin), (2, true));
         assert_eq!(
@@ -291,7 +384,7 @@ mod tests {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         for flag in FLAGS {
-            assert!(help("m").contains(&format!("--{}", flag.name)));
+            assert!(help::<Nothing>("m").contains(&format!("--{}", flag.name)));
         }
     }
 }

@@ -1,14 +1,19 @@
-//! The loop that writes a text: the model's scores, the choice of a token, the text that it completes.
+//! A language model with its tokenizer, and what is asked of it.
 
 use crate::Error;
-use crate::sampling::{Sampler, Sampling};
-use crate::session::{Session, vocabulary_size};
-use crate::settings::{self, Settings};
-use crate::vocabulary::{Stream, Vocabulary};
+use crate::engine::Engine;
+use crate::sampling::{Sampling, Scored};
+use crate::session::vocabulary_size;
+use crate::settings::Settings;
+use crate::speculate::{self, Draft};
+use crate::vocabulary::Vocabulary;
+use crate::writing::{Job, Reader};
 use lapidary_abi::program::File;
-use lapidary_runtime::Model;
+use lapidary_runtime::image::Image;
+use lapidary_runtime::{Model, ModelOptions};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 /// A language model with its tokenizer.
 pub struct Generator {
@@ -27,8 +32,8 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// The text ends before any of these.
     pub stop: Vec<String>,
-    /// Tell the probabilities of the tokens.
-    pub logprobs: bool,
+    /// Tell the probabilities of the tokens, and of so many of the most probable ones at each place.
+    pub logprobs: Option<usize>,
 }
 
 /// A token as it is written.
@@ -40,6 +45,8 @@ pub struct Piece<'t> {
     pub text: &'t str,
     /// Logarithm of the token's probability, where it was asked for.
     pub logprob: Option<f64>,
+    /// The most probable tokens in its place, as many as were asked for.
+    pub top: &'t [Scored],
 }
 
 /// Why a text ended.
@@ -81,22 +88,35 @@ pub struct Summary {
     pub time: Duration,
     /// Bytes of the caches at the end.
     pub cache_bytes: usize,
+    /// Tokens that a draft has proposed, and how many of them were right.
+    pub drafted: Option<[usize; 2]>,
 }
 
 impl Generator {
     /// From a model that was compiled step by step, and the files of its checkpoint.
     pub fn new(model: Model, files: Vec<File>) -> Result<Generator, Error> {
-        let size = vocabulary_size(&model)?;
-        let tokenizer = settings::file(&files, settings::TOKENIZER).ok_or_else(|| {
-            Error::new(
-                "the model has no tokenizer",
-                "put the `tokenizer.json` of the model into its folder, and compile it again",
-            )
-        })?;
+        let size = vocabulary_size(model.inputs(), model.outputs())?;
         Ok(Generator {
-            vocabulary: Vocabulary::read(tokenizer, size)?,
+            vocabulary: Vocabulary::of(&files, size)?,
             settings: Settings::read(&files)?,
             model,
+            files,
+        })
+    }
+
+    /// From an image of such a model. Its tokenizer is read while it is loaded.
+    pub fn load(mut image: Image, options: ModelOptions) -> Result<Generator, Error> {
+        let files = std::mem::take(&mut image.program.files);
+        let size = vocabulary_size(&image.program.inputs, &image.program.outputs)?;
+        let (model, vocabulary) = std::thread::scope(|scope| {
+            let vocabulary = scope.spawn(|| Vocabulary::of(&files, size));
+            (image.load(options), vocabulary.join())
+        });
+        let failed = |_| Err(Error::new("the tokenizer cannot be read", "report this"));
+        Ok(Generator {
+            model: model?,
+            vocabulary: vocabulary.unwrap_or_else(failed)?,
+            settings: Settings::read(&files)?,
             files,
         })
     }
@@ -132,79 +152,60 @@ impl Generator {
         }
     }
 
-    /// Writes what follows the tokens of a prompt; `each` is told every token, and may end the text.
-    pub fn write(
-        &self,
-        prompt: &[u32],
-        request: &Request,
-        each: &mut dyn FnMut(Piece) -> ControlFlow<()>,
-    ) -> Result<Summary, Error> {
-        let begin = Instant::now();
-        let room = self.room(prompt.len())?;
-        let limit = request.max_tokens.unwrap_or(usize::MAX).min(room);
-        let mut session = Session::new(&self.model)?;
-        session.feed(prompt)?;
-        let prompt_time = begin.elapsed();
-        let mut tokens = prompt.to_vec();
-        let mut sampler = Sampler::new(request.sampling.clone());
-        let mut text = Text {
-            stream: Stream::after(&self.vocabulary, prompt),
-            held: String::new(),
-            stop: &request.stop,
-        };
-        let mut finish = Finish::Length;
-        while tokens.len() - prompt.len() < limit {
-            if tokens.len() > session.len() {
-                session.feed(&tokens[session.len()..])?;
-            }
-            let holes = self.vocabulary.holes();
-            let chosen = sampler.choose(session.scores(), &tokens, holes, request.logprobs)?;
-            tokens.push(chosen.token);
-            if self.settings.eos.contains(&chosen.token) {
-                finish = Finish::End;
-                break;
-            }
-            let (ready, stopped) = text.push(chosen.token)?;
-            let piece = Piece {
-                token: Some(chosen.token),
-                text: &ready,
-                logprob: chosen.logprob,
-            };
-            if each(piece).is_break() {
-                finish = Finish::Cancelled;
-                break;
-            }
-            if stopped {
-                finish = Finish::Stop;
-                break;
-            }
-        }
-        if matches!(finish, Finish::End | Finish::Length) {
-            let (rest, stopped) = text.finish()?;
-            if stopped {
-                finish = Finish::Stop;
-            }
-            let piece = Piece {
-                token: None,
-                text: &rest,
-                logprob: None,
-            };
-            if !rest.is_empty() && each(piece).is_break() {
-                finish = Finish::Cancelled;
-            }
-        }
-        Ok(Summary {
-            finish,
-            prompt_tokens: prompt.len(),
-            tokens: tokens.len() - prompt.len(),
-            prompt_time,
-            time: begin.elapsed() - prompt_time,
-            cache_bytes: session.cache_bytes(),
-        })
+    /// The text of tokens, without special ones.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, Error> {
+        self.vocabulary.decode(tokens)
     }
 
-    /// Tokens that may follow so many of a prompt.
-    fn room(&self, prompt: usize) -> Result<usize, Error> {
+    /// The text of one token within others.
+    pub fn token_text(&self, token: u32) -> String {
+        self.vocabulary.token_text(token)
+    }
+
+    /// Tokens that the model knows.
+    pub fn tokens(&self) -> usize {
+        self.vocabulary.size()
+    }
+
+    /// Writes what follows the tokens of a prompt; `each` is told every token, and may end the text. `cache` keeps what the model
+    /// has of the prompt from one process to the next; a draft proposes tokens.
+    pub fn write(
+        &self,
+        prompt: Vec<u32>,
+        request: Request,
+        (cache, draft): (Option<&Path>, Option<&Draft>),
+        each: &mut dyn FnMut(Piece) -> ControlFlow<()>,
+    ) -> Result<Summary, Error> {
+        let mut result = None;
+        let reader = Only {
+            each,
+            result: &mut result,
+        };
+        let job = Job {
+            prompt,
+            request,
+            cache: cache.map(Path::to_owned),
+            reader,
+        };
+        if let Some(draft) = draft {
+            speculate::write(self, draft, job)?;
+        } else {
+            let mut engine = Engine::new(self, 1)?;
+            engine.add(job);
+            while !engine.is_idle() {
+                engine.turn();
+            }
+        }
+        result.unwrap_or_else(|| Err(Error::new("the text has no end", "report this")))
+    }
+
+    /// What becomes tokens and text.
+    pub(crate) fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Tokens that may follow so many of a prompt; an error if those are too many.
+    pub fn room(&self, prompt: usize) -> Result<usize, Error> {
         let Some(context) = self.settings.context else {
             return Ok(usize::MAX);
         };
@@ -218,75 +219,18 @@ impl Generator {
     }
 }
 
-/// Text on its way out: what might become a text to stop at is held back.
-struct Text<'v, 's> {
-    stream: Stream<'v>,
-    held: String,
-    stop: &'s [String],
+/// The one reader of a text.
+struct Only<'r> {
+    each: &'r mut dyn FnMut(Piece) -> ControlFlow<()>,
+    result: &'r mut Option<Result<Summary, Error>>,
 }
 
-impl Text<'_, '_> {
-    /// Text that can go, and whether it ends there.
-    fn push(&mut self, token: u32) -> Result<(String, bool), Error> {
-        self.held += &self.stream.push(token)?;
-        Ok(self.release(false))
+impl Reader for Only<'_> {
+    fn read(&mut self, piece: Piece) -> ControlFlow<()> {
+        (self.each)(piece)
     }
 
-    fn finish(&mut self) -> Result<(String, bool), Error> {
-        self.held += &self.stream.finish()?;
-        Ok(self.release(true))
-    }
-
-    fn release(&mut self, last: bool) -> (String, bool) {
-        let stops = || self.stop.iter().filter(|s| !s.is_empty());
-        if let Some(at) = stops().filter_map(|s| self.held.find(s.as_str())).min() {
-            self.held.truncate(at);
-            return (std::mem::take(&mut self.held), true);
-        }
-        let may_begin = |&at: &usize| stops().any(|s| s.starts_with(&self.held[at..]));
-        let places = self.held.char_indices().map(|(at, _)| at);
-        let keep = match last {
-            true => None,
-            false => places.into_iter().find(may_begin),
-        };
-        let kept = self.held.split_off(keep.unwrap_or(self.held.len()));
-        (std::mem::replace(&mut self.held, kept), false)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vocabulary::testing::bytes;
-
-    #[test]
-    fn what_may_be_a_stop_is_held_back() {
-        let vocabulary = Vocabulary::read(&bytes(), 256).expect("a tokenizer");
-        let run = |text: &str, stop: &[&str]| -> (Vec<String>, bool) {
-            let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-            let mut out = Text {
-                stream: Stream::after(&vocabulary, &[]),
-                held: String::new(),
-                stop: &stop,
-            };
-            let mut pieces = vec![];
-            for token in text.bytes() {
-                let (piece, stopped) = out.push(token.into()).expect("decoded");
-                pieces.push(piece);
-                if stopped {
-                    return (pieces, true);
-                }
-            }
-            let (piece, stopped) = out.finish().expect("decoded");
-            pieces.push(piece);
-            (pieces, stopped)
-        };
-        let (pieces, stopped) = run("ab\n\ncd", &["\n\n", "zz"]);
-        assert_eq!((pieces.concat().as_str(), stopped), ("ab", true));
-        let (pieces, stopped) = run("ab\ncz", &["\n\n", "zz"]);
-        assert_eq!((pieces.concat().as_str(), stopped), ("ab\ncz", false));
-        assert_eq!(pieces[2], "", "a newline waits");
-        let (pieces, stopped) = run("aaab", &["aab"]);
-        assert_eq!((pieces.concat().as_str(), stopped), ("a", true));
+    fn end(self, result: Result<Summary, Error>) {
+        *self.result = Some(result);
     }
 }

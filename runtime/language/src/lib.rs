@@ -1,21 +1,27 @@
 //! What turns a compiled language model into a program that writes text.
 //!
 //! A model that was compiled step by step takes tokens and keeps their keys and values ([`session`]). Around it: its
-//! tokenizer ([`vocabulary`]), the choice of the next token ([`sampling`]), the loop of the two ([`generate`]), templates of
-//! conversations ([`chat`]), what the model's files say of all these ([`settings`]), and the command line of an
+//! tokenizer ([`vocabulary`]), the choice of the next token ([`sampling`]), the loop of the two for several texts at a time
+//! ([`engine`], [`writing`]), what is asked of it ([`generate`]), templates of conversations ([`chat`]), what the model's files say of all these ([`settings`]), and the command line of an
 //! executable ([`options`], [`cli`]). Models that write no text carry none of it: this crate has a stub of its own.
 
 mod batch;
 pub mod chat;
 pub mod cli;
+pub mod engine;
 mod error;
 pub mod generate;
 pub mod options;
+mod prompt_cache;
 pub mod sampling;
 pub mod session;
 pub mod settings;
+mod speculate;
+mod text;
 pub mod vocabulary;
+pub mod writing;
 
 pub use error::Error;
 pub use generate::Generator;
 pub use session::Session;
+pub use speculate::Draft;

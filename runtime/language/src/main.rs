@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lapidary_language::cli::main()
+    lapidary_language::cli::main::<lapidary_language::cli::Nothing>()
 }

@@ -6,18 +6,30 @@ use crate::sampling::Sampling;
 use crate::settings::Settings;
 use std::path::PathBuf;
 
-/// An option.
+/// An option, which sets something in `O`.
 #[derive(Debug)]
-pub struct Flag {
+pub struct Flag<O: 'static = Options> {
     /// Its name, without dashes.
     pub name: &'static str,
     /// What its value is called in help; none if it takes no value.
     pub value: Option<&'static str>,
     /// What it does.
     pub help: &'static str,
+    /// It is about the whole run, not about one text.
+    pub whole: bool,
     /// Takes the value; an error says why it is none.
-    pub set: fn(&mut Options, &str) -> Result<(), String>,
+    pub set: fn(&mut O, &str) -> Result<(), String>,
 }
+
+/// Sets the option of this name; an error names it.
+pub fn set<O>(flags: &[Flag<O>], options: &mut O, name: &str, value: &str) -> Result<(), String> {
+    let flag = flags.iter().find(|f| f.name == name);
+    let flag = flag.ok_or_else(|| format!("unknown option `{name}`"))?;
+    (flag.set)(options, value).map_err(|why| format!("`{name}`: {why}"))
+}
+
+/// Most texts that can be written at the same time.
+pub const MOST_PARALLEL: usize = 1024;
 
 /// The choices; what is not chosen is as the model's files say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +38,12 @@ pub struct Options {
     pub prompt: Option<String>,
     /// A file of requests, `-` for standard input.
     pub batch: Option<PathBuf>,
+    /// Texts of the batch that are written at the same time; else one.
+    pub parallel: Option<usize>,
+    /// A file that keeps what the model has of the prompt.
+    pub prompt_cache: Option<PathBuf>,
+    /// A model that proposes tokens.
+    pub draft: Option<PathBuf>,
     /// The prompt is a user's message of a conversation.
     pub chat: bool,
     /// Repeat the prompt before the text.
@@ -52,7 +70,8 @@ pub struct Options {
     pub stats: bool,
 }
 
-fn number<T: std::str::FromStr>(
+/// The number that is written there; an error says what it is not.
+pub fn number<T: std::str::FromStr>(
     text: &str,
     what: &str,
     fits: fn(&T) -> bool,
@@ -75,6 +94,7 @@ pub static FLAGS: &[Flag] = &[
         name: "prompt",
         value: Some("TEXT"),
         help: "what the text begins with; without it, standard input",
+        whole: false,
         set: |o, v| {
             o.prompt = Some(v.to_owned());
             Ok(())
@@ -84,8 +104,40 @@ pub static FLAGS: &[Flag] = &[
         name: "batch",
         value: Some("FILE"),
         help: "requests, one JSON object a line (`-`: standard input): `prompt` or `messages`, and options by their names with _",
+        whole: true,
         set: |o, v| {
             o.batch = Some(v.into());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "parallel",
+        value: Some("N"),
+        help: "write so many texts of a batch at the same time (default: 1)",
+        whole: true,
+        set: |o, v| {
+            let some = number(v, "a number of texts", |n| (1..=MOST_PARALLEL).contains(n))?;
+            o.parallel = some;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "prompt-cache",
+        value: Some("FILE"),
+        help: "keep what the model has of the prompt in this file; a prompt that begins the same way is not read again",
+        whole: true,
+        set: |o, v| {
+            o.prompt_cache = Some(v.into());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "draft",
+        value: Some("MODEL"),
+        help: "let a smaller model of the same tokens propose what this one judges: another such executable",
+        whole: true,
+        set: |o, v| {
+            o.draft = Some(v.into());
             Ok(())
         },
     },
@@ -93,6 +145,7 @@ pub static FLAGS: &[Flag] = &[
         name: "chat",
         value: None,
         help: "the prompt is a message: put it into the model's template of conversations",
+        whole: false,
         set: |o, _| {
             o.chat = true;
             Ok(())
@@ -102,6 +155,7 @@ pub static FLAGS: &[Flag] = &[
         name: "echo",
         value: None,
         help: "repeat the prompt before the text",
+        whole: false,
         set: |o, _| {
             o.echo = true;
             Ok(())
@@ -111,6 +165,7 @@ pub static FLAGS: &[Flag] = &[
         name: "max-tokens",
         value: Some("N"),
         help: "most tokens to write (default: as many as the context holds)",
+        whole: false,
         set: |o, v| {
             o.max_tokens = number(v, "a number of tokens", |_| true)?;
             Ok(())
@@ -121,6 +176,7 @@ pub static FLAGS: &[Flag] = &[
         value: Some("T"),
         help: "divide scores by it; 0 takes the most probable token (default: what the model's files say, else 0; \
                1 with one of the next three)",
+        whole: false,
         set: |o, v| {
             o.temperature = number(v, "a temperature", |n: &f64| n.is_finite() && *n >= 0.0)?;
             Ok(())
@@ -130,6 +186,7 @@ pub static FLAGS: &[Flag] = &[
         name: "top-k",
         value: Some("K"),
         help: "choose among the K most probable tokens; 0: all",
+        whole: false,
         set: |o, v| {
             o.top_k = number(v, "a number of tokens", |_| true)?;
             Ok(())
@@ -139,6 +196,7 @@ pub static FLAGS: &[Flag] = &[
         name: "top-p",
         value: Some("P"),
         help: "choose among the most probable tokens whose probabilities reach P",
+        whole: false,
         set: |o, v| {
             o.top_p = share(v)?;
             Ok(())
@@ -148,6 +206,7 @@ pub static FLAGS: &[Flag] = &[
         name: "min-p",
         value: Some("P"),
         help: "choose among tokens of at least P times the highest probability",
+        whole: false,
         set: |o, v| {
             o.min_p = share(v)?;
             Ok(())
@@ -157,6 +216,7 @@ pub static FLAGS: &[Flag] = &[
         name: "repetition-penalty",
         value: Some("R"),
         help: "lower the scores of tokens that were there before; 1: not at all",
+        whole: false,
         set: |o, v| {
             o.repetition_penalty =
                 number(v, "a positive number", |n: &f64| n.is_finite() && *n > 0.0)?;
@@ -167,6 +227,7 @@ pub static FLAGS: &[Flag] = &[
         name: "seed",
         value: Some("N"),
         help: "start of the random numbers: the same seed gives the same text (default: 0)",
+        whole: false,
         set: |o, v| {
             o.seed = number(v, "a seed", |_| true)?;
             Ok(())
@@ -176,6 +237,7 @@ pub static FLAGS: &[Flag] = &[
         name: "stop",
         value: Some("TEXT"),
         help: "end before this text (repeatable)",
+        whole: false,
         set: |o, v| {
             o.stop.push(v.to_owned());
             Ok(())
@@ -185,6 +247,7 @@ pub static FLAGS: &[Flag] = &[
         name: "logprobs",
         value: None,
         help: "print one JSON object a token, with the logarithm of its probability, instead of the text",
+        whole: false,
         set: |o, _| {
             o.logprobs = true;
             Ok(())
@@ -194,6 +257,7 @@ pub static FLAGS: &[Flag] = &[
         name: "stats",
         value: None,
         help: "print tokens per second to standard error",
+        whole: true,
         set: |o, _| {
             o.stats = true;
             Ok(())
@@ -204,9 +268,7 @@ pub static FLAGS: &[Flag] = &[
 impl Options {
     /// Sets the option of this name; an error names it.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let flag = FLAGS.iter().find(|f| f.name == name);
-        let flag = flag.ok_or_else(|| format!("unknown option `{name}`"))?;
-        (flag.set)(self, value).map_err(|why| format!("`{name}`: {why}"))
+        set(FLAGS, self, name, value)
     }
 
     /// The request, with what the model's files say where nothing is chosen.
@@ -228,7 +290,7 @@ impl Options {
             },
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
-            logprobs: self.logprobs,
+            logprobs: self.logprobs.then_some(0),
         }
     }
 }

@@ -48,13 +48,33 @@ pub struct Sampler {
     kept: Vec<(u32, f64)>,
 }
 
-/// A token that was chosen.
+/// A token, and the logarithm of its probability by the model, at temperature 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub token: u32,
+    /// Logarithm of its probability.
+    pub logprob: f64,
+}
+
+/// A token that was chosen.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
     /// The token.
     pub token: u32,
-    /// Logarithm of its probability by the model, at temperature 1; where it was asked for.
+    /// Logarithm of its probability, where it was asked for.
     pub logprob: Option<f64>,
+    /// The most probable tokens, as many as were asked for, from the most probable one on.
+    pub top: Vec<Scored>,
+}
+
+/// A token that one model proposes to another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proposed {
+    /// The token.
+    pub token: u32,
+    /// The probabilities that it was drawn by, in the order of tokens.
+    pub among: Vec<(u32, f64)>,
 }
 
 impl Sampler {
@@ -68,14 +88,78 @@ impl Sampler {
         }
     }
 
-    /// Chooses by the model's scores after the tokens `before`; `holes` are never chosen.
+    /// Chooses by the model's scores after the tokens `before`; `holes` are never chosen. Tells the probabilities of the token and
+    /// of so many others, if any are asked for.
     pub fn choose(
         &mut self,
         scores: impl Iterator<Item = f32>,
         before: &[u32],
         holes: &[u32],
-        logprob: bool,
+        logprobs: Option<usize>,
     ) -> Result<Chosen, Error> {
+        self.judge(scores, before, holes, logprobs, None)
+    }
+
+    /// As [`Sampler::choose`], where another model has proposed a token: it is chosen as often as keeps every token's probability
+    /// what it is without a proposal.
+    /// Source: Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding", ICML 2023, section 2.3.
+    pub fn judge(
+        &mut self,
+        scores: impl Iterator<Item = f32>,
+        before: &[u32],
+        holes: &[u32],
+        logprobs: Option<usize>,
+        proposed: Option<&Proposed>,
+    ) -> Result<Chosen, Error> {
+        self.read(scores, holes)?;
+        let plain = logprobs.map(|top| (top, log_sum(&self.scores), self.scores.clone()));
+        self.penalize(before);
+        let token = match (self.how.temperature > 0.0, proposed) {
+            (false, _) => highest(&self.scores),
+            (true, None) => self.draw(),
+            (true, Some(proposed)) => self.accept(proposed),
+        };
+        let Some((top, normal, plain)) = plain else {
+            return Ok(Chosen {
+                token,
+                logprob: None,
+                top: vec![],
+            });
+        };
+        let scored = |token: u32| Scored {
+            token,
+            logprob: plain[token as usize] - normal,
+        };
+        Ok(Chosen {
+            token,
+            logprob: Some(scored(token).logprob),
+            top: most(&plain, top).into_iter().map(scored).collect(),
+        })
+    }
+
+    /// Proposes a token for another model, by this one's scores.
+    pub fn propose(
+        &mut self,
+        scores: impl Iterator<Item = f32>,
+        before: &[u32],
+        holes: &[u32],
+    ) -> Result<Proposed, Error> {
+        self.read(scores, holes)?;
+        self.penalize(before);
+        if self.how.temperature > 0.0 {
+            let token = self.draw();
+            let sum: f64 = self.kept.iter().map(|c| c.1).sum();
+            let among = self.kept.iter().map(|&(t, w)| (t, w / sum)).collect();
+            return Ok(Proposed { token, among });
+        }
+        let token = highest(&self.scores);
+        Ok(Proposed {
+            token,
+            among: vec![(token, 1.0)],
+        })
+    }
+
+    fn read(&mut self, scores: impl Iterator<Item = f32>, holes: &[u32]) -> Result<(), Error> {
         self.scores.clear();
         self.scores.extend(scores.map(f64::from));
         if self.scores.iter().any(|s| s.is_nan()) {
@@ -89,17 +173,7 @@ impl Sampler {
                 *score = f64::NEG_INFINITY;
             }
         }
-        let normal = logprob.then(|| log_sum(&self.scores));
-        let plain = logprob.then(|| self.scores.clone());
-        self.penalize(before);
-        let token = match self.how.temperature > 0.0 {
-            true => self.draw(),
-            false => highest(&self.scores),
-        };
-        let logprob = plain
-            .zip(normal)
-            .map(|(s, normal)| s[token as usize] - normal);
-        Ok(Chosen { token, logprob })
+        Ok(())
     }
 
     fn penalize(&mut self, before: &[u32]) {
@@ -122,6 +196,39 @@ impl Sampler {
     }
 
     fn draw(&mut self) -> u32 {
+        self.narrow();
+        let at = self.unit();
+        pick(&self.kept, at)
+    }
+
+    /// The proposed token, or one of those that this model has chosen more often than the other one proposes them.
+    fn accept(&mut self, proposed: &Proposed) -> u32 {
+        self.narrow();
+        let sum: f64 = self.kept.iter().map(|c| c.1).sum();
+        self.kept.iter_mut().for_each(|c| c.1 /= sum);
+        let share = |of: &[(u32, f64)], token: u32| {
+            let found = of.binary_search_by_key(&token, |c| c.0);
+            found.map_or(0.0, |i| of[i].1)
+        };
+        let (own, others) = (
+            share(&self.kept, proposed.token),
+            share(&proposed.among, proposed.token),
+        );
+        if self.unit() * others < own {
+            return proposed.token;
+        }
+        let left = self
+            .kept
+            .iter()
+            .map(|&(t, p)| (t, (p - share(&proposed.among, t)).max(0.0)));
+        let left: Vec<(u32, f64)> = left.filter(|c| c.1 > 0.0).collect();
+        let at = self.unit();
+        // Nothing is left where both say the same, up to rounding.
+        pick(if left.is_empty() { &self.kept } else { &left }, at)
+    }
+
+    /// The tokens that may be chosen, in their order, with their shares of a sum.
+    fn narrow(&mut self) {
         let top = self.scores[highest(&self.scores) as usize];
         let weight = |&s: &f64| ((s - top) / self.how.temperature).exp();
         self.kept.clear();
@@ -149,15 +256,6 @@ impl Sampler {
         self.kept.retain(|c| c.1 >= self.how.min_p.min(1.0));
         // Whatever was sorted or selected: one order for all.
         self.kept.sort_unstable_by_key(|c| c.0);
-        let mut left = self.unit() * self.kept.iter().map(|c| c.1).sum::<f64>();
-        for &(token, w) in &self.kept {
-            left -= w;
-            if left < 0.0 {
-                return token;
-            }
-        }
-        // Rounding of the sum.
-        self.kept.last().map_or(0, |c| c.0)
     }
 
     /// A number in [0, 1), by SplitMix64.
@@ -171,6 +269,19 @@ impl Sampler {
     }
 }
 
+/// The token at a place in [0, 1) among shares that lie one after the other.
+fn pick(among: &[(u32, f64)], at: f64) -> u32 {
+    let mut left = at * among.iter().map(|c| c.1).sum::<f64>();
+    for &(token, share) in among {
+        left -= share;
+        if left < 0.0 {
+            return token;
+        }
+    }
+    // Rounding of the sum.
+    among.last().map_or(0, |c| c.0)
+}
+
 /// The first of the highest scores.
 fn highest(scores: &[f64]) -> u32 {
     let mut best = 0;
@@ -180,6 +291,24 @@ fn highest(scores: &[f64]) -> u32 {
         }
     }
     best as u32
+}
+
+/// The tokens of the highest scores, so many of them; of equal ones the first.
+fn most(scores: &[f64], n: usize) -> Vec<u32> {
+    let order = |a: &u32, b: &u32| {
+        let (x, y) = (scores[*a as usize], scores[*b as usize]);
+        y.total_cmp(&x).then(a.cmp(b))
+    };
+    let mut all: Vec<u32> = (0..scores.len() as u32).collect();
+    if n == 0 {
+        return vec![];
+    }
+    if n < all.len() {
+        all.select_nth_unstable_by(n - 1, order);
+        all.truncate(n);
+    }
+    all.sort_unstable_by(order);
+    all
 }
 
 /// Logarithm of the sum of exponentials.
@@ -207,7 +336,7 @@ mod tests {
         let mut sampler = Sampler::new(how);
         let mut counts = [0.0; 4];
         for _ in 0..20_000 {
-            let chosen = sampler.choose(scores.into_iter(), before, holes, false);
+            let chosen = sampler.choose(scores.into_iter(), before, holes, None);
             counts[chosen.expect("numbers").token as usize] += 1.0 / 20_000.0;
         }
         counts
@@ -279,13 +408,84 @@ mod tests {
     }
 
     #[test]
+    fn proposals_change_no_probability() {
+        let logs = |p: [f32; 5]| p.map(f32::ln);
+        let own = logs([0.1, 0.4, 0.2, 0.25, 0.05]);
+        for others in [
+            logs([0.1, 0.4, 0.2, 0.25, 0.05]),
+            logs([0.5, 0.1, 0.2, 0.1, 0.1]),
+            logs([0.0, 0.0, 0.0, 0.0, 1.0]),
+        ] {
+            for how in [
+                PLAIN,
+                Sampling { top_k: 3, ..PLAIN },
+                Sampling {
+                    temperature: 0.7,
+                    ..PLAIN
+                },
+                Sampling {
+                    top_p: 0.6,
+                    ..PLAIN
+                },
+            ] {
+                let mut plain = Sampler::new(how.clone());
+                let mut draft = Sampler::new(Sampling {
+                    seed: 1,
+                    ..how.clone()
+                });
+                let mut judge = Sampler::new(Sampling {
+                    seed: 2,
+                    ..how.clone()
+                });
+                let (mut want, mut found, mut right) = ([0.0f64; 5], [0.0f64; 5], 0.0);
+                const N: usize = 40_000;
+                for _ in 0..N {
+                    let chosen = plain
+                        .choose(own.into_iter(), &[], &[], None)
+                        .expect("numbers");
+                    want[chosen.token as usize] += 1.0 / N as f64;
+                    let proposed = draft
+                        .propose(others.into_iter(), &[], &[])
+                        .expect("numbers");
+                    let chosen = judge.judge(own.into_iter(), &[], &[], None, Some(&proposed));
+                    let chosen = chosen.expect("numbers");
+                    found[chosen.token as usize] += 1.0 / N as f64;
+                    right += f64::from(chosen.token == proposed.token) / N as f64;
+                }
+                let near = found.iter().zip(want).all(|(f, w)| (f - w).abs() < 0.015);
+                assert!(near, "{how:?}: {found:?}, not {want:?}");
+                // The same model is always right.
+                assert!(others != own || right == 1.0, "{right}");
+            }
+        }
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..PLAIN
+        };
+        let proposed = |token| Proposed {
+            token,
+            among: vec![(token, 1.0)],
+        };
+        for token in 0..5 {
+            let chosen = Sampler::new(greedy.clone()).judge(
+                own.into_iter(),
+                &[],
+                &[],
+                None,
+                Some(&proposed(token)),
+            );
+            assert_eq!(chosen.expect("numbers").token, 1);
+        }
+    }
+
+    #[test]
     fn seeds_repeat_and_probabilities_are_the_models() {
         let scores = [1.0f32, 2.0, 3.0, 2.5];
         let all = |seed| -> Vec<u32> {
             let mut sampler = Sampler::new(Sampling { seed, ..PLAIN });
             let mut one = || {
                 sampler
-                    .choose(scores.into_iter(), &[], &[], true)
+                    .choose(scores.into_iter(), &[], &[], Some(3))
                     .expect("numbers")
             };
             (0..50).map(|_| one().token).collect()
@@ -297,13 +497,16 @@ mod tests {
             ..PLAIN
         });
         let chosen = sampler
-            .choose(scores.into_iter(), &[], &[], true)
+            .choose(scores.into_iter(), &[], &[], Some(3))
             .expect("numbers");
         let sum: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
         assert!((chosen.logprob.expect("asked for") - (3.0 - sum.ln())).abs() < 1e-9);
+        let top: Vec<u32> = chosen.top.iter().map(|s| s.token).collect();
+        assert_eq!(top, [2, 3, 1]);
+        assert!((chosen.top[1].logprob - (2.5 - sum.ln())).abs() < 1e-9);
         assert!(
             sampler
-                .choose([f32::NAN].into_iter(), &[], &[], false)
+                .choose([f32::NAN].into_iter(), &[], &[], None)
                 .is_err()
         );
     }

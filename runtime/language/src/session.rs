@@ -1,4 +1,4 @@
-//! A sequence of tokens and what the model keeps of it.
+//! Sequences of tokens, and what the model keeps of them.
 
 use crate::Error;
 use lapidary_abi::program::{Port, ValueType};
@@ -7,31 +7,35 @@ use lapidary_runtime::Model;
 use lapidary_runtime::bytes::Bytes;
 use lapidary_runtime::exec::State;
 use lapidary_runtime::value::{Operand, View};
+use std::ops::Range;
 
-/// Most tokens that one run of the model is given: working memory grows with them.
-const CHUNK: usize = 256;
+/// Most tokens that one run of the model is given: working memory grows with them. A prompt is always cut at multiples of it, so
+/// that its numbers are the same whoever runs beside it.
+pub const CHUNK: usize = 256;
 
 /// Caches hold a multiple of this many tokens.
 const UNIT: usize = 32;
 
-/// Tokens that there is room for at first.
+/// Tokens of each sequence that there is room for at first.
 const FIRST: usize = 256;
 
-/// One sequence.
+/// Any number of sequences, numbered from 0 on. Those before a number can be gone on with in one run.
 pub struct Session<'m> {
     model: &'m Model,
+    /// A row for each sequence, and perhaps for more.
     state: State,
-    /// Tokens that the caches have room for.
+    /// Tokens of a sequence that the caches have room for.
     capacity: usize,
-    /// Tokens that they hold.
-    past: usize,
-    /// Scores after the last token.
+    /// Tokens of each sequence that they hold.
+    past: Vec<usize>,
+    /// Scores after the last token of each, a row for each sequence.
     scores: Bytes,
+    vocabulary: usize,
 }
 
-/// The number of tokens that a model that was compiled step by step knows; an error if it is none.
-pub fn vocabulary_size(model: &Model) -> Result<usize, Error> {
-    let names: Vec<&str> = model.inputs().iter().map(|p| p.name.as_str()).collect();
+/// The number of tokens that a model that was compiled step by step knows, by its inputs and outputs; an error if it is none.
+pub fn vocabulary_size(inputs: &[Port], outputs: &[Port]) -> Result<usize, Error> {
+    let names: Vec<&str> = inputs.iter().map(|p| p.name.as_str()).collect();
     let scores = |p: &Port| match &p.ty {
         ValueType::Tensor {
             elem: ElemType::F32,
@@ -39,8 +43,8 @@ pub fn vocabulary_size(model: &Model) -> Result<usize, Error> {
         } if p.name == "logits" => dims.last().and_then(Size::as_const),
         _ => None,
     };
-    let size = match model.outputs() {
-        [only] if names == ["input_ids", "past", "last"] => scores(only),
+    let size = match outputs {
+        [only] if names == ["input_ids", "past", "wanted"] => scores(only),
         _ => None,
     };
     size.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
@@ -52,26 +56,31 @@ pub fn vocabulary_size(model: &Model) -> Result<usize, Error> {
 }
 
 impl<'m> Session<'m> {
-    /// Of no tokens yet.
+    /// Of no sequence yet.
     pub fn new(model: &'m Model) -> Result<Session<'m>, Error> {
-        let size = vocabulary_size(model)?;
         Ok(Session {
+            vocabulary: vocabulary_size(model.inputs(), model.outputs())?,
             model,
-            state: room(model, FIRST)?,
+            state: room(model, 1, FIRST)?,
             capacity: FIRST,
-            past: 0,
-            scores: Bytes::zeroed(size * size_of::<f32>())?,
+            past: vec![],
+            scores: Bytes::zeroed(0)?,
         })
     }
 
-    /// Tokens so far.
-    pub fn len(&self) -> usize {
-        self.past
+    /// Sequences.
+    pub fn sequences(&self) -> usize {
+        self.past.len()
     }
 
-    /// Whether there are none.
+    /// Tokens of a sequence so far.
+    pub fn len(&self, at: usize) -> usize {
+        self.past.get(at).copied().unwrap_or(0)
+    }
+
+    /// Whether there are no sequences.
     pub fn is_empty(&self) -> bool {
-        self.past == 0
+        self.past.is_empty()
     }
 
     /// Bytes of the caches.
@@ -79,55 +88,181 @@ impl<'m> Session<'m> {
         self.state.bytes()
     }
 
-    /// Forgets tokens from this number on.
-    pub fn truncate(&mut self, len: usize) {
-        self.past = self.past.min(len);
+    /// Begins a sequence, the last one now.
+    pub fn join(&mut self) -> Result<(), Error> {
+        let rows = self.past.len() + 1;
+        if rows > self.state.rows() {
+            self.resize(rows.max(2 * self.state.rows()), self.capacity)?;
+        }
+        self.past.push(0);
+        Ok(())
     }
 
-    /// Adds tokens, of which there must be some.
-    pub fn feed(&mut self, tokens: &[u32]) -> Result<(), Error> {
-        self.make_room(tokens.len())?;
-        for chunk in tokens.chunks(CHUNK) {
-            let ids: Vec<u8> = chunk
-                .iter()
-                .flat_map(|&t| i64::from(t).to_le_bytes())
-                .collect();
-            let (past, last) = (self.past as i64, chunk.len() as i64 - 1);
-            let (past, last) = (past.to_le_bytes(), last.to_le_bytes());
-            let inputs = [
-                View::new(ElemType::I64, vec![1, chunk.len()], &ids)?,
-                View::new(ElemType::I64, vec![1], &past)?,
-                View::new(ElemType::I64, vec![1], &last)?,
-            ]
-            .map(Operand::Tensor);
-            let mut scores = [Some(self.scores.as_mut_slice())];
-            self.model
-                .run_from(&mut self.state, &inputs, &mut scores, None)?;
-            self.past += chunk.len();
+    /// Gives what there is of one sequence to another, which is forgotten.
+    pub fn replace(&mut self, at: usize, by: usize) -> Result<(), Error> {
+        if at != by {
+            self.state.copy_row(by, at)?;
+            self.past[at] = self.past[by];
         }
         Ok(())
     }
 
-    /// The model's scores of every token for the place after the last one.
-    pub fn scores(&self) -> impl Iterator<Item = f32> {
-        let (all, _) = self.scores.as_slice().as_chunks::<4>();
+    /// Forgets the last sequence.
+    pub fn leave(&mut self) {
+        self.past.pop();
+    }
+
+    /// Forgets all sequences, and gives back memory that only long ones or many of them need.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        self.past.clear();
+        if self.capacity > FIRST || self.state.rows() > 1 {
+            self.state = room(self.model, 1, FIRST)?;
+            self.capacity = FIRST;
+        }
+        Ok(())
+    }
+
+    /// Forgets tokens of a sequence from this number on.
+    pub fn truncate(&mut self, at: usize, len: usize) {
+        self.past[at] = self.past[at].min(len);
+    }
+
+    /// The model.
+    pub(crate) fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Caches of one sequence with room for so many tokens.
+    pub(crate) fn room_for(&self, tokens: usize) -> Result<State, Error> {
+        room(self.model, 1, tokens.next_multiple_of(UNIT))
+    }
+
+    /// What the first sequence is kept as.
+    pub(crate) fn kept(&self) -> Result<State, Error> {
+        let mut state = self.room_for(self.len(0))?;
+        state.take_over(&self.state, 1)?;
+        Ok(state)
+    }
+
+    /// Bytes of what a sequence of so many tokens is kept as, with these tokens and scores; none if they cannot be counted.
+    pub(crate) fn kept_bytes(&self, tokens: usize) -> Option<u64> {
+        let units = tokens.checked_next_multiple_of(UNIT)? / UNIT;
+        let unit = self.room_for(UNIT).ok()?.bytes();
+        let all = units.checked_mul(unit)?.checked_add(self.score_bytes())?;
+        u64::try_from(all.checked_add(tokens.checked_mul(size_of::<u32>())?)?).ok()
+    }
+
+    /// Bytes of the scores after one token.
+    pub(crate) fn score_bytes(&self) -> usize {
+        self.vocabulary * size_of::<f32>()
+    }
+
+    /// The scores after the first sequence.
+    pub(crate) fn score_row(&self) -> &[u8] {
+        self.scores
+            .as_slice()
+            .get(..self.score_bytes())
+            .unwrap_or_default()
+    }
+
+    /// Gives the first sequence so many tokens of what one was kept as, and the scores after them if they are known.
+    pub(crate) fn restore(
+        &mut self,
+        kept: &State,
+        tokens: usize,
+        scores: Option<&Vec<u8>>,
+    ) -> Result<(), Error> {
+        if tokens > self.capacity {
+            self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
+        }
+        self.state.take_over(kept, 1)?;
+        self.past[0] = tokens;
+        if let Some(scores) = scores {
+            self.scores = Bytes::copy_of(scores)?;
+        }
+        Ok(())
+    }
+
+    /// Adds tokens to one sequence.
+    pub fn feed(&mut self, at: usize, tokens: &[u32]) -> Result<(), Error> {
+        for chunk in tokens.chunks(CHUNK) {
+            self.run(at..at + 1, chunk, &[chunk.len() - 1])?;
+        }
+        Ok(())
+    }
+
+    /// Adds a few tokens to the only sequence; scores `n` are those after token `n` of the last ones, of which there are so many.
+    pub fn feed_and_score(&mut self, tokens: &[u32], last: usize) -> Result<(), Error> {
+        let wanted: Vec<usize> = (tokens.len() - last..tokens.len()).collect();
+        self.run(0..1, tokens, &wanted)
+    }
+
+    /// Adds one token to each of the first sequences.
+    pub fn step(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.run(0..tokens.len(), tokens, &[0])
+    }
+
+    /// The model's scores of every token for the place after the last one of a sequence.
+    pub fn scores(&self, at: usize) -> impl Iterator<Item = f32> {
+        let bytes = self.vocabulary * size_of::<f32>();
+        let row = self.scores.as_slice().get(at * bytes..(at + 1) * bytes);
+        let (all, _) = row.unwrap_or_default().as_chunks::<4>();
         all.iter().map(|&b| f32::from_le_bytes(b))
     }
 
-    /// The caches double when they are full, so that tokens are moved about once each.
-    fn make_room(&mut self, more: usize) -> Result<(), Error> {
-        let needed = self.past + more;
-        if needed <= self.capacity {
+    /// Adds tokens, as many to each of these sequences, given one sequence after the other; scores are those after the wanted
+    /// ones of them.
+    fn run(&mut self, rows: Range<usize>, tokens: &[u32], wanted: &[usize]) -> Result<(), Error> {
+        let Some(longest) = self.past.get(rows.clone()).and_then(|p| p.iter().max()) else {
             return Ok(());
+        };
+        let (count, each) = (rows.len(), tokens.len() / rows.len());
+        let needed = longest + each;
+        if needed > self.capacity {
+            // They double when they are full, so that tokens are moved about once each.
+            let capacity = needed.max(2 * self.capacity).next_multiple_of(UNIT);
+            self.resize(self.state.rows(), capacity)?;
         }
-        let capacity = needed.max(2 * self.capacity).next_multiple_of(UNIT);
-        let mut state = room(self.model, capacity)?;
-        state.take_over(&self.state)?;
+        let of = |numbers: &mut dyn Iterator<Item = i64>| -> Vec<u8> {
+            numbers.flat_map(i64::to_le_bytes).collect()
+        };
+        let ids = of(&mut tokens.iter().map(|&t| t.into()));
+        let past = of(&mut self.past[rows.clone()].iter().map(|&n| n as i64));
+        let places = wanted.iter().map(|&n| n as i64);
+        let places = of(&mut std::iter::repeat_n(places, count).flatten());
+        let inputs = [
+            View::new(ElemType::I64, vec![count, each], &ids)?,
+            View::new(ElemType::I64, vec![count], &past)?,
+            View::new(ElemType::I64, vec![count, wanted.len()], &places)?,
+        ]
+        .map(Operand::Tensor);
+        let row = self.vocabulary * size_of::<f32>();
+        let (begin, end) = (rows.start * row, (rows.start + count * wanted.len()) * row);
+        if end > self.scores.as_slice().len() {
+            let mut scores = Bytes::zeroed(end)?;
+            let before = self.scores.as_slice();
+            scores.as_mut_slice()[..before.len()].copy_from_slice(before);
+            self.scores = scores;
+        }
+        let scores = &mut self.scores.as_mut_slice()[begin..end];
+        let state = (&mut self.state, rows.clone());
+        self.model
+            .run_rows(state, &inputs, &mut [Some(scores)], None)?;
+        for past in &mut self.past[rows] {
+            *past += each;
+        }
+        Ok(())
+    }
+
+    /// Makes the caches so large.
+    fn resize(&mut self, rows: usize, capacity: usize) -> Result<(), Error> {
+        let mut state = room(self.model, rows, capacity)?;
+        state.take_over(&self.state, self.past.len())?;
         (self.state, self.capacity) = (state, capacity);
         Ok(())
     }
 }
 
-fn room(model: &Model, capacity: usize) -> Result<State, Error> {
-    Ok(model.state(&[("batch", 1), ("capacity", capacity)])?)
+fn room(model: &Model, rows: usize, capacity: usize) -> Result<State, Error> {
+    Ok(model.state(&[("batch", rows), ("capacity", capacity)])?)
 }

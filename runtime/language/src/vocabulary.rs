@@ -1,6 +1,8 @@
 //! Text to tokens and back.
 
 use crate::Error;
+use crate::settings;
+use lapidary_abi::program::File;
 pub use tokenizers::Tokenizer;
 
 /// Tokens before the first new one that are decoded with it: what a token's text is may depend on them.
@@ -23,6 +25,17 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// That of a model's files.
+    pub fn of(files: &[File], size: usize) -> Result<Vocabulary, Error> {
+        let tokenizer = settings::file(files, settings::TOKENIZER).ok_or_else(|| {
+            Error::new(
+                "the model has no tokenizer",
+                "put the `tokenizer.json` of the model into its folder, and compile it again",
+            )
+        })?;
+        Vocabulary::read(tokenizer, size)
+    }
+
     /// Reads a `tokenizer.json`, for a model of so many tokens.
     pub fn read(text: &str, size: usize) -> Result<Vocabulary, Error> {
         const HELP: &str =
@@ -44,6 +57,25 @@ impl Vocabulary {
     /// Tokens of the model that have no text.
     pub fn holes(&self) -> &[u32] {
         &self.holes
+    }
+
+    /// Tokens of the model.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The text of one token within others; of a special one its name. Part of a character has the text that stands for such.
+    pub fn token_text(&self, token: u32) -> String {
+        // Decoders may treat the beginning of a text in a way of its own, so it is the second of two.
+        let (one, two) = (self.decode(&[token]), self.decode(&[token, token]));
+        let text = match (&one, &two) {
+            (Ok(one), Ok(two)) => two.strip_prefix(one.as_str()).unwrap_or(one),
+            _ => "",
+        };
+        match text.is_empty() {
+            true => self.tokenizer.id_to_token(token).unwrap_or_default(),
+            false => text.to_owned(),
+        }
     }
 
     /// The tokens of a text; `special` puts around them what the tokenizer has for that.
@@ -190,6 +222,8 @@ mod tests {
             .collect();
         assert_eq!(whole, ["a", "é", "☃", " ", "🦀", "."]);
         assert_eq!(stream.finish().expect("decoded"), "");
+        assert_eq!(vocabulary.token_text(b' '.into()), " ");
+        assert_eq!(vocabulary.token_text(0xC3), "\u{FFFD}");
         // The beginning of a character that never ends.
         assert_eq!(stream.push(0xC3).expect("decoded"), "");
         assert_eq!(stream.finish().expect("decoded"), "\u{FFFD}");

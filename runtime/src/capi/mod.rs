@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::memory::{Code, Weights};
 use crate::value::{Operand, View};
 use lapidary_abi::ElemType;
-use lapidary_abi::image::machine;
+use lapidary_abi::image::{checksum, machine};
 use lapidary_abi::program::{Port, Program, ValueType};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -177,6 +177,7 @@ unsafe fn load(linked: &LinkedImage, threads: u32) -> Result<Handle, Failure> {
         program: Program::from_bytes(program).map_err(RunError::Program)?,
         code: Code::Linked(part(linked.code, linked.code_bytes)),
         weights: Weights::Linked(part(linked.weights, linked.weights_bytes)),
+        checksum: checksum(program),
     };
     let model = image.load(ModelOptions {
         threads: threads as usize,

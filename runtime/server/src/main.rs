@@ -1,0 +1,7 @@
+//! The prebuilt program that the executable of a language model with a server begins with.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lapidary_language::cli::main::<lapidary_server::Serving>()
+}
