@@ -1,0 +1,515 @@
+//! A kernel as a C++ function: arguments, scratch, grid loops, statements.
+
+use crate::group::{Group, Uses, count};
+use crate::types::{storage, value};
+use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::{
+    At, Axis, Binary, Buf, Extent, Kernel, Op, Param, ReduceKind, Stmt, TileElem, TileType, Var,
+};
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+
+/// Names of the loops over a tile's dimensions.
+const PLACE: [&str; 2] = ["i", "j"];
+
+/// A function being written.
+pub struct Fun<'k> {
+    pub kernel: &'k Kernel,
+    /// Values that are written where they are read.
+    pub views: HashMap<Var, &'k Op>,
+    /// Scalars of the loop over elements that is being written.
+    pub inside: HashSet<Var>,
+    /// Results of loops: the variable that was carried.
+    carried: HashMap<Var, Var>,
+    uses: Uses,
+    text: String,
+    depth: usize,
+}
+
+/// Writes a kernel that holds no elementary functions.
+pub fn write(kernel: &Kernel, name: &str) -> Result<String, Error> {
+    let mut uses = Uses::new();
+    count(&kernel.body, &mut uses);
+    let mut fun = Fun {
+        kernel,
+        views: HashMap::new(),
+        inside: HashSet::new(),
+        carried: HashMap::new(),
+        uses,
+        text: String::new(),
+        depth: 0,
+    };
+    let params: Vec<String> = (0..kernel.params.len())
+        .map(|i| fun.declared_param(i))
+        .collect();
+    fun.open(&format!("static void {name}({})", params.join(", ")));
+    for (i, scratch) in kernel.scratch.iter().enumerate() {
+        let name = fun.buffer(Buf((kernel.params.len() + i) as u32));
+        fun.line(&format!(
+            "{} {name}[{}];",
+            storage(scratch.elem),
+            scratch.len
+        ));
+    }
+    for (axis, extent) in kernel.grid.iter().enumerate() {
+        let end = match extent {
+            Extent::Const(n) => n.to_string(),
+            Extent::Param { param, divisor } => {
+                format!("lp::tiles({}, {divisor})", fun.param(*param))
+            }
+        };
+        fun.open(&format!(
+            "for (int64_t g{axis} = 0; g{axis} < {end}; ++g{axis})"
+        ));
+    }
+    if !kernel.grid.is_empty() && !loops(&kernel.body) {
+        fun.pragma("PIPELINE II=1");
+    }
+    fun.body(&kernel.body)?;
+    for _ in &kernel.grid {
+        fun.close();
+    }
+    fun.close();
+    Ok(fun.text)
+}
+
+/// Whether statements hold a loop.
+fn loops(body: &[Stmt]) -> bool {
+    body.iter()
+        .any(|s| matches!(s.op, Op::For { .. }) || s.op.bodies().any(|inner| loops(inner)))
+}
+
+/// Whether an operation only says where elements are, or what they all are.
+fn is_view(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Const(_)
+            | Op::Iota
+            | Op::Grid(_)
+            | Op::Size(_)
+            | Op::Broadcast { .. }
+            | Op::Transpose(_)
+    )
+}
+
+impl<'k> Fun<'k> {
+    pub fn unsupported(&self, what: String) -> Error {
+        Error::Unsupported {
+            kernel: self.kernel.name.clone(),
+            what,
+        }
+    }
+
+    /// The variable that holds a value.
+    pub fn name(&self, v: Var) -> String {
+        format!("v{}", self.carried.get(&v).unwrap_or(&v).0)
+    }
+
+    /// The value that a view is of.
+    pub fn root(&self, v: Var) -> Var {
+        match self.views.get(&v) {
+            Some(Op::Broadcast { x, .. } | Op::Transpose(x)) => self.root(*x),
+            _ => *self.carried.get(&v).unwrap_or(&v),
+        }
+    }
+
+    /// Whether elements of a value are those of another one at other places.
+    pub fn is_moved(&self, v: Var) -> bool {
+        match self.views.get(&v) {
+            Some(Op::Transpose(_)) => true,
+            Some(Op::Broadcast { x, .. }) => {
+                let (from, to) = (&self.kernel.ty(*x).shape, &self.kernel.ty(v).shape);
+                (!from.is_empty() && from != to) || self.is_moved(*x)
+            }
+            _ => false,
+        }
+    }
+
+    pub fn param(&self, index: u32) -> String {
+        let name = match self.kernel.params.get(index as usize) {
+            Some(Param::Buffer { name, .. } | Param::Size { name }) => name.as_str(),
+            None => "",
+        };
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .collect();
+        format!("{name}_{index}").trim_start_matches('_').to_owned()
+    }
+
+    fn declared_param(&self, index: usize) -> String {
+        let name = self.param(index as u32);
+        match &self.kernel.params[index] {
+            Param::Buffer { elem, written, .. } => {
+                let constant = if *written { "" } else { "const " };
+                format!("{constant}{} *{name}", storage(*elem))
+            }
+            Param::Size { .. } => format!("int64_t {name}"),
+        }
+    }
+
+    fn buffer(&self, buf: Buf) -> String {
+        match (buf.0 as usize).checked_sub(self.kernel.params.len()) {
+            Some(scratch) => format!("scratch_{scratch}"),
+            None => self.param(buf.0),
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        let _ = writeln!(self.text, "{:1$}{text}", "", 2 * self.depth);
+    }
+
+    /// Pragmas stand at the beginning of a line, as the vendor's documentation has them.
+    fn pragma(&mut self, text: &str) {
+        let _ = writeln!(self.text, "#pragma HLS {text}");
+    }
+
+    fn open(&mut self, head: &str) {
+        self.line(&format!("{head} {{"));
+        self.depth += 1;
+    }
+
+    fn close(&mut self) {
+        self.depth -= 1;
+        self.line("}");
+    }
+
+    /// Declares a variable for a value.
+    fn declare(&mut self, name: &str, ty: &TileType) {
+        let dims: String = ty.shape.iter().map(|n| format!("[{n}]")).collect();
+        self.line(&format!("{} {name}{dims};", value(ty.elem)));
+        if !ty.shape.is_empty() {
+            self.pragma(&format!(
+                "ARRAY_PARTITION variable={name} type=complete dim=0"
+            ));
+        }
+    }
+
+    /// Loops over the elements of a shape; `write` writes what is done at a place. A scalar's place needs no loop.
+    fn elements(
+        &mut self,
+        shape: &[u32],
+        write: &mut dyn FnMut(&mut Fun<'k>, &[String]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let place: Vec<String> = PLACE[..shape.len()].iter().map(|&s| s.to_owned()).collect();
+        for (n, i) in shape.iter().zip(&place) {
+            self.open(&format!("for (int {i} = 0; {i} < {n}; ++{i})"));
+            self.pragma("UNROLL");
+        }
+        write(self, &place)?;
+        shape.iter().for_each(|_| self.close());
+        Ok(())
+    }
+
+    fn body(&mut self, body: &'k [Stmt]) -> Result<(), Error> {
+        let mut group = Group::default();
+        for stmt in body {
+            let first = stmt.results.first().copied();
+            match (&stmt.op, first) {
+                (op, Some(result)) if is_view(op) => {
+                    self.views.insert(result, op);
+                }
+                (Op::Store { .. } | Op::For { .. } | Op::If { .. }, _) => {
+                    self.flush(&mut group)?;
+                    self.control(stmt)?;
+                }
+                (Op::Reduce { kind, x, axis }, Some(result)) => {
+                    self.flush(&mut group)?;
+                    self.reduce(*kind, *x, *axis, result)?;
+                }
+                (Op::Dot { acc, a, b }, Some(result)) => {
+                    self.flush(&mut group)?;
+                    self.dot([*acc, *a, *b], result)?;
+                }
+                (_, Some(result)) => {
+                    let shape = &self.kernel.ty(result).shape;
+                    if shape.is_empty() {
+                        // A scalar depends on no element that is still to be computed.
+                        self.define(stmt, result, &[])?;
+                        continue;
+                    }
+                    if !group.takes(self, stmt, shape) {
+                        self.flush(&mut group)?;
+                    }
+                    group.shape.clone_from(shape);
+                    group.stmts.push(stmt);
+                }
+                (op, None) => return Err(self.unsupported(format!("{op:?} without a result"))),
+            }
+        }
+        self.flush(&mut group)
+    }
+
+    /// Writes the loop of a group.
+    fn flush(&mut self, group: &mut Group<'k>) -> Result<(), Error> {
+        let group = std::mem::take(group);
+        if group.stmts.is_empty() {
+            return Ok(());
+        }
+        let escaping = group.escaping(&self.uses);
+        for &v in &escaping {
+            self.declare(&self.name(v), &self.kernel.ty(v).clone());
+        }
+        self.elements(&group.shape, &mut |fun, place| {
+            for stmt in &group.stmts {
+                let Some(&result) = stmt.results.first() else {
+                    continue;
+                };
+                if escaping.contains(&result) {
+                    let value = fun.value(stmt, result, place)?;
+                    let target = fun.at(result, place);
+                    fun.line(&format!("{target} = {value};"));
+                } else {
+                    fun.define(stmt, result, place)?;
+                    fun.inside.insert(result);
+                }
+            }
+            Ok(())
+        })?;
+        self.inside.clear();
+        Ok(())
+    }
+
+    /// Defines a scalar: a value, or a tile's element that only this loop reads.
+    fn define(&mut self, stmt: &'k Stmt, result: Var, place: &[String]) -> Result<(), Error> {
+        let value_text = self.value(stmt, result, place)?;
+        let ty = value(self.kernel.ty(result).elem);
+        let name = self.name(result);
+        self.line(&format!("const {ty} {name} = {value_text};"));
+        Ok(())
+    }
+
+    fn value(&self, stmt: &Stmt, result: Var, place: &[String]) -> Result<String, Error> {
+        let Op::Load { buf, base, axes } = &stmt.op else {
+            return self.element(&stmt.op, result, place);
+        };
+        let elem = self.kernel.ty(result).elem;
+        let ty = value(elem);
+        let from = format!(
+            "{}[{}]",
+            self.buffer(*buf),
+            self.address(*base, axes, place)
+        );
+        let read = match elem {
+            TileElem::Elem(e) if storage(e) == ty => from,
+            _ if ty == "bool" => format!("{from} != 0"),
+            _ => format!("({ty}){from}"),
+        };
+        let guards = self.guards(axes, place);
+        Ok(match guards.is_empty() {
+            true => read,
+            false => format!("{} ? {read} : ({ty})0", guards.join(" && ")),
+        })
+    }
+
+    fn address(&self, base: Var, axes: &[Axis], place: &[String]) -> String {
+        let mut sum = vec![self.scalar(base)];
+        for (axis, i) in axes.iter().zip(place) {
+            match axis.at {
+                At::Stride(0) => {}
+                At::Stride(1) => sum.push(i.clone()),
+                At::Stride(s) => sum.push(format!("{i} * INT64_C({s})")),
+                At::DynStride(s) => sum.push(format!("{i} * {}", self.scalar(s))),
+                At::Offsets(o) => sum.push(self.at(o, std::slice::from_ref(i))),
+            }
+        }
+        if sum.len() > 1 && sum[0] == "0" {
+            sum.remove(0);
+        }
+        sum.join(" + ")
+    }
+
+    /// What must hold for an element to exist.
+    fn guards(&self, axes: &[Axis], place: &[String]) -> Vec<String> {
+        let mut all = vec![];
+        for (axis, i) in axes.iter().zip(place) {
+            all.extend(axis.valid.map(|v| format!("{i} < {}", self.scalar(v))));
+            all.extend(axis.mask.map(|m| self.at(m, std::slice::from_ref(i))));
+        }
+        all
+    }
+
+    fn control(&mut self, stmt: &'k Stmt) -> Result<(), Error> {
+        match &stmt.op {
+            Op::Store { buf, base, axes, x } => {
+                let ty = self.kernel.ty(*x).clone();
+                let stored = self.kernel.buf_elem(*buf).map(storage).unwrap_or_default();
+                let narrow = stored != value(ty.elem);
+                self.elements(&ty.shape, &mut |fun, place| {
+                    let to = format!("{}[{}]", fun.buffer(*buf), fun.address(*base, axes, place));
+                    let x = fun.at(*x, place);
+                    let x = if narrow {
+                        format!("({stored})(int)({x})")
+                    } else {
+                        x
+                    };
+                    let guards = fun.guards(axes, place);
+                    let guard = match guards.is_empty() {
+                        true => String::new(),
+                        false => format!("if ({}) ", guards.join(" && ")),
+                    };
+                    fun.line(&format!("{guard}{to} = {x};"));
+                    Ok(())
+                })
+            }
+            Op::For {
+                index,
+                begin,
+                end,
+                step,
+                carried,
+                body,
+                yields,
+            } => {
+                for (inner, initial) in carried {
+                    self.declare(&self.name(*inner), &self.kernel.ty(*inner).clone());
+                    self.copy(&self.name(*inner), *initial)?;
+                }
+                let (begin, end) = (self.scalar(*begin), self.scalar(*end));
+                let i = self.name(*index);
+                self.open(&format!(
+                    "for (int64_t {i} = {begin}; {i} < {end}; {i} += {step})"
+                ));
+                if !loops(body) {
+                    self.pragma("PIPELINE II=1");
+                }
+                self.body(body)?;
+                self.yields(carried, yields)?;
+                self.close();
+                for (&result, (inner, _)) in stmt.results.iter().zip(carried) {
+                    let inner = *self.carried.get(inner).unwrap_or(inner);
+                    self.carried.insert(result, inner);
+                }
+                Ok(())
+            }
+            Op::If {
+                condition,
+                then_body,
+                then_yields,
+                else_body,
+                else_yields,
+            } => {
+                for &r in &stmt.results {
+                    self.declare(&self.name(r), &self.kernel.ty(r).clone());
+                }
+                self.open(&format!("if ({})", self.scalar(*condition)));
+                for (body, yields, last) in [
+                    (then_body, then_yields, false),
+                    (else_body, else_yields, true),
+                ] {
+                    self.body(body)?;
+                    for (&r, &y) in stmt.results.iter().zip(yields) {
+                        self.copy(&self.name(r), y)?;
+                    }
+                    if last || (else_body.is_empty() && stmt.results.is_empty()) {
+                        break;
+                    }
+                    self.depth -= 1;
+                    self.open("} else");
+                }
+                self.close();
+                Ok(())
+            }
+            op => Err(self.unsupported(format!("{op:?}"))),
+        }
+    }
+
+    /// The next values of what a loop carries. Where one is another's value now, all are read before any is written.
+    fn yields(&mut self, carried: &[(Var, Var)], yields: &[Var]) -> Result<(), Error> {
+        let next: Vec<(Var, Var)> = carried
+            .iter()
+            .zip(yields)
+            .map(|(c, &y)| (c.0, y))
+            .filter(|(c, y)| c != y)
+            .collect();
+        let is_carried = |v: Var| carried.iter().any(|c| c.0 == v);
+        if !next.iter().any(|(_, y)| is_carried(self.root(*y))) {
+            return next
+                .iter()
+                .try_for_each(|(c, y)| self.copy(&self.name(*c), *y));
+        }
+        for (c, y) in &next {
+            let name = format!("next_{}", self.name(*c));
+            self.declare(&name, &self.kernel.ty(*c).clone());
+            self.copy(&name, *y)?;
+        }
+        for (c, _) in &next {
+            let (name, shape) = (self.name(*c), self.kernel.ty(*c).shape.clone());
+            self.elements(&shape, &mut |fun, place| {
+                let at: String = place.iter().map(|i| format!("[{i}]")).collect();
+                fun.line(&format!("{name}{at} = next_{name}{at};"));
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Copies a value into a variable.
+    fn copy(&mut self, to: &str, from: Var) -> Result<(), Error> {
+        let shape = self.kernel.ty(from).shape.clone();
+        self.elements(&shape, &mut |fun, place| {
+            let at: String = place.iter().map(|i| format!("[{i}]")).collect();
+            let from = fun.at(from, place);
+            fun.line(&format!("{to}{at} = {from};"));
+            Ok(())
+        })
+    }
+
+    fn reduce(&mut self, kind: ReduceKind, x: Var, axis: u32, result: Var) -> Result<(), Error> {
+        let f = match kind {
+            ReduceKind::Sum => Binary::Add,
+            ReduceKind::Prod => Binary::Mul,
+            ReduceKind::Max => Binary::Max,
+            ReduceKind::Min => Binary::Min,
+            ReduceKind::And => Binary::And,
+            ReduceKind::Or => Binary::Or,
+        };
+        let ty = self.kernel.ty(result).clone();
+        let n = self.kernel.ty(x).shape[axis as usize];
+        let name = self.name(result);
+        self.declare(&name, &ty);
+        self.elements(&ty.shape, &mut |fun, place| {
+            let with = |k: &str| {
+                let mut all = place.to_vec();
+                all.insert(axis as usize, k.to_owned());
+                all
+            };
+            let to = fun.at(result, place);
+            let first = fun.at(x, &with("0"));
+            fun.line(&format!("{to} = {first};"));
+            fun.open(&format!("for (int k = 1; k < {n}; ++k)"));
+            fun.pragma("UNROLL");
+            let sum = fun.binary(f, ty.elem, &to, &fun.at(x, &with("k")))?;
+            fun.line(&format!("{to} = {sum};"));
+            fun.close();
+            Ok(())
+        })
+    }
+
+    fn dot(&mut self, [acc, a, b]: [Var; 3], result: Var) -> Result<(), Error> {
+        let ty = self.kernel.ty(result).clone();
+        let k = self.kernel.ty(a).shape[1];
+        let c = value(ty.elem);
+        let float = crate::types::is_float(ty.elem);
+        self.declare(&self.name(result), &ty);
+        self.elements(&ty.shape, &mut |fun, place| {
+            let [i, j] = [&place[0], &place[1]].map(|s| s.to_owned());
+            let first = fun.at(acc, place);
+            fun.line(&format!("{c} sum = {first};"));
+            fun.open(&format!("for (int k = 0; k < {k}; ++k)"));
+            fun.pragma("UNROLL");
+            let (a, b) = (
+                fun.at(a, &[i, "k".to_owned()]),
+                fun.at(b, &["k".to_owned(), j]),
+            );
+            fun.line(&match float {
+                true => format!("sum = sum + {a} * {b};"),
+                false => format!("sum = lp::add<{c}>(sum, lp::mul<{c}>({a}, {b}));"),
+            });
+            fun.close();
+            let to = fun.at(result, place);
+            fun.line(&format!("{to} = sum;"));
+            Ok(())
+        })
+    }
+}
