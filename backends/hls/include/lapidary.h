@@ -5,6 +5,18 @@
 #include <limits>
 #include "ap_int.h"
 
+// Arrays between kernels; too large for a stack in simulation.
+#if defined(__SYNTHESIS__) || defined(__VITIS_HLS__)
+#define LP_ARRAY
+#else
+#define LP_ARRAY static
+#endif
+
+// A pipelined loop begins an iteration. Whoever wants to count them defines this first.
+#ifndef LP_CYCLE
+#define LP_CYCLE() ((void)0)
+#endif
+
 namespace lp {
 
 // The low bits of a number as a type; 64 bits hold every type's.
@@ -95,6 +107,18 @@ template <int BITS> inline int code(uint8_t byte, int n) { return byte >> (n * B
 template <int BITS> inline int signed_code(uint8_t byte, int n) {
   const int c = code<BITS>(byte, n);
   return c >> (BITS - 1) ? c - (1 << BITS) : c;
+}
+
+// Two products of codes with one multiplier of 27 by 18 bits: the factors lie 18 bits apart in its wide operand. The low
+// product is what its 18 bits say with their sign; without it, the rest is the high one.
+inline void multiply_two(uint8_t a, int8_t low, int8_t high, int32_t &low_sum, int32_t &high_sum) {
+#pragma HLS INLINE
+  const ap_int<27> pair = (int64_t)high * (1 << 18) + low;
+  const ap_int<45> product = (int64_t)pair * a;
+  const ap_int<18> first = (int64_t)product;
+  const ap_int<27> second = ((int64_t)product - (int64_t)first) >> 18;
+  low_sum = add<int32_t>(low_sum, (int32_t)(int64_t)first);
+  high_sum = add<int32_t>(high_sum, (int32_t)(int64_t)second);
 }
 
 // How many tiles of a length a size has.

@@ -20,6 +20,9 @@ impl<'k> Fun<'k> {
             },
             Some(Op::Transpose(x)) => self.at(*x, &[place[1].clone(), place[0].clone()]),
             _ => {
+                if let Some(stmt) = self.inlined.get(&v) {
+                    return format!("({})", self.value(stmt, v, place).unwrap_or_default());
+                }
                 let name = self.name(v);
                 if self.inside.contains(&v) {
                     return name;
@@ -196,6 +199,16 @@ fn literal(l: Literal, elem: TileElem) -> String {
             }
         }
     }
+}
+
+/// A number as a literal.
+pub fn literal_f32(x: f32) -> String {
+    float(f64::from(x), "f")
+}
+
+/// A number as a literal.
+pub fn literal_f64(x: f64) -> String {
+    float(x, "")
 }
 
 /// A float in the fewest digits that read back as the same.

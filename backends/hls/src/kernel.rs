@@ -1,5 +1,7 @@
 //! A kernel as a C++ function: arguments, scratch, grid loops, statements.
 
+use crate::cost::{Cost, FILL};
+use crate::folding::{self, Folding, Product};
 use crate::group::{Group, Uses, count};
 use crate::types::{storage, value};
 use lapidary_ir::backend::Error;
@@ -21,13 +23,54 @@ pub struct Fun<'k> {
     pub inside: HashSet<Var>,
     /// Results of loops: the variable that was carried.
     carried: HashMap<Var, Var>,
+    /// Tiles that are written where they are read, element by element.
+    pub inlined: HashMap<Var, &'k Stmt>,
     uses: Uses,
+    folding: Folding,
+    /// Inside a loop that is pipelined, where every loop over elements is unrolled.
+    pipelined: bool,
+    /// What was written so far costs.
+    cost: Cost,
+    /// How often what is being written runs in a launch.
+    times: f64,
+    /// Elements that are computed at once.
+    copies: f64,
+    blocks: &'k Blocks,
+    /// Known numbers, of an iteration in the middle of a loop.
+    known: HashMap<Var, i64>,
     text: String,
     depth: usize,
 }
 
 /// Writes a kernel that holds no elementary functions.
-pub fn write(kernel: &Kernel, name: &str) -> Result<String, Error> {
+pub fn write(
+    kernel: &Kernel,
+    name: &str,
+    folding: Folding,
+    lengths: &[Option<u64>],
+) -> Result<String, Error> {
+    write_counted(kernel, name, folding, &Blocks::default(), lengths).map(|(text, _)| text)
+}
+
+/// Blocks of a launch, one of which stands for all.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// Size parameters by position, where they are known.
+    pub sizes: Vec<Option<i64>>,
+    /// The position of that one.
+    pub at: Vec<i64>,
+    /// How many they are.
+    pub count: f64,
+}
+
+/// The same, and what these blocks cost.
+pub fn write_counted<'k>(
+    kernel: &'k Kernel,
+    name: &str,
+    folding: Folding,
+    blocks: &'k Blocks,
+    lengths: &[Option<u64>],
+) -> Result<(String, Cost), Error> {
     let mut uses = Uses::new();
     count(&kernel.body, &mut uses);
     let mut fun = Fun {
@@ -35,12 +78,20 @@ pub fn write(kernel: &Kernel, name: &str) -> Result<String, Error> {
         views: HashMap::new(),
         inside: HashSet::new(),
         carried: HashMap::new(),
+        inlined: HashMap::new(),
         uses,
+        folding,
+        pipelined: false,
+        cost: Cost::default(),
+        times: blocks.count,
+        copies: 1.0,
+        blocks,
+        known: HashMap::new(),
         text: String::new(),
         depth: 0,
     };
     let params: Vec<String> = (0..kernel.params.len())
-        .map(|i| fun.declared_param(i))
+        .map(|i| fun.declared_param(i, lengths.get(i).copied().flatten()))
         .collect();
     fun.open(&format!("static void {name}({})", params.join(", ")));
     for (i, scratch) in kernel.scratch.iter().enumerate() {
@@ -62,21 +113,20 @@ pub fn write(kernel: &Kernel, name: &str) -> Result<String, Error> {
             "for (int64_t g{axis} = 0; g{axis} < {end}; ++g{axis})"
         ));
     }
-    if !kernel.grid.is_empty() && !loops(&kernel.body) {
-        fun.pragma("PIPELINE II=1");
+    if !kernel.grid.is_empty() && folding::is_pipelined(kernel, &kernel.body) {
+        fun.pipeline(1.0);
+        fun.pipelined = true;
     }
     fun.body(&kernel.body)?;
     for _ in &kernel.grid {
         fun.close();
     }
     fun.close();
-    Ok(fun.text)
-}
-
-/// Whether statements hold a loop.
-fn loops(body: &[Stmt]) -> bool {
-    body.iter()
-        .any(|s| matches!(s.op, Op::For { .. }) || s.op.bodies().any(|inner| loops(inner)))
+    let scratch = kernel.scratch.iter();
+    let bits = scratch.map(|s| f64::from(s.len) * 8.0 * s.elem.size_bytes() as f64);
+    fun.cost.scratch_bits = bits.sum();
+    fun.cost.cycles += fun.cost.iterations;
+    Ok((fun.text, fun.cost))
 }
 
 /// Whether an operation only says where elements are, or what they all are.
@@ -137,12 +187,16 @@ impl<'k> Fun<'k> {
         format!("{name}_{index}").trim_start_matches('_').to_owned()
     }
 
-    fn declared_param(&self, index: usize) -> String {
+    fn declared_param(&self, index: usize, len: Option<u64>) -> String {
         let name = self.param(index as u32);
         match &self.kernel.params[index] {
             Param::Buffer { elem, written, .. } => {
                 let constant = if *written { "" } else { "const " };
-                format!("{constant}{} *{name}", storage(*elem))
+                let elem = storage(*elem);
+                match len {
+                    Some(len) => format!("{constant}{elem} {name}[{len}]"),
+                    None => format!("{constant}{elem} *{name}"),
+                }
             }
             Param::Size { .. } => format!("int64_t {name}"),
         }
@@ -164,6 +218,23 @@ impl<'k> Fun<'k> {
         let _ = writeln!(self.text, "#pragma HLS {text}");
     }
 
+    /// The loop just opened starts an iteration in every cycle; the simulation counts them.
+    fn pipeline(&mut self, entered: f64) {
+        self.pragma("PIPELINE II=1");
+        self.line("LP_CYCLE();");
+        self.cost.iterations += self.times;
+        self.cost.cycles += entered * FILL;
+    }
+
+    /// The same of a loop that is unrolled by a factor.
+    fn pipeline_by(&mut self, factor: u32, place: &[String]) {
+        self.pragma("PIPELINE II=1");
+        self.cost.iterations += self.times;
+        if let Some(i) = place.last() {
+            self.line(&format!("if ({i} % {factor} == 0) LP_CYCLE();"));
+        }
+    }
+
     fn open(&mut self, head: &str) {
         self.line(&format!("{head} {{"));
         self.depth += 1;
@@ -178,11 +249,18 @@ impl<'k> Fun<'k> {
     fn declare(&mut self, name: &str, ty: &TileType) {
         let dims: String = ty.shape.iter().map(|n| format!("[{n}]")).collect();
         self.line(&format!("{} {name}{dims};", value(ty.elem)));
-        if !ty.shape.is_empty() {
-            self.pragma(&format!(
-                "ARRAY_PARTITION variable={name} type=complete dim=0"
-            ));
+        let rank = ty.shape.len();
+        if rank == 0 {
+            return;
         }
+        let kind = match ty.len() <= folding::REGISTERS {
+            true => "complete dim=0".to_owned(),
+            false => {
+                let banks = self.folding.columns(ty.shape[rank - 1]);
+                format!("cyclic factor={banks} dim={rank}")
+            }
+        };
+        self.pragma(&format!("ARRAY_PARTITION variable={name} type={kind}"));
     }
 
     /// Loops over the elements of a shape; `write` writes what is done at a place. A scalar's place needs no loop.
@@ -192,12 +270,30 @@ impl<'k> Fun<'k> {
         write: &mut dyn FnMut(&mut Fun<'k>, &[String]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let place: Vec<String> = PLACE[..shape.len()].iter().map(|&s| s.to_owned()).collect();
+        let unrolled = self.pipelined || folding::is_unrolled(shape);
         for (n, i) in shape.iter().zip(&place) {
             self.open(&format!("for (int {i} = 0; {i} < {n}; ++{i})"));
-            self.pragma("UNROLL");
+            if unrolled {
+                self.pragma("UNROLL");
+            }
+        }
+        let (times, copies) = (self.times, self.copies);
+        let len = f64::from(shape.iter().product::<u32>());
+        if unrolled {
+            self.copies *= len;
+            // In a pipeline it is a stage of that; elsewhere a step of its own.
+            self.cost.cycles += if self.pipelined { 0.0 } else { times };
+        } else {
+            let lanes = self.folding.lanes(shape);
+            self.copies *= f64::from(lanes);
+            self.times *= len / f64::from(lanes);
+            self.cost.cycles += times * FILL;
+            self.pragma(&format!("UNROLL factor={lanes}"));
+            self.pipeline_by(lanes, &place);
         }
         write(self, &place)?;
         shape.iter().for_each(|_| self.close());
+        (self.times, self.copies) = (times, copies);
         Ok(())
     }
 
@@ -256,6 +352,7 @@ impl<'k> Fun<'k> {
                     continue;
                 };
                 if escaping.contains(&result) {
+                    fun.charge(&stmt.op, result);
                     let value = fun.value(stmt, result, place)?;
                     let target = fun.at(result, place);
                     fun.line(&format!("{target} = {value};"));
@@ -272,6 +369,10 @@ impl<'k> Fun<'k> {
 
     /// Defines a scalar: a value, or a tile's element that only this loop reads.
     fn define(&mut self, stmt: &'k Stmt, result: Var, place: &[String]) -> Result<(), Error> {
+        self.charge(&stmt.op, result);
+        if place.is_empty() {
+            self.know(&stmt.op, result);
+        }
         let value_text = self.value(stmt, result, place)?;
         let ty = value(self.kernel.ty(result).elem);
         let name = self.name(result);
@@ -279,7 +380,7 @@ impl<'k> Fun<'k> {
         Ok(())
     }
 
-    fn value(&self, stmt: &Stmt, result: Var, place: &[String]) -> Result<String, Error> {
+    pub fn value(&self, stmt: &Stmt, result: Var, place: &[String]) -> Result<String, Error> {
         let Op::Load { buf, base, axes } = &stmt.op else {
             return self.element(&stmt.op, result, place);
         };
@@ -329,6 +430,43 @@ impl<'k> Fun<'k> {
         all
     }
 
+    /// Counts an operation.
+    fn charge(&mut self, op: &Op, result: Var) {
+        // A function's cost is that of its operand's type: a comparison's result is a bit.
+        let elem = match op {
+            Op::Binary(_, x, _) | Op::Unary(_, x) => self.kernel.ty(*x).elem,
+            _ => self.kernel.ty(result).elem,
+        };
+        self.cost.charge(op, elem, self.copies);
+        if let Op::Load { buf, .. } = op {
+            self.cost.access(buf.0, self.copies as u32);
+        }
+    }
+
+    /// Notes what a scalar index is, where that is known.
+    fn know(&mut self, op: &Op, result: Var) {
+        let value = match op {
+            Op::Binary(f, a, b) => match (self.number(*a), self.number(*b)) {
+                (Some(a), Some(b)) => folding::index(*f, a, b),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(value) = value.filter(|_| self.kernel.ty(result).elem == TileElem::Index) {
+            self.known.insert(result, value);
+        }
+    }
+
+    /// A scalar's number, where it is known.
+    fn number(&self, v: Var) -> Option<i64> {
+        match self.views.get(&v) {
+            Some(Op::Const(l)) => Some(l.as_int()),
+            Some(Op::Size(p)) => self.blocks.sizes.get(*p as usize).copied().flatten(),
+            Some(Op::Grid(axis)) => self.blocks.at.get(*axis as usize).copied(),
+            _ => self.known.get(&v).copied(),
+        }
+    }
+
     fn control(&mut self, stmt: &'k Stmt) -> Result<(), Error> {
         match &stmt.op {
             Op::Store { buf, base, axes, x } => {
@@ -336,6 +474,8 @@ impl<'k> Fun<'k> {
                 let stored = self.kernel.buf_elem(*buf).map(storage).unwrap_or_default();
                 let narrow = stored != value(ty.elem);
                 self.elements(&ty.shape, &mut |fun, place| {
+                    fun.charge(&stmt.op, *x);
+                    fun.cost.access(buf.0, fun.copies as u32);
                     let to = format!("{}[{}]", fun.buffer(*buf), fun.address(*base, axes, place));
                     let x = fun.at(*x, place);
                     let x = if narrow {
@@ -365,16 +505,37 @@ impl<'k> Fun<'k> {
                     self.declare(&self.name(*inner), &self.kernel.ty(*inner).clone());
                     self.copy(&self.name(*inner), *initial)?;
                 }
+                let times = self.times;
+                let range = (self.number(*begin), self.number(*end));
+                let trips = match range {
+                    (Some(b), Some(e)) => folding::trips(b, e, *step),
+                    _ => folding::GUESS,
+                };
+                if let (Some(b), _) = range {
+                    let middle = (trips - 1).max(0) / 2 * i64::from(*step);
+                    self.known.insert(*index, b.wrapping_add(middle));
+                }
+                self.times *= trips as f64;
                 let (begin, end) = (self.scalar(*begin), self.scalar(*end));
                 let i = self.name(*index);
                 self.open(&format!(
                     "for (int64_t {i} = {begin}; {i} < {end}; {i} += {step})"
                 ));
-                if !loops(body) {
-                    self.pragma("PIPELINE II=1");
+                let outside = self.pipelined;
+                if let Some(product) = Product::of(self.kernel, &stmt.op) {
+                    self.product(&product, body, times)?;
+                } else {
+                    if !outside && folding::is_pipelined(self.kernel, body) {
+                        self.pipeline(times);
+                        self.pipelined = true;
+                    } else {
+                        self.cost.cycles += self.times;
+                    }
+                    self.body(body)?;
+                    self.yields(carried, yields)?;
                 }
-                self.body(body)?;
-                self.yields(carried, yields)?;
+                self.pipelined = outside;
+                self.times = times;
                 self.close();
                 for (&result, (inner, _)) in stmt.results.iter().zip(carried) {
                     let inner = *self.carried.get(inner).unwrap_or(inner);
@@ -479,6 +640,8 @@ impl<'k> Fun<'k> {
             fun.line(&format!("{to} = {first};"));
             fun.open(&format!("for (int k = 1; k < {n}; ++k)"));
             fun.pragma("UNROLL");
+            let copies = fun.copies * f64::from(n - 1);
+            fun.cost.charge(&Op::Binary(f, x, x), ty.elem, copies);
             let sum = fun.binary(f, ty.elem, &to, &fun.at(x, &with("k")))?;
             fun.line(&format!("{to} = {sum};"));
             fun.close();
@@ -498,6 +661,8 @@ impl<'k> Fun<'k> {
             fun.line(&format!("{c} sum = {first};"));
             fun.open(&format!("for (int k = 0; k < {k}; ++k)"));
             fun.pragma("UNROLL");
+            let copies = fun.copies * f64::from(k);
+            fun.cost.charge(&Op::MulAdd(acc, acc, acc), ty.elem, copies);
             let (a, b) = (
                 fun.at(a, &[i, "k".to_owned()]),
                 fun.at(b, &["k".to_owned(), j]),
@@ -511,5 +676,89 @@ impl<'k> Fun<'k> {
             fun.line(&format!("{to} = sum;"));
             Ok(())
         })
+    }
+
+    /// The body of a loop that is a product: rows and groups of columns in turn, one group in each cycle. What the loop
+    /// loads is written where it is read, so that the three loops nest perfectly and are one pipeline.
+    fn product(&mut self, product: &Product, body: &'k [Stmt], entered: f64) -> Result<(), Error> {
+        let (rows, columns, inner) = (product.rows, product.columns, product.inner);
+        let pe = self.folding.columns(columns);
+        self.open(&format!("for (int i = 0; i < {rows}; ++i)"));
+        self.open(&format!(
+            "for (int first = 0; first < {columns}; first += {pe})"
+        ));
+        self.times *= f64::from(rows * (columns / pe));
+        self.pipeline(entered);
+        self.cost.charge_product(product, pe);
+        for stmt in body {
+            let Some(&result) = stmt.results.first() else {
+                continue;
+            };
+            match &stmt.op {
+                op if is_view(op) => {
+                    self.views.insert(result, op);
+                }
+                Op::Dot { .. } => {}
+                _ if self.kernel.ty(result).shape.is_empty() => self.define(stmt, result, &[])?,
+                _ => {
+                    // Reported here, as elements are written without a way to fail.
+                    let rank = self.kernel.ty(result).shape.len();
+                    let place: Vec<String> = (0..rank).map(|_| "0".to_owned()).collect();
+                    self.value(stmt, result, &place)?;
+                    self.inlined.insert(result, stmt);
+                    let at_once = if result == product.b {
+                        pe * inner
+                    } else {
+                        inner
+                    };
+                    let (copies, outside) = (f64::from(at_once), self.copies);
+                    self.copies = copies;
+                    self.charge(&stmt.op, result);
+                    self.copies = outside;
+                }
+            }
+        }
+        let pairs = product.is_packed(pe);
+        let step = if pairs { 2 } else { 1 };
+        let acc = self.name(product.acc);
+        let sum = value(product.sum);
+        self.open(&format!(
+            "for (int j = first; j < first + {pe}; j += {step})"
+        ));
+        self.pragma("UNROLL");
+        for n in 0..step {
+            self.line(&format!("{sum} sum_{n} = {acc}[i][{}];", column(n)));
+        }
+        self.open(&format!("for (int k = 0; k < {inner}; ++k)"));
+        self.pragma("UNROLL");
+        let a = self.at(product.a, &["i".to_owned(), "k".to_owned()]);
+        let b = |fun: &Fun, n| fun.at(product.b, &["k".to_owned(), column(n)]);
+        let (first, second) = (b(self, 0), b(self, 1));
+        if pairs {
+            self.line(&format!(
+                "lp::multiply_two({a}, {first}, {second}, sum_0, sum_1);"
+            ));
+        } else if crate::types::is_float(product.sum) {
+            self.line(&format!("sum_0 = sum_0 + {a} * {first};"));
+        } else {
+            self.line(&format!(
+                "sum_0 = lp::add<{sum}>(sum_0, lp::mul<{sum}>({a}, {first}));"
+            ));
+        }
+        self.close();
+        for n in 0..step {
+            self.line(&format!("{acc}[i][{}] = sum_{n};", column(n)));
+        }
+        (0..3).for_each(|_| self.close());
+        self.inlined.clear();
+        Ok(())
+    }
+}
+
+/// The n-th column after the one that a loop is at, ready to be multiplied.
+fn column(n: u32) -> String {
+    match n {
+        0 => "j".to_owned(),
+        _ => format!("(j + {n})"),
     }
 }

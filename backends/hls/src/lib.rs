@@ -10,16 +10,31 @@
 //! says which statements share a loop; `element` writes one element of a value as an expression; `types` names types.
 //!
 //! [`HEADERS`] are what the text includes: `lapidary.h`, the arithmetic of the kernel IR where that of C++ differs (it
-//! wraps, does not trap, saturates); `ap_int.h` and `hls_stream.h` stand in for the vendor's headers where those are not.
+//! wraps, does not trap, saturates); `ap_int.h` stands in for the vendor's header where that is not.
 //!
-//! What is absent: graph ops, encodings, the host program, files, vendor tools. Elementary functions are the shared polynomials.
+//! From kernels to a project: `cost` predicts what a launch takes, [`fit`] chooses how much is computed at once, `top` makes one
+//! function of a host program ([`channels`]: how much room there must be between its tasks), [`project`] the files around it, for the devices of [`parts`].
+//!
+//! What is absent: graph ops, encodings, writing files, vendor tools. Elementary functions are the shared polynomials.
 
+pub mod channels;
+mod cost;
 mod element;
+pub mod fit;
+mod folding;
 mod group;
 mod kernel;
+pub mod parts;
+pub mod project;
+mod top;
 mod types;
+mod unit;
 
+pub use cost::{Cost, cost};
+pub use folding::Folding;
+pub use top::{Array, Design, Layer, Source};
 pub use types::storage;
+pub use unit::Unit;
 
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::{Kernel, legalize};
@@ -31,7 +46,8 @@ pub const HEADERS: &[(&str, &str)] = &[
 ];
 
 /// A kernel as a C++ function of this name: `static void NAME(const float *x_0, …, int64_t n_3)`, arguments as the kernel's
-/// parameters. It runs the whole grid.
+/// parameters. It runs the whole grid. Of a product so many columns are computed at once as the folding says. `lengths` has the
+/// number of elements of each buffer by its parameter's position, where it is known: the buffer is an array then.
 ///
 /// # Errors
 /// The kernel uses what is not translated.
@@ -44,10 +60,15 @@ pub const HEADERS: &[(&str, &str)] = &[
 /// let i = b.grid(Extent::Const(8));
 /// let v = b.load(x, i, &[], vec![]);
 /// b.store(y, i, vec![], v);
-/// let text = lapidary_hls::function(&b.finish(), "copy")?;
-/// assert!(text.contains("static void copy(const float *x_0, float *y_1)"));
+/// let text = lapidary_hls::function(&b.finish(), "copy", lapidary_hls::Folding::default(), &[Some(8)])?;
+/// assert!(text.contains("static void copy(const float x_0[8], float *y_1)"));
 /// # Ok::<(), lapidary_ir::backend::Error>(())
 /// ```
-pub fn function(kernel: &Kernel, name: &str) -> Result<String, Error> {
-    kernel::write(&legalize::legalize(kernel.clone()), name)
+pub fn function(
+    kernel: &Kernel,
+    name: &str,
+    folding: Folding,
+    lengths: &[Option<u64>],
+) -> Result<String, Error> {
+    kernel::write(&legalize::legalize(kernel.clone()), name, folding, lengths)
 }

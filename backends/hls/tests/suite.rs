@@ -3,6 +3,7 @@
 //! Compiling hundreds of kernels one by one would take minutes, so the suite goes round twice: first what it runs is noted
 //! (and the interpreter's answers are given), then all of it is one program, and the suite judges what that program answered.
 
+use lapidary_hls::{Folding, cost};
 use lapidary_ir::kernel::{Kernel, Param};
 use lapidary_ir::target::Target;
 use lapidary_suite::{Backend, FUNCTIONS, run_interpreted};
@@ -54,16 +55,25 @@ fn backend(run: fn(&Backend, &Kernel, &Target, &[Vec<u8>], &[i64]) -> Vec<Vec<u8
     }
 }
 
+/// Foldings in turn: all columns of a product at once, one, and a group of them.
+fn folding(function: usize) -> Folding {
+    Folding {
+        pe: [u32::MAX, 1, 8][function % 3],
+    }
+}
+
 /// Reads cases from standard input, writes their buffers to standard output. Every buffer is an allocation of its own, so
 /// that the sanitizer sees each access outside of it.
 fn program(kernels: &[Kernel]) -> String {
     let mut text =
-        "#include \"lapidary.h\"\n#include <cstdio>\n#include <cstdlib>\n#include <vector>\n\n"
+        "static long cycles;\n#define LP_CYCLE() ((void)++cycles)\n#include \"lapidary.h\"\n#include <cstdio>\n#include <cstdlib>\n#include <vector>\n\n"
             .to_owned();
     let mut calls = String::new();
     for (n, kernel) in kernels.iter().enumerate() {
         let name = format!("k{n}_{}", kernel.name);
-        text += &lapidary_hls::function(kernel, &name).unwrap_or_else(|e| panic!("{e}"));
+        let folding = folding(n);
+        text +=
+            &lapidary_hls::function(kernel, &name, folding, &[]).unwrap_or_else(|e| panic!("{e}"));
         let (mut buffers, mut sizes) = (0.., 0..);
         let args: Vec<String> = kernel
             .params
@@ -86,10 +96,11 @@ fn program(kernels: &[Kernel]) -> String {
             std::vector<int64_t> lengths(number()), s(number());\n    std::vector<void *> b;\n    \
             for (int64_t &n : lengths) {\n      n = number();\n      b.push_back(std::malloc(n ? n : 1));\n      \
             if (n && std::fread(b.back(), n, 1, stdin) != 1) return 3;\n    }\n    \
-            for (int64_t &n : s) n = number();\n    switch (k) {\n"
+            for (int64_t &n : s) n = number();\n    cycles = 0;\n    switch (k) {\n"
         + &calls
         + "    default: return 4;\n    }\n    for (size_t i = 0; i < b.size(); ++i) {\n      \
-           std::fwrite(b[i], lengths[i], 1, stdout);\n      std::free(b[i]);\n    }\n  }\n}\n"
+           std::fwrite(b[i], lengths[i], 1, stdout);\n      std::free(b[i]);\n    }\n    \
+           std::fwrite(&cycles, sizeof cycles, 1, stdout);\n  }\n}\n"
 }
 
 fn count(numbers: &mut RangeFrom<usize>) -> usize {
@@ -166,6 +177,20 @@ fn kernels_in_c_simulation_are_the_interpreters() {
             now.to_vec()
         });
         ANSWERS.lock().unwrap().push_back(buffers.collect());
+        let (counted, rest) = bytes.split_at(8);
+        bytes = rest;
+        // Nothing in these depends on data, so the prediction must be exact.
+        let kernel = &kernels[case.function];
+        if kernel.name == "gemm" {
+            let predicted = cost(kernel, &[], folding(case.function)).unwrap();
+            let counted = i64::from_le_bytes(counted.try_into().unwrap());
+            assert_eq!(
+                predicted.iterations,
+                counted as f64,
+                "{:?}",
+                folding(case.function)
+            );
+        }
     }
     assert!(bytes.is_empty());
     FUNCTIONS.iter().for_each(|f| f(&backend(answer)));
