@@ -5,7 +5,7 @@ use crate::driver::CompileOptions;
 use crate::error::Error;
 use crate::values::to_evaluator;
 use lapidary_hls::fit::{USABLE, fit};
-use lapidary_hls::parts::{Part, part};
+use lapidary_hls::parts::Part;
 use lapidary_hls::project::{self, Vector};
 use lapidary_hls::{Design, Source};
 use lapidary_ir::backend;
@@ -28,17 +28,6 @@ pub struct Project<'a> {
     pub latency_ns: Option<f64>,
     /// What the test bench checks.
     pub vectors: &'a [Vector],
-}
-
-/// The device of this name.
-///
-/// # Errors
-/// There is none; the message lists those that there are.
-pub fn named_part(name: &str) -> Result<&'static Part, Error> {
-    part(name).map_err(|message| Error::Usage {
-        message,
-        help: "choose one of them with `--part`".to_owned(),
-    })
 }
 
 /// Options that lower for circuits: no micro-kernels, nothing computed when a model is loaded, narrow tiles.

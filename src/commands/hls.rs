@@ -3,7 +3,7 @@
 use super::build::write_page;
 use super::print;
 use crate::cli::Build;
-use lapidary::artefact::hls::{Project, for_circuits, named_part, vectors, write_hls};
+use lapidary::artefact::hls::{Project, for_circuits, vectors, write_hls};
 use lapidary::driver::{Compression, compress, import, lower_only};
 use lapidary::{CompileOptions, Error};
 use lapidary_hls::Design;
@@ -12,7 +12,7 @@ use lapidary_passes::compress::Goal;
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
-    let part = named_part(&args.part)?;
+    let part = args.part;
     let mut options = args.model.options(None)?;
     for_circuits(&mut options);
     circuits_are_limited(&mut options);
@@ -69,7 +69,7 @@ fn json(args: &Build, design: &Design) -> serde_json::Value {
         })
         .collect();
     serde_json::json!({
-        "output": args.output.display().to_string(), "part": args.part, "dsp": dsp, "lut": lut, "bram18": design.bram18,
+        "output": args.output.display().to_string(), "part": args.part.name, "dsp": dsp, "lut": lut, "bram18": design.bram18,
         "latency_cycles": design.latency(), "interval_cycles": design.interval(), "dataflow": design.dataflow,
         "layers": layers,
     })

@@ -193,8 +193,11 @@ fn literal(l: Literal, elem: TileElem) -> String {
                 } => format!("UINT64_C({})", x as u64),
                 // The one number whose digits are not of its type.
                 _ if x == i64::MIN => "INT64_MIN".to_owned(),
-                _ if x < 0 => format!("(({})INT64_C({x}))", value(elem)),
-                _ if x < 1 << 31 && elem == TileElem::Index => x.to_string(),
+                // An `int` becomes an index wherever it meets one.
+                _ if elem == TileElem::Index && i32::try_from(x).is_ok() => match x < 0 {
+                    true => format!("({x})"),
+                    false => x.to_string(),
+                },
                 _ => format!("(({})INT64_C({x}))", value(elem)),
             }
         }

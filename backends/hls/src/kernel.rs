@@ -184,7 +184,8 @@ impl<'k> Fun<'k> {
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
             .collect();
-        format!("{name}_{index}").trim_start_matches('_').to_owned()
+        let letter = name.starts_with(|c: char| c.is_ascii_alphabetic());
+        format!("{}{name}_{index}", if letter { "" } else { "p" })
     }
 
     fn declared_param(&self, index: usize, len: Option<u64>) -> String {
@@ -410,7 +411,7 @@ impl<'k> Fun<'k> {
                 At::Stride(0) => {}
                 At::Stride(1) => sum.push(i.clone()),
                 At::Stride(s) => sum.push(format!("{i} * INT64_C({s})")),
-                At::DynStride(s) => sum.push(format!("{i} * {}", self.scalar(s))),
+                At::DynStride(s) => sum.push(format!("(int64_t){i} * {}", self.scalar(s))),
                 At::Offsets(o) => sum.push(self.at(o, std::slice::from_ref(i))),
             }
         }

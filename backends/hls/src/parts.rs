@@ -9,7 +9,7 @@ pub struct Part {
     pub device: &'static str,
     /// Clock that designs are made for, in MHz.
     pub clock_mhz: f64,
-    /// DSP slices.
+    /// DSP slices; the VHK158's DSP58 count as the DSP48E2 of the others.
     pub dsp: u64,
     /// Block memories of 36 kbit.
     pub bram36: u64,

@@ -234,6 +234,9 @@ impl Top<'_> {
         let ports = ports.chain(program.outputs.iter().map(|p| (p, "out")));
         for (n, (port, kind)) in ports.enumerate() {
             let (elem, len) = self.tensor(port.value)?;
+            if len == 0 {
+                return Err(self.unsupported(format!("`{}`, which is empty", port.name)));
+            }
             let name: String = port
                 .name
                 .chars()
@@ -242,7 +245,7 @@ impl Top<'_> {
             let array = Array {
                 name: format!("{kind}{n}_{name}"),
                 elem,
-                len: len.max(1),
+                len,
             };
             let own = matches!(
                 program.values[port.value as usize].place,
