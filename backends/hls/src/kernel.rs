@@ -5,9 +5,7 @@ use crate::folding::{self, Folding, Product};
 use crate::group::{Group, Uses, count};
 use crate::types::{storage, value};
 use lapidary_ir::backend::Error;
-use lapidary_ir::kernel::{
-    At, Axis, Binary, Buf, Extent, Kernel, Op, Param, ReduceKind, Stmt, TileElem, TileType, Var,
-};
+use lapidary_ir::kernel::{Buf, Extent, Kernel, Op, Param, Stmt, TileType, Var};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
@@ -22,24 +20,24 @@ pub struct Fun<'k> {
     /// Scalars of the loop over elements that is being written.
     pub inside: HashSet<Var>,
     /// Results of loops: the variable that was carried.
-    carried: HashMap<Var, Var>,
+    pub carried: HashMap<Var, Var>,
     /// Tiles that are written where they are read, element by element.
     pub inlined: HashMap<Var, &'k Stmt>,
-    uses: Uses,
-    folding: Folding,
+    pub uses: Uses,
+    pub folding: Folding,
     /// Inside a loop that is pipelined, where every loop over elements is unrolled.
-    pipelined: bool,
+    pub pipelined: bool,
     /// What was written so far costs.
-    cost: Cost,
+    pub cost: Cost,
     /// How often what is being written runs in a launch.
-    times: f64,
+    pub times: f64,
     /// Elements that are computed at once.
-    copies: f64,
-    blocks: &'k Blocks,
+    pub copies: f64,
+    pub blocks: &'k Blocks,
     /// Known numbers, of an iteration in the middle of a loop.
-    known: HashMap<Var, i64>,
-    text: String,
-    depth: usize,
+    pub known: HashMap<Var, i64>,
+    pub text: String,
+    pub depth: usize,
 }
 
 /// Writes a kernel that holds no elementary functions.
@@ -130,7 +128,7 @@ pub fn write_counted<'k>(
 }
 
 /// Whether an operation only says where elements are, or what they all are.
-fn is_view(op: &Op) -> bool {
+pub fn is_view(op: &Op) -> bool {
     matches!(
         op,
         Op::Const(_)
@@ -203,24 +201,24 @@ impl<'k> Fun<'k> {
         }
     }
 
-    fn buffer(&self, buf: Buf) -> String {
+    pub fn buffer(&self, buf: Buf) -> String {
         match (buf.0 as usize).checked_sub(self.kernel.params.len()) {
             Some(scratch) => format!("scratch_{scratch}"),
             None => self.param(buf.0),
         }
     }
 
-    fn line(&mut self, text: &str) {
+    pub fn line(&mut self, text: &str) {
         let _ = writeln!(self.text, "{:1$}{text}", "", 2 * self.depth);
     }
 
     /// Pragmas stand at the beginning of a line, as the vendor's documentation has them.
-    fn pragma(&mut self, text: &str) {
+    pub fn pragma(&mut self, text: &str) {
         let _ = writeln!(self.text, "#pragma HLS {text}");
     }
 
     /// The loop just opened starts an iteration in every cycle; the simulation counts them.
-    fn pipeline(&mut self, entered: f64) {
+    pub fn pipeline(&mut self, entered: f64) {
         self.pragma("PIPELINE II=1");
         self.line("LP_CYCLE();");
         self.cost.iterations += self.times;
@@ -236,18 +234,18 @@ impl<'k> Fun<'k> {
         }
     }
 
-    fn open(&mut self, head: &str) {
+    pub fn open(&mut self, head: &str) {
         self.line(&format!("{head} {{"));
         self.depth += 1;
     }
 
-    fn close(&mut self) {
+    pub fn close(&mut self) {
         self.depth -= 1;
         self.line("}");
     }
 
     /// Declares a variable for a value.
-    fn declare(&mut self, name: &str, ty: &TileType) {
+    pub fn declare(&mut self, name: &str, ty: &TileType) {
         let dims: String = ty.shape.iter().map(|n| format!("[{n}]")).collect();
         self.line(&format!("{} {name}{dims};", value(ty.elem)));
         let rank = ty.shape.len();
@@ -265,7 +263,7 @@ impl<'k> Fun<'k> {
     }
 
     /// Loops over the elements of a shape; `write` writes what is done at a place. A scalar's place needs no loop.
-    fn elements(
+    pub fn elements(
         &mut self,
         shape: &[u32],
         write: &mut dyn FnMut(&mut Fun<'k>, &[String]) -> Result<(), Error>,
@@ -369,7 +367,7 @@ impl<'k> Fun<'k> {
     }
 
     /// Defines a scalar: a value, or a tile's element that only this loop reads.
-    fn define(&mut self, stmt: &'k Stmt, result: Var, place: &[String]) -> Result<(), Error> {
+    pub fn define(&mut self, stmt: &'k Stmt, result: Var, place: &[String]) -> Result<(), Error> {
         self.charge(&stmt.op, result);
         if place.is_empty() {
             self.know(&stmt.op, result);
@@ -379,93 +377,6 @@ impl<'k> Fun<'k> {
         let name = self.name(result);
         self.line(&format!("const {ty} {name} = {value_text};"));
         Ok(())
-    }
-
-    pub fn value(&self, stmt: &Stmt, result: Var, place: &[String]) -> Result<String, Error> {
-        let Op::Load { buf, base, axes } = &stmt.op else {
-            return self.element(&stmt.op, result, place);
-        };
-        let elem = self.kernel.ty(result).elem;
-        let ty = value(elem);
-        let from = format!(
-            "{}[{}]",
-            self.buffer(*buf),
-            self.address(*base, axes, place)
-        );
-        let read = match elem {
-            TileElem::Elem(e) if storage(e) == ty => from,
-            _ if ty == "bool" => format!("{from} != 0"),
-            _ => format!("({ty}){from}"),
-        };
-        let guards = self.guards(axes, place);
-        Ok(match guards.is_empty() {
-            true => read,
-            false => format!("{} ? {read} : ({ty})0", guards.join(" && ")),
-        })
-    }
-
-    fn address(&self, base: Var, axes: &[Axis], place: &[String]) -> String {
-        let mut sum = vec![self.scalar(base)];
-        for (axis, i) in axes.iter().zip(place) {
-            match axis.at {
-                At::Stride(0) => {}
-                At::Stride(1) => sum.push(i.clone()),
-                At::Stride(s) => sum.push(format!("{i} * INT64_C({s})")),
-                At::DynStride(s) => sum.push(format!("(int64_t){i} * {}", self.scalar(s))),
-                At::Offsets(o) => sum.push(self.at(o, std::slice::from_ref(i))),
-            }
-        }
-        if sum.len() > 1 && sum[0] == "0" {
-            sum.remove(0);
-        }
-        sum.join(" + ")
-    }
-
-    /// What must hold for an element to exist.
-    fn guards(&self, axes: &[Axis], place: &[String]) -> Vec<String> {
-        let mut all = vec![];
-        for (axis, i) in axes.iter().zip(place) {
-            all.extend(axis.valid.map(|v| format!("{i} < {}", self.scalar(v))));
-            all.extend(axis.mask.map(|m| self.at(m, std::slice::from_ref(i))));
-        }
-        all
-    }
-
-    /// Counts an operation.
-    fn charge(&mut self, op: &Op, result: Var) {
-        // A function's cost is that of its operand's type: a comparison's result is a bit.
-        let elem = match op {
-            Op::Binary(_, x, _) | Op::Unary(_, x) => self.kernel.ty(*x).elem,
-            _ => self.kernel.ty(result).elem,
-        };
-        self.cost.charge(op, elem, self.copies);
-        if let Op::Load { buf, .. } = op {
-            self.cost.access(buf.0, self.copies as u32);
-        }
-    }
-
-    /// Notes what a scalar index is, where that is known.
-    fn know(&mut self, op: &Op, result: Var) {
-        let value = match op {
-            Op::Binary(f, a, b) => match (self.number(*a), self.number(*b)) {
-                (Some(a), Some(b)) => folding::index(*f, a, b),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(value) = value.filter(|_| self.kernel.ty(result).elem == TileElem::Index) {
-            self.known.insert(result, value);
-        }
-    }
-
-    /// A scalar's number, where it is known.
-    fn number(&self, v: Var) -> Option<i64> {
-        match self.views.get(&v) {
-            Some(Op::Const(l)) => Some(l.as_int()),
-            Some(Op::Size(p)) => self.blocks.sizes.get(*p as usize).copied().flatten(),
-            Some(Op::Grid(axis)) => self.blocks.at.get(*axis as usize).copied(),
-            _ => self.known.get(&v).copied(),
-        }
     }
 
     fn control(&mut self, stmt: &'k Stmt) -> Result<(), Error> {
@@ -615,151 +526,5 @@ impl<'k> Fun<'k> {
             fun.line(&format!("{to}{at} = {from};"));
             Ok(())
         })
-    }
-
-    fn reduce(&mut self, kind: ReduceKind, x: Var, axis: u32, result: Var) -> Result<(), Error> {
-        let f = match kind {
-            ReduceKind::Sum => Binary::Add,
-            ReduceKind::Prod => Binary::Mul,
-            ReduceKind::Max => Binary::Max,
-            ReduceKind::Min => Binary::Min,
-            ReduceKind::And => Binary::And,
-            ReduceKind::Or => Binary::Or,
-        };
-        let ty = self.kernel.ty(result).clone();
-        let n = self.kernel.ty(x).shape[axis as usize];
-        let name = self.name(result);
-        self.declare(&name, &ty);
-        self.elements(&ty.shape, &mut |fun, place| {
-            let with = |k: &str| {
-                let mut all = place.to_vec();
-                all.insert(axis as usize, k.to_owned());
-                all
-            };
-            let to = fun.at(result, place);
-            let first = fun.at(x, &with("0"));
-            fun.line(&format!("{to} = {first};"));
-            fun.open(&format!("for (int k = 1; k < {n}; ++k)"));
-            fun.pragma("UNROLL");
-            let copies = fun.copies * f64::from(n - 1);
-            fun.cost.charge(&Op::Binary(f, x, x), ty.elem, copies);
-            let sum = fun.binary(f, ty.elem, &to, &fun.at(x, &with("k")))?;
-            fun.line(&format!("{to} = {sum};"));
-            fun.close();
-            Ok(())
-        })
-    }
-
-    fn dot(&mut self, [acc, a, b]: [Var; 3], result: Var) -> Result<(), Error> {
-        let ty = self.kernel.ty(result).clone();
-        let k = self.kernel.ty(a).shape[1];
-        let c = value(ty.elem);
-        let float = crate::types::is_float(ty.elem);
-        self.declare(&self.name(result), &ty);
-        self.elements(&ty.shape, &mut |fun, place| {
-            let [i, j] = [&place[0], &place[1]].map(|s| s.to_owned());
-            let first = fun.at(acc, place);
-            fun.line(&format!("{c} sum = {first};"));
-            fun.open(&format!("for (int k = 0; k < {k}; ++k)"));
-            fun.pragma("UNROLL");
-            let copies = fun.copies * f64::from(k);
-            fun.cost.charge(&Op::MulAdd(acc, acc, acc), ty.elem, copies);
-            let (a, b) = (
-                fun.at(a, &[i, "k".to_owned()]),
-                fun.at(b, &["k".to_owned(), j]),
-            );
-            fun.line(&match float {
-                true => format!("sum = sum + {a} * {b};"),
-                false => format!("sum = lp::add<{c}>(sum, lp::mul<{c}>({a}, {b}));"),
-            });
-            fun.close();
-            let to = fun.at(result, place);
-            fun.line(&format!("{to} = sum;"));
-            Ok(())
-        })
-    }
-
-    /// The body of a loop that is a product: rows and groups of columns in turn, one group in each cycle. What the loop
-    /// loads is written where it is read, so that the three loops nest perfectly and are one pipeline.
-    fn product(&mut self, product: &Product, body: &'k [Stmt], entered: f64) -> Result<(), Error> {
-        let (rows, columns, inner) = (product.rows, product.columns, product.inner);
-        let pe = self.folding.columns(columns);
-        self.open(&format!("for (int i = 0; i < {rows}; ++i)"));
-        self.open(&format!(
-            "for (int first = 0; first < {columns}; first += {pe})"
-        ));
-        self.times *= f64::from(rows * (columns / pe));
-        self.pipeline(entered);
-        self.cost.charge_product(product, pe);
-        for stmt in body {
-            let Some(&result) = stmt.results.first() else {
-                continue;
-            };
-            match &stmt.op {
-                op if is_view(op) => {
-                    self.views.insert(result, op);
-                }
-                Op::Dot { .. } => {}
-                _ if self.kernel.ty(result).shape.is_empty() => self.define(stmt, result, &[])?,
-                _ => {
-                    // Reported here, as elements are written without a way to fail.
-                    let rank = self.kernel.ty(result).shape.len();
-                    let place: Vec<String> = (0..rank).map(|_| "0".to_owned()).collect();
-                    self.value(stmt, result, &place)?;
-                    self.inlined.insert(result, stmt);
-                    let at_once = if result == product.b {
-                        pe * inner
-                    } else {
-                        inner
-                    };
-                    let (copies, outside) = (f64::from(at_once), self.copies);
-                    self.copies = copies;
-                    self.charge(&stmt.op, result);
-                    self.copies = outside;
-                }
-            }
-        }
-        let pairs = product.is_packed(pe);
-        let step = if pairs { 2 } else { 1 };
-        let acc = self.name(product.acc);
-        let sum = value(product.sum);
-        self.open(&format!(
-            "for (int j = first; j < first + {pe}; j += {step})"
-        ));
-        self.pragma("UNROLL");
-        for n in 0..step {
-            self.line(&format!("{sum} sum_{n} = {acc}[i][{}];", column(n)));
-        }
-        self.open(&format!("for (int k = 0; k < {inner}; ++k)"));
-        self.pragma("UNROLL");
-        let a = self.at(product.a, &["i".to_owned(), "k".to_owned()]);
-        let b = |fun: &Fun, n| fun.at(product.b, &["k".to_owned(), column(n)]);
-        let (first, second) = (b(self, 0), b(self, 1));
-        if pairs {
-            self.line(&format!(
-                "lp::multiply_two({a}, {first}, {second}, sum_0, sum_1);"
-            ));
-        } else if crate::types::is_float(product.sum) {
-            self.line(&format!("sum_0 = sum_0 + {a} * {first};"));
-        } else {
-            self.line(&format!(
-                "sum_0 = lp::add<{sum}>(sum_0, lp::mul<{sum}>({a}, {first}));"
-            ));
-        }
-        self.close();
-        for n in 0..step {
-            self.line(&format!("{acc}[i][{}] = sum_{n};", column(n)));
-        }
-        (0..3).for_each(|_| self.close());
-        self.inlined.clear();
-        Ok(())
-    }
-}
-
-/// The n-th column after the one that a loop is at, ready to be multiplied.
-fn column(n: u32) -> String {
-    match n {
-        0 => "j".to_owned(),
-        _ => format!("(j + {n})"),
     }
 }

@@ -7,7 +7,8 @@
 //! reads like what a person would write.
 //!
 //! How a kernel is translated, from outside in: `kernel` is the frame (arguments, statements, control flow); `group`
-//! says which statements share a loop; `element` writes one element of a value as an expression; `types` names types.
+//! says which statements share a loop; `sums` writes products and reductions, `element` one element of a
+//! value as an expression, `memory` where it is; `known` keeps what is known and counted; `types` names types.
 //!
 //! [`HEADERS`] are what the text includes: `lapidary.h`, the arithmetic of the kernel IR where that of C++ differs (it
 //! wraps, does not trap, saturates); `ap_int.h` stands in for the vendor's header where that is not.
@@ -24,8 +25,12 @@ pub mod fit;
 mod folding;
 mod group;
 mod kernel;
+mod known;
+mod memory;
+mod overlap;
 pub mod parts;
 pub mod project;
+mod sums;
 mod top;
 mod types;
 mod unit;

@@ -8,7 +8,6 @@
 //! Only programs of launches with known sizes are circuits: library operations, branches and loops of the host program, and
 //! symbols are errors.
 
-use crate::channels::{self, Task};
 use crate::cost::{Cost, cost};
 use crate::folding::Folding;
 use crate::parts::{Part, bram18};
@@ -86,8 +85,6 @@ pub struct Design {
     pub bram18: u64,
 }
 
-/// Runs that are simulated to see how launches overlap.
-const RUNS: u64 = 32;
 /// Share of a part's block memories that weights may take.
 const FOR_WEIGHTS: f64 = 0.6;
 /// Share of a bus' bytes that arrive, as bursts are set up. Source: FlightLLM's profiler, same channel.
@@ -143,28 +140,23 @@ impl Design {
     }
 }
 
-struct Top<'a> {
-    source: &'a Source<'a>,
+/// A design being made.
+pub struct Top<'a> {
+    pub source: &'a Source<'a>,
     /// The array of each value that is not another's.
-    values: BTreeMap<ValueIndex, Array>,
-    design: Design,
-}
-
-/// One launch.
-struct Launch<'a> {
-    kernel: usize,
-    args: &'a [Arg],
+    pub values: BTreeMap<ValueIndex, Array>,
+    pub design: Design,
 }
 
 impl Top<'_> {
-    fn unsupported(&self, what: String) -> Error {
+    pub fn unsupported(&self, what: String) -> Error {
         Error::Unsupported {
             kernel: self.source.program.name.clone(),
             what,
         }
     }
 
-    fn root(&self, mut v: ValueIndex) -> ValueIndex {
+    pub fn root(&self, mut v: ValueIndex) -> ValueIndex {
         let values = &self.source.program.values;
         while let Some(Place::Alias(of)) = values.get(v as usize).map(|d| &d.place) {
             v = *of;
@@ -189,15 +181,13 @@ impl Top<'_> {
         })
     }
 
-    fn launches(&self) -> Result<Vec<Launch<'_>>, Error> {
+    /// Kernel and arguments of each launch.
+    fn launches(&self) -> Result<Vec<(usize, Vec<Arg>)>, Error> {
         let program = self.source.program;
         let mut all = vec![];
         for step in program.prepare.steps.iter().chain(&program.body.steps) {
             match step {
-                Step::Launch { kernel, args, .. } => all.push(Launch {
-                    kernel: *kernel as usize,
-                    args,
-                }),
+                Step::Launch { kernel, args, .. } => all.push((*kernel as usize, args.clone())),
                 Step::Free { .. } => {}
                 Step::Require {
                     left,
@@ -304,11 +294,7 @@ impl Top<'_> {
     }
 
     fn write(&mut self, folding: &dyn Fn(usize) -> Folding) -> Result<(), Error> {
-        let launches: Vec<(usize, Vec<Arg>)> = self
-            .launches()?
-            .into_iter()
-            .map(|l| (l.kernel, l.args.to_vec()))
-            .collect();
+        let launches = self.launches()?;
         self.arrays(&launches)?;
         self.place_weights()?;
         let mut text = String::new();
@@ -421,82 +407,6 @@ impl Top<'_> {
         Ok(())
     }
 
-    /// Whether each array between launches is written by one launch and read by one later one, and none by two.
-    fn overlaps(&self, launches: &[(usize, Vec<Arg>)]) -> bool {
-        let mut writes: BTreeMap<ValueIndex, Vec<usize>> = BTreeMap::new();
-        let mut reads = writes.clone();
-        for (n, (k, args)) in launches.iter().enumerate() {
-            for (param, arg) in self.source.kernels[*k].params.iter().zip(args) {
-                let (Param::Buffer { written, .. }, Arg::Buffer(v)) = (param, arg) else {
-                    continue;
-                };
-                let v = self.root(*v);
-                if matches!(
-                    self.source.program.values[v as usize].place,
-                    Place::Weights { .. }
-                ) {
-                    continue;
-                }
-                let of = if *written { &mut writes } else { &mut reads };
-                of.entry(v).or_default().push(n);
-            }
-        }
-        let copied = self.source.program.outputs.iter().any(|p| {
-            let root = self.root(p.value);
-            !matches!(
-                self.source.program.values[root as usize].place,
-                Place::Output(_)
-            )
-        });
-        // A circuit is one task: two launches of it cannot overlap.
-        let distinct: BTreeSet<usize> = launches.iter().map(|l| l.0).collect();
-        !copied
-            && distinct.len() == launches.len()
-            && writes.values().chain(reads.values()).all(|n| n.len() == 1)
-            && writes
-                .iter()
-                .all(|(v, w)| reads.get(v).is_none_or(|r| r[0] > w[0]))
-    }
-
-    /// How many buffers each array between overlapping launches needs, so that none waits for room.
-    fn depths(&self, launches: &[(usize, Vec<Arg>)]) -> Result<BTreeMap<String, u64>, Error> {
-        let between = self.values.iter().filter(|(v, _)| {
-            let place = &self.source.program.values[**v as usize].place;
-            matches!(place, Place::Arena { .. } | Place::Prepared { .. })
-        });
-        let channels: Vec<(ValueIndex, String)> =
-            between.map(|(v, a)| (*v, a.name.clone())).collect();
-        let task = |(layer, (k, args)): (&Layer, &(usize, Vec<Arg>))| {
-            let mut task = Task {
-                name: layer.name.clone(),
-                cycles: layer.cycles.ceil() as u64,
-                reads: vec![],
-                writes: vec![],
-                firings: RUNS,
-            };
-            for (param, arg) in self.source.kernels[*k].params.iter().zip(args) {
-                let (Param::Buffer { written, .. }, Arg::Buffer(v)) = (param, arg) else {
-                    continue;
-                };
-                let root = self.root(*v);
-                if let Some(channel) = channels.iter().position(|c| c.0 == root) {
-                    let of = if *written {
-                        &mut task.writes
-                    } else {
-                        &mut task.reads
-                    };
-                    of.push((channel, 1));
-                }
-            }
-            task
-        };
-        let tasks: Vec<Task> = self.design.layers.iter().zip(launches).map(task).collect();
-        let depths = channels::depths(&tasks, channels.len());
-        let depths = depths.map_err(|e| self.unsupported(e.to_string()))?;
-        let names = channels.into_iter().map(|c| c.1);
-        Ok(names.zip(depths).collect())
-    }
-
     fn declaration(&self) -> String {
         let design = &self.design;
         let constant = |a: &Array| format!("const {} {}[{}]", storage(a.elem), a.name, a.len);
@@ -587,8 +497,11 @@ impl Top<'_> {
                 );
             }
         }
-        for layer in &self.design.layers {
-            self.design.bram18 += bram18((layer.cost.scratch_bits / 32.0).ceil() as u64, 32);
+        let layers = self.design.layers.iter();
+        let scratch: BTreeMap<usize, f64> =
+            layers.map(|l| (l.function, l.cost.scratch_bits)).collect();
+        for bits in scratch.values() {
+            self.design.bram18 += bram18((bits / 32.0).ceil() as u64, 32);
         }
         text += "}\n";
         Ok(text)
@@ -606,21 +519,6 @@ impl Top<'_> {
                 self.unsupported("a size that is not known: fix dimensions with `--dim`".to_owned())
             }),
         }
-    }
-
-    /// Elements of each value that are accessed in one cycle at most.
-    fn ports(&self, launches: &[(usize, Vec<Arg>)]) -> BTreeMap<ValueIndex, u32> {
-        let mut ports = BTreeMap::new();
-        for (layer, (_, args)) in self.design.layers.iter().zip(launches) {
-            for (param, arg) in args.iter().enumerate() {
-                if let Arg::Buffer(v) = arg {
-                    let elements = layer.cost.ports.get(&(param as u32)).copied().unwrap_or(1);
-                    let most = ports.entry(self.root(*v)).or_insert(1);
-                    *most = elements.max(*most);
-                }
-            }
-        }
-        ports
     }
 }
 
