@@ -6,6 +6,7 @@ use clap::{
     Arg, ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum,
 };
 use lapidary::calibrate::SAMPLES;
+use lapidary_hls::parts::{Part, part};
 use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::Budget;
 use lapidary_server::Serving;
@@ -336,6 +337,12 @@ pub struct Build {
     /// Target triple (default: this machine).
     #[arg(long)]
     pub target: Option<String>,
+    /// Of `--emit hls`: the FPGA to fit, `u280`, `vhk158` or `zcu102`. `--latency` is then the circuit's.
+    #[arg(long, default_value = "u280", value_parser = part)]
+    pub part: &'static Part,
+    /// Of `--emit hls`: inputs for the test bench, as `run --inputs` takes them (default: random numbers).
+    #[arg(long, value_name = "DIR")]
+    pub vectors: Option<PathBuf>,
 }
 
 /// Kinds of artefact.
@@ -353,6 +360,8 @@ pub enum Emit {
     Asm,
     /// Program, code and weights in one file, for `include_model!`.
     Image,
+    /// A folder with a project for FPGAs: HLS C++, a test bench, a report of resources and cycles.
+    Hls,
 }
 
 /// `lapidary compress`.

@@ -325,17 +325,7 @@ pub fn compile(
             });
         }
     }
-    if options.optimize {
-        stages.stage("optimize", || optimize(&mut module, options));
-    }
-    let lowered = stages
-        .stage("lower", || {
-            lower(&module, &options.target, &options.lowering())
-        })
-        .map_err(|errors| Error::Lower {
-            file: file.to_owned(),
-            errors,
-        })?;
+    let lowered = lower_module(module, file, options, &mut stages)?;
     let code = stages
         .stage("code", || {
             (options.backend.compile)(&lowered.kernels, &options.target)
@@ -358,6 +348,34 @@ pub fn compile(
         compression,
         times: stages.times,
     })
+}
+
+/// Lowers an imported module, whose weights are as they are to be, for a code generator that makes no machine code.
+pub fn lower_only(module: Module, file: &str, options: &CompileOptions) -> Result<Lowered, Error> {
+    let mut stages = Stages {
+        progress: &options.progress,
+        times: Times::default(),
+    };
+    lower_module(module, file, options, &mut stages)
+}
+
+fn lower_module(
+    mut module: Module,
+    file: &str,
+    options: &CompileOptions,
+    stages: &mut Stages,
+) -> Result<Lowered, Error> {
+    if options.optimize {
+        stages.stage("optimize", || optimize(&mut module, options));
+    }
+    stages
+        .stage("lower", || {
+            lower(&module, &options.target, &options.lowering())
+        })
+        .map_err(|errors| Error::Lower {
+            file: file.to_owned(),
+            errors,
+        })
 }
 
 /// Whether `path` is a model that can write text: the folder of a decoder's checkpoint with its tokenizer, or a GGUF file with a

@@ -77,6 +77,11 @@ const LAYERS: &[Layer] = &[
         ours: &["lapidary-abi", "lapidary-ir"],
         for_tests: &["lapidary-suite"],
     },
+    Layer {
+        folder: "backends/hls",
+        ours: &["lapidary-abi", "lapidary-ir"],
+        for_tests: &["lapidary-suite"],
+    },
 ];
 
 /// Dependencies that exactly one crate may use, so that what they define stays inside it.

@@ -13,6 +13,9 @@ use lapidary_passes::lower::Noticed;
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
+    if args.emit == Emit::Hls {
+        return super::hls::build(args);
+    }
     let mut options = args.model.options(args.target.as_deref())?;
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
@@ -48,6 +51,8 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,
         Emit::Obj => write_object(&args.output, &parts, &options.target)?,
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
+        // Done above: it makes no machine code.
+        Emit::Hls => {}
     }
     write_recipe(args, &compiled)?;
     if let Some(compression) = &compiled.compression {

@@ -18,13 +18,16 @@ pub struct Backend {
     pub compile: fn(&[Kernel], &Target) -> Result<Code, Error>,
     /// Descriptions that this machine can run code for, with and without micro-kernels.
     pub targets: fn() -> Vec<Target>,
+    /// Runs a kernel over its whole grid on copies of these buffers: [`run_native`] for code of this machine.
+    pub run: fn(&Backend, &Kernel, &Target, &[Vec<u8>], &[i64]) -> Vec<Vec<u8>>,
 }
 
 /// The tests of a backend.
 #[macro_export]
 macro_rules! suite {
-    ($backend:expr) => {
-        $crate::suite!(@ $backend;
+    // One list: `then` is what is made of its names.
+    (list $($then:tt)*) => {
+        $crate::suite! { $($then)*
             tiles_with_remainders_of_every_type
             gathers_masks_and_transpositions
             loops_branches_reductions_scratch
@@ -38,8 +41,18 @@ macro_rules! suite {
             blocks_are_rounded
             weights_become_numbers
             windows_of_numbers_and_codes
-            other_machines_get_code
-        );
+        }
+    };
+    (functions; $($name:ident)*) => {
+        [$($crate::kernels::$name as fn(&$crate::Backend)),*]
+    };
+    // For a backend that makes no code of processors.
+    (kernels $backend:expr) => {
+        $crate::suite!(list @ $backend;);
+    };
+    ($backend:expr) => {
+        $crate::suite!(kernels $backend);
+        $crate::suite!(@ $backend; other_machines_get_code);
     };
     (@ $backend:expr; $($name:ident)*) => {
         $(
@@ -50,6 +63,9 @@ macro_rules! suite {
         )*
     };
 }
+
+/// Every case of kernels, for a backend that runs many at a time.
+pub static FUNCTIONS: &[fn(&Backend)] = &suite!(list functions;);
 
 /// Code in executable memory.
 pub struct Loaded {
@@ -191,7 +207,7 @@ pub fn check(
 ) {
     let want = run_interpreted(kernel, buffers, sizes);
     for target in (backend.targets)() {
-        let got = run_native(backend, kernel, &target, buffers, sizes);
+        let got = (backend.run)(backend, kernel, &target, buffers, sizes);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             if got == want {
                 continue;
