@@ -59,6 +59,7 @@ mod tests {
     static BACKEND: Backend = Backend {
         compile: super::compile,
         targets: native_targets,
+        run: lapidary_suite::run_native,
     };
 
     lapidary_suite::suite!(BACKEND);
