@@ -2,10 +2,12 @@
 
 use crate::Entry;
 use crate::hazards::Hazards;
+use crate::product;
 use crate::tile::{Tile, WARP, register, threads};
 use crate::writer::{Ty, Val, Writer};
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::contraction::Facts;
 use lapidary_ir::kernel::{Buf, Extent, Kernel, Op, Param, Stmt, TileType, Var};
 use std::fmt::Write;
 
@@ -95,6 +97,7 @@ pub(crate) struct Fun<'k> {
     pub tid: Val,
     /// This thread's number in its warp.
     pub lane: Val,
+    pub facts: Facts<'k>,
     /// Accesses since the last barrier.
     pub hazards: Hazards,
     placement: Placement,
@@ -115,10 +118,12 @@ pub(crate) struct Fun<'k> {
 
 impl<'k> Fun<'k> {
     fn new(kernel: &'k Kernel, placement: Placement, slots_planned: [u32; SLOTS]) -> Fun<'k> {
+        let facts = Facts::new(kernel);
         Fun {
             w: Writer::default(),
             kernel,
-            threads: threads(kernel),
+            threads: product::threads(&facts, &kernel.body).unwrap_or_else(|| threads(kernel)),
+            facts,
             tid: Val::int(0),
             lane: Val::int(0),
             hazards: Hazards::default(),
@@ -391,7 +396,12 @@ impl<'k> Fun<'k> {
     }
 
     pub fn statements(&mut self, body: &'k [Stmt]) -> Result<(), Error> {
-        body.iter().try_for_each(|s| self.statement(s))
+        for stmt in body {
+            if !self.contraction(stmt)? {
+                self.statement(stmt)?;
+            }
+        }
+        Ok(())
     }
 
     fn statement(&mut self, stmt: &'k Stmt) -> Result<(), Error> {
@@ -550,7 +560,7 @@ impl<'k> Fun<'k> {
     }
 
     /// What a body may read and write: slots, and buffers by their resources.
-    fn accesses(&self, body: &[Stmt], reads: &mut Vec<usize>, writes: &mut Vec<usize>) {
+    pub fn accesses(&self, body: &[Stmt], reads: &mut Vec<usize>, writes: &mut Vec<usize>) {
         for stmt in body {
             match &stmt.op {
                 Op::Load { buf, .. } => reads.push(self.buffer_resource(*buf)),

@@ -2,7 +2,7 @@
 //!
 //! A kernel becomes an entry, a grid point a thread block. How it is written, from outside in: `function` is the frame
 //! (parameters, coordinates, statements, control flow); `tile` says how a tile lies in a block's threads; `elementwise` and
-//! `shape` translate operations; `memory` loads and stores; `hazards` says where the threads of a block wait for each
+//! `shape` translate operations; `product` writes the contractions that are recognised; `memory` loads and stores; `hazards` says where the threads of a block wait for each
 //! other. `writer` writes instructions.
 //!
 //! **Calling.** The parameters are those of the kernel in order, each 64 bits (an address in global memory, or a size),
@@ -19,6 +19,7 @@ mod elementwise;
 mod function;
 mod hazards;
 mod memory;
+mod product;
 mod shape;
 mod tile;
 mod writer;

@@ -7,7 +7,7 @@ use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::{At, Axis, Buf, Class, Literal, TileElem, TileType, Var};
 
 /// One axis of a tile's address in registers.
-enum Along {
+pub(crate) enum Along {
     /// `i * stride`.
     Stride(i64),
     /// `i * stride`.
@@ -17,7 +17,7 @@ enum Along {
 }
 
 /// An axis: where its elements are and which exist, part by part.
-struct Place {
+pub(crate) struct Place {
     along: Along,
     valid: Option<Val>,
     mask: Option<Vec<Val>>,
@@ -79,7 +79,7 @@ impl Fun<'_> {
     }
 
     /// Axes of a tile of this type; what is a tile itself comes to where it is needed.
-    fn places_of(&mut self, ty: &TileType, axes: &[Axis]) -> Result<Vec<Place>, Error> {
+    pub fn places_of(&mut self, ty: &TileType, axes: &[Axis]) -> Result<Vec<Place>, Error> {
         let mut places = vec![];
         for (i, axis) in axes.iter().enumerate() {
             let index = match (axes.len(), i) {
@@ -115,7 +115,7 @@ impl Fun<'_> {
     }
 
     /// Element offset of a part, and whether this thread accesses it.
-    fn locate(
+    pub fn locate(
         &mut self,
         ty: &TileType,
         part: u32,

@@ -187,6 +187,14 @@ impl Fun<'_> {
         }
     }
 
+    /// An element of a tile that every warp holds, by its number; of the elements that there are.
+    pub fn fetch_lane(&mut self, x: &Tile, number: Val) -> Val {
+        match x.uniform {
+            true => x.parts[0],
+            false => self.shuffle("idx", x.parts[0], number),
+        }
+    }
+
     /// What other lanes of the warp hold: of lane `b`, or of the lane whose number differs in the bits `b`.
     fn shuffle(&mut self, mode: &str, x: Val, b: Val) -> Val {
         let half = |w: &mut crate::writer::Writer, ty: Ty, x: Val| {

@@ -1,7 +1,9 @@
-//! NVIDIA's assembler takes every kernel of the suite for every GPU, with all values in registers, as many as
+//! NVIDIA's assembler takes every kernel of the suite, and those of this backend's own tests, for every GPU, with all values in registers, as many as
 //! `registers.txt` says at most. `LAPIDARY_BLESS=1` writes that file anew.
 //!
 //! Skipped, visibly, where `LAPIDARY_PYTHON` names no Python that has `nvidia-cuda-nvcc` or `nvidia-cuda-nvcc-cu12`.
+
+mod support;
 
 use lapidary_ir::kernel::{Kernel, legalize};
 use lapidary_ir::target::{Feature, Target};
@@ -48,6 +50,8 @@ fn suite() -> Vec<Kernel> {
         kernels::blocks_are_rounded,
         kernels::weights_become_numbers,
         kernels::windows_of_numbers_and_codes,
+        support::products,
+        support::wide_rows,
     ];
     for case in all {
         case(&COLLECTOR);
