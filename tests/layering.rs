@@ -82,6 +82,17 @@ const LAYERS: &[Layer] = &[
         ours: &["lapidary-abi", "lapidary-ir"],
         for_tests: &["lapidary-suite"],
     },
+    Layer {
+        folder: "backends/ptx",
+        ours: &["lapidary-ir"],
+        for_tests: &["lapidary-ptx-interp", "lapidary-suite"],
+    },
+    Layer {
+        folder: "backends/ptx-interp",
+        // What it says of a text must not depend on who wrote it.
+        ours: &[],
+        for_tests: &[],
+    },
 ];
 
 /// Dependencies that exactly one crate may use, so that what they define stays inside it.

@@ -24,7 +24,7 @@ macro_rules! features {
 pub struct FeatureRow {
     /// The feature.
     pub feature: Feature,
-    /// Instruction set: `x86_64`, `aarch64` or `riscv64`.
+    /// Instruction set: `x86_64`, `aarch64`, `riscv64` or `nvptx64`.
     pub arch: &'static str,
     /// As users write it.
     pub name: &'static str,
@@ -41,6 +41,11 @@ features! {
     DotProd "aarch64" "dotprod" needs None; "8-bit dot products of equal signs."
     I8mm "aarch64" "i8mm" needs Some(Feature::DotProd); "8-bit dot products of mixed signs."
     Bf16 "aarch64" "bf16" needs None; "bf16 dot products."
+    Sm80 "nvptx64" "sm_80" needs None; "A100: copies to shared memory that are waited for, bf16 matrix products."
+    Sm86 "nvptx64" "sm_86" needs Some(Feature::Sm80); "Ampere for graphics."
+    Sm89 "nvptx64" "sm_89" needs Some(Feature::Sm86); "Ada."
+    Sm90a "nvptx64" "sm_90a" needs Some(Feature::Sm89); "H100."
+    Sm100 "nvptx64" "sm_100" needs Some(Feature::Sm89); "B200."
 }
 
 /// Levels of x86-64 above the least one that code is made for, which is x86-64-v2.
@@ -156,6 +161,9 @@ impl Target {
     pub fn named(triple: Option<&str>, processor: Option<&str>) -> Result<Target, [String; 2]> {
         let host = Target::host();
         let triple = triple.unwrap_or(&host.triple);
+        if let Some(gpu) = Target::gpu_named(triple, processor) {
+            return gpu;
+        }
         let arch = triple.split('-').next().unwrap_or_default();
         let generic = match arch {
             "x86_64" => Target::x86_64().with_features(vec![]),
@@ -164,7 +172,10 @@ impl Target {
             _ => {
                 return Err([
                     format!("there is no target `{triple}`"),
-                    "targets begin with `x86_64-`, `aarch64-` or `riscv64gc-`".to_owned(),
+                    format!(
+                        "targets begin with `x86_64-`, `aarch64-` or `riscv64gc-`, or are GPUs: `ptx`, {}",
+                        Target::gpus().join(", ")
+                    ),
                 ]);
             }
         };
@@ -254,9 +265,53 @@ impl Target {
         match self.triple.split('-').next().unwrap_or_default() {
             "x86_64" => "x86_64",
             "aarch64" => "aarch64",
+            "nvptx64" => "nvptx64",
             arch if arch.starts_with("riscv64") => "riscv64",
             _ => "",
         }
+    }
+
+    /// Names of the GPUs that code is written for.
+    pub fn gpus() -> Vec<&'static str> {
+        let rows = FEATURES.iter().filter(|f| f.arch == "nvptx64");
+        rows.map(|f| f.name).collect()
+    }
+
+    /// A GPU by its name alone, or by `ptx` (or its triple) and a processor; `None` if that is no GPU.
+    fn gpu_named(triple: &str, processor: Option<&str>) -> Option<Result<Target, [String; 2]>> {
+        let any = triple == "ptx" || triple.split('-').next() == Some("nvptx64");
+        let name = match (any, processor) {
+            (true, name) => name.unwrap_or("sm_80"),
+            (false, None) if Target::gpus().contains(&triple) => triple,
+            _ => return None,
+        };
+        let row = FEATURES
+            .iter()
+            .find(|f| f.arch == "nvptx64" && f.name == name);
+        Some(match row {
+            Some(row) => Ok(Target::nvptx64(row.feature)),
+            None => Err([
+                format!("`{name}` is no GPU that code is written for"),
+                format!("there are {}", Target::gpus().join(", ")),
+            ]),
+        })
+    }
+
+    /// A GPU. Its vectors are what the threads of a block hold at a time; memory that a block shares takes the place of the
+    /// caches.
+    pub fn nvptx64(gpu: Feature) -> Target {
+        Target {
+            triple: "nvptx64-nvidia-cuda".to_owned(),
+            vector_bytes: 512,
+            vector_registers: 32,
+            fused_multiply_add: true,
+            micro_kernels: false,
+            l1_bytes: 48 << 10,
+            l2_bytes: 40 << 20,
+            threads: 108,
+            ..Target::x86_64()
+        }
+        .with_features(vec![gpu])
     }
 
     /// 64-bit Arm.
@@ -301,6 +356,10 @@ mod tests {
         assert_eq!(vnni.vector_bytes, 64);
         assert!(wide("x86-64-v3,dotprod").unwrap_err()[0].contains("dotprod"));
         assert!(Target::named(Some("sparc-sun-solaris"), None).is_err());
+        let gpu = Target::named(Some("sm_90a"), None).unwrap();
+        assert_eq!(gpu, Target::named(Some("ptx"), Some("sm_90a")).unwrap());
+        assert!(gpu.features.contains(&Feature::Sm80) && gpu.arch() == "nvptx64");
+        assert!(Target::named(Some("ptx"), Some("sm_20")).unwrap_err()[1].contains("sm_100"));
         let arm = Target::named(Some("aarch64-unknown-linux-gnu"), Some("generic,i8mm")).unwrap();
         assert_eq!(arm.features, [Feature::DotProd, Feature::I8mm]);
     }
