@@ -70,7 +70,12 @@ pub fn take_up(path: &Path, session: &mut Session, prompt: &[u32]) -> Result<boo
     let take = if all {
         count
     } else {
-        common.min(prompt.len() - 1) / CHUNK * CHUNK
+        let take = common.min(prompt.len() - 1) / CHUNK * CHUNK;
+        if session.can_forget(count, take) {
+            take
+        } else {
+            0
+        }
     };
     session.restore(&state, take, all.then_some(&scores))?;
     Ok(all)

@@ -122,9 +122,32 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Forgets tokens of a sequence from this number on.
-    pub fn truncate(&mut self, at: usize, len: usize) {
-        self.past[at] = self.past[at].min(len);
+    /// Forgets tokens of a sequence from this number on. An error where caches are codes and too many are forgotten: they have
+    /// numbers of the newest only.
+    pub fn truncate(&mut self, at: usize, len: usize) -> Result<(), Error> {
+        let past = self.len(at);
+        if len < past && !self.can_forget(past, len) {
+            return Err(Error::new(
+                format!("{past} tokens cannot become {len} in caches of codes"),
+                "read the tokens again, or build the model without --kv",
+            ));
+        }
+        self.past[at] = past.min(len);
+        Ok(())
+    }
+
+    /// Whether a sequence of `past` tokens can go on from fewer as if there had been no more.
+    pub(crate) fn can_forget(&self, past: usize, len: usize) -> bool {
+        let codes = |p: &Port| {
+            !matches!(
+                p.ty,
+                ValueType::Tensor {
+                    elem: ElemType::F32,
+                    ..
+                }
+            )
+        };
+        len == 0 || past - len <= UNIT || !self.model.states().iter().any(codes)
     }
 
     /// The model.

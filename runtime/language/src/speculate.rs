@@ -125,8 +125,8 @@ fn go_on<R: Reader>(
         count_proposed(writing, count);
         // What was proposed in vain is forgotten; the last token has not been read by either.
         let len = writing.tokens.len() - 1;
-        session.truncate(0, len);
-        drafts.truncate(0, len);
+        session.truncate(0, len)?;
+        drafts.truncate(0, len)?;
         ahead = match right == count {
             true => (ahead + 2).min(MOST),
             false => (right + 1).max(1),
