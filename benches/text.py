@@ -2,14 +2,17 @@
 """How fast executables write text: tokens per second by `--stats`, and the bytes of weights that this reads a second.
 
   benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 128] [--rounds 3]
+                  [--kv f32,8,4]
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which
-products read as they are, and what they are multiplied with is rounded (`--round-activations`). Configurations are alternated;
+products read as they are, and what they are multiplied with is rounded (`--round-activations`). `--kv` are forms of the caches of
+keys and values (with `--prompt 2000` they matter). Configurations are alternated;
 speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
 import argparse
+import itertools
 import json
 import pathlib
 import re
@@ -36,13 +39,6 @@ def write_model(folder, shape, seed=1):
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": keys, "vocab_size": vocabulary,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "hidden_act": "silu",
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    # Token n is the word tn.
-    words = {f"t{n}": n for n in range(vocabulary)}
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None, "decoder": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
-    }))
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
     for i in range(layers):
         names = {
@@ -51,6 +47,19 @@ def write_model(folder, shape, seed=1):
             "mlp.down_proj": (hidden, inner), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }
         shapes.update({f"model.layers.{i}.{name}.weight": dims for name, dims in names.items()})
+    write_checkpoint(folder, config, shapes, seed)
+    # A step reads one row of the table.
+    return sum(int(np.prod(d)) for n, d in shapes.items() if len(d) == 2 and n != "model.embed_tokens.weight")
+
+
+def write_checkpoint(folder, config, shapes, seed):
+    """Random weights of these shapes, with a tokenizer whose token n is the word tn."""
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {f"t{n}": n for n in range(config["vocab_size"])}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None, "decoder": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
+    }))
     random, header, at = np.random.default_rng(seed), {}, 0
     for name, dims in shapes.items():
         size = 4 * int(np.prod(dims))
@@ -62,12 +71,12 @@ def write_model(folder, shape, seed=1):
         for dims in shapes.values():
             numbers = np.ones(dims) if len(dims) == 1 else random.standard_normal(dims) / dims[1] ** 0.5
             file.write(numbers.astype("<f4").tobytes())
-    # A step reads one row of the table.
-    return sum(int(np.prod(d)) for n, d in shapes.items() if len(d) == 2 and n != "model.embed_tokens.weight")
 
 
-def build(lapidary, model, weights, program):
+def build(lapidary, model, weights, kv, program):
     args = [lapidary, "build", model, "-o", program]
+    if kv != "f32":
+        args += ["--kv", kv]
     if weights != "f32":
         recipe = program.with_suffix(".toml")
         recipe.write_text(f'[[weight]]\nname = "*_proj.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
@@ -77,17 +86,19 @@ def build(lapidary, model, weights, program):
 
 
 def measure(program, threads, prompt, tokens):
-    """Tokens per second of the prompt, and of the text."""
+    """Tokens per second of the prompt, and of the text; megabytes of the caches."""
     text = " ".join(f"t{17 * n % 1000}" for n in range(prompt))
     args = [program, "--prompt", text, "--max-tokens", str(tokens), "--threads", str(threads), "--stats"]
     done = subprocess.run(args, check=True, capture_output=True, text=True)
-    return [float(rate) for rate in re.findall(r"([\d.]+) tokens/s", done.stderr)]
+    rates = [float(rate) for rate in re.findall(r"([\d.]+) tokens/s", done.stderr)]
+    return *rates, int(re.search(r"caches of (\d+) bytes", done.stderr)[1]) / 1e6
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--shapes", default="110m,wt2")
     parser.add_argument("--weights", default="f32,8,4")
+    parser.add_argument("--kv", default="f32")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=128)
@@ -102,24 +113,24 @@ def main():
     for shape in args.shapes.split(","):
         model = out / shape
         numbers = write_model(model, SHAPES[shape])
-        for weights in args.weights.split(","):
-            program = out / f"{shape}-{weights}"
-            build(args.lapidary, model, weights, program)
+        for weights, kv in itertools.product(args.weights.split(","), args.kv.split(",")):
+            program = out / f"{shape}-{weights}-{kv}"
+            build(args.lapidary, model, weights, kv, program)
             # A scale of two bytes for each 32.
             bits = 32 if weights == "f32" else int(weights) + 0.5
-            cells |= {(shape, weights, t): (program, numbers * bits / 8, []) for t in threads}
+            cells |= {(shape, weights, kv, t): (program, numbers * bits / 8, []) for t in threads}
     for _ in range(args.rounds):
-        for (_, _, t), (program, _, found) in cells.items():
+        for (*_, t), (program, _, found) in cells.items():
             found.append(measure(program, t, args.prompt, args.tokens))
     lines = [
         f"Written by `benches/text.py --rounds {args.rounds}`: a prompt of {args.prompt} tokens, then {args.tokens}; the best of the rounds.",
         "",
-        "| shape | weights | threads | prompt, tokens/s | text, tokens/s | weights read, GB/s |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| shape | weights | caches | threads | prompt, tokens/s | text, tokens/s | weights read, GB/s | caches, MB |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (shape, weights, t), (_, size, found) in cells.items():
-        prompt, text = (max(rates) for rates in zip(*found))
-        lines.append(f"| {shape} | {weights} | {t} | {prompt:.0f} | {text:.1f} | {text * size / 1e9:.1f} |")
+    for (shape, weights, kv, t), (_, size, found) in cells.items():
+        prompt, text, caches = (max(rates) for rates in zip(*found))
+        lines.append(f"| {shape} | {weights} | {kv} | {t} | {prompt:.0f} | {text:.1f} | {text * size / 1e9:.1f} | {caches:.1f} |")
     table = "\n".join(lines)
     print(table)
     if args.write:
@@ -129,4 +140,5 @@ def main():
         path.write_text(results[:begin] + "\n\n" + table + "\n\n" + results[end:])
 
 
-main()
+if __name__ == "__main__":
+    main()

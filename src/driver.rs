@@ -68,6 +68,8 @@ pub struct CompileOptions {
     pub prepare: bool,
     /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
     pub round: bool,
+    /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
+    pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
     pub stepwise: bool,
     /// Told what begins, for people who wait.
@@ -115,6 +117,7 @@ impl CompileOptions {
             sparse: true,
             prepare: true,
             round: false,
+            kv: None,
             stepwise: false,
             progress: Progress::default(),
         }
@@ -126,6 +129,7 @@ impl CompileOptions {
             sparse: self.sparse,
             prepare: self.prepare,
             round: self.round,
+            kv: self.kv,
             caches: self.stepwise,
             ..lower::Options::default()
         }

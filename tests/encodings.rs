@@ -85,7 +85,7 @@ fn check(seed: u64) {
             let run = ModelOptions {
                 threads: 1,
                 pin: false,
-                huge_pages: false,
+                ..ModelOptions::default()
             };
             let loaded = compiled.load(run).expect("loads");
             let given: Vec<_> = inputs
@@ -157,7 +157,7 @@ fn compressed_filters_convolve() {
                 let run = ModelOptions {
                     threads: 2,
                     pin: false,
-                    huge_pages: false,
+                    ..ModelOptions::default()
                 };
                 let loaded = compiled.load(run).expect("loads");
                 let given = values::to_runtime(&Value::from(image.clone())).expect("a tensor");

@@ -12,7 +12,7 @@ use support::*;
 
 /// A chain of products by square weights of this size, all in one file beside the model.
 const SIDE: usize = 2048;
-const LAYERS: usize = 6;
+const LAYERS: usize = 8;
 
 #[test]
 fn building_takes_at_most_twice_the_weights() {
@@ -101,6 +101,46 @@ fn building_takes_at_most_twice_the_weights() {
             "{emit}: {peak} bytes for {weights_bytes} of weights"
         );
     }
+    let program = folder.path().join("exe");
+    let whole = running(&program, &["--bench", "0.1"]).expect("it runs");
+    assert!(whole >= weights_bytes, "{whole} bytes");
+    let limit = 80 << 20;
+    let memory = limit.to_string();
+    let least = running(&program, &["--bench", "0.1", "--memory", &memory]).expect("it runs");
+    println!(
+        "running takes {} MB, {} MB when told to take 80 MiB",
+        whole >> 20,
+        least >> 20
+    );
+    assert!(
+        least <= limit,
+        "{least} bytes in memory, {limit} are allowed"
+    );
+    let refused = running(&program, &["--bench", "0.1", "--memory", "17MiB"]);
+    assert!(refused.is_err_and(|why| why.contains("bytes of memory at least")));
+}
+
+/// The most that a program has in memory while it runs; its message if it fails.
+fn running(program: &std::path::Path, args: &[&str]) -> Result<u64, String> {
+    let child = Command::new(program)
+        .args(args)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut status = 0;
+    // SAFETY: all zeros is a value of this type.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: waits for our own child, and writes to what is ours.
+    let found = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    assert_eq!(found, child.id() as i32);
+    if status == 0 {
+        return Ok(usage.ru_maxrss as u64 * 1024);
+    }
+    let mut message = String::new();
+    let mut stderr = child.stderr.expect("piped");
+    std::io::Read::read_to_string(&mut stderr, &mut message).expect("text");
+    Err(message)
 }
 
 /// Products with packed weights: of 4 bits, in blocks of 32.

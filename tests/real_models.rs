@@ -30,7 +30,7 @@ fn load(path: &Path, dims: &[(&str, i64)], given: Option<&Given>) -> Model {
     let options = ModelOptions {
         threads: THREADS,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     compiled.load(options).unwrap_or_else(|e| panic!("{e}"))
 }

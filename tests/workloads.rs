@@ -54,7 +54,7 @@ fn check(model: &Path, optimize: bool, threads: usize) -> Result<(), String> {
     let options = ModelOptions {
         threads,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     let loaded = compiled.load(options).map_err(|e| e.to_string())?;
     let outputs = loaded.run(&inputs).map_err(|e| e.to_string())?;

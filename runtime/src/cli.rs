@@ -3,7 +3,7 @@
 //! Exit status: 0 done; 1 the model or its data cannot be run (nothing is left half-written); 2 wrong usage.
 
 use crate::error::RunError;
-use crate::exec::{KernelTiming, Model, ModelOptions};
+use crate::exec::{KernelTiming, Model, ModelOptions, parse_bytes};
 use crate::image::Image;
 use crate::io::folder::{read_inputs, write_outputs};
 use crate::ops::number;
@@ -30,6 +30,7 @@ struct Options {
     outputs: Option<PathBuf>,
     threads: usize,
     huge_pages: bool,
+    memory: Option<u64>,
     no_pin: bool,
     bench: Option<f64>,
     action: Action,
@@ -104,6 +105,12 @@ fn parse(args: impl IntoIterator<Item = String>) -> Result<Options, String> {
                 options.bench =
                     Some(seconds.ok_or_else(|| format!("`{text}` is not a number of seconds"))?);
             }
+            "--memory" => {
+                let text = value()?;
+                let bytes = parse_bytes(&text);
+                options.memory =
+                    Some(bytes.ok_or_else(|| format!("`{text}` is no number of bytes like 2GiB"))?);
+            }
             "--huge-pages" => options.huge_pages = true,
             "--no-pin" => options.no_pin = true,
             "--help" | "-h" => options.action = Action::Help,
@@ -136,6 +143,7 @@ fn act(options: &Options) -> Result<String, RunError> {
         threads: options.threads,
         pin: !options.no_pin,
         huge_pages: options.huge_pages,
+        memory: options.memory,
     })?;
     if !options.no_pin {
         pin_this_thread(model.threads());
@@ -182,6 +190,7 @@ usage: {exe} --inputs DIR [--outputs DIR] [options]
   --outputs DIR  write the outputs here, in the kind of the inputs; without it, print them in short
   --threads N    threads to use (default: one for each core)
   --no-pin       let threads move between cores
+  --memory SIZE  have at most so much in memory, such as 2GiB: weights are read again as they are used
   --huge-pages   ask for huge pages for working memory and weights
   --bench SEC    run for SEC seconds and print times (on zeros without --inputs)
   --help, --version

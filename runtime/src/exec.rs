@@ -15,10 +15,13 @@ use std::sync::{Mutex, PoisonError};
 
 mod control;
 mod ports;
+mod residency;
 mod run;
 mod state;
 
 pub use ports::type_text;
+use residency::Residency;
+pub use residency::parse_bytes;
 use run::Run;
 pub use state::State;
 
@@ -31,6 +34,8 @@ pub struct ModelOptions {
     pub pin: bool,
     /// Whether to ask for huge pages for working memory and weights.
     pub huge_pages: bool,
+    /// Bytes that the process may have in memory, where weights are mapped from a file: some of them leave when others need room.
+    pub memory: Option<u64>,
 }
 
 impl Default for ModelOptions {
@@ -39,6 +44,7 @@ impl Default for ModelOptions {
             threads: 0,
             pin: true,
             huge_pages: false,
+            memory: None,
         }
     }
 }
@@ -77,6 +83,7 @@ pub struct Model {
     prepared: Bytes,
     pool: Pool,
     options: ModelOptions,
+    residency: Option<Residency>,
     frames: Mutex<Vec<Frame>>,
 }
 
@@ -101,7 +108,10 @@ impl Model {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         };
+        let working = plan.arena_bytes + plan.prepared_bytes;
+        let limit = |bytes| Residency::new(bytes, &plan, &weights, working);
         let model = Model {
+            residency: options.memory.map(limit).transpose()?,
             prepared: Bytes::zeroed(plan.prepared_bytes)?,
             plan,
             code,

@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub struct Mapping {
     ptr: NonNull<u8>,
     len: usize,
+    /// Its content is a file's.
+    of_file: bool,
 }
 
 // SAFETY: a mapping is plain memory that nobody writes once it is built.
@@ -33,7 +35,11 @@ impl Mapping {
             return Err(system("cannot map memory"));
         }
         NonNull::new(ptr.cast())
-            .map(|ptr| Mapping { ptr, len })
+            .map(|ptr| Mapping {
+                ptr,
+                len,
+                of_file: file >= 0,
+            })
             .ok_or_else(|| RunError::System("memory mapped at address 0".into()))
     }
 
@@ -73,6 +79,20 @@ impl Mapping {
     /// Asks for huge pages; the system may ignore it.
     pub fn advise_huge(&self) {
         advise_huge(self.ptr.as_ptr(), self.len);
+    }
+
+    /// Lets go of the whole pages of a range: they are read from the file again when they are used.
+    pub fn give_back(&self, offset: usize, len: usize) {
+        const PAGE: usize = 4096;
+        let start = offset.min(self.len).next_multiple_of(PAGE);
+        let end = offset.saturating_add(len).min(self.len) & !(PAGE - 1);
+        if self.of_file && start < end {
+            // SAFETY: the range lies in our mapping, of a file and never written: what is read there stays the same.
+            unsafe {
+                let address = self.ptr.as_ptr().add(start);
+                libc::madvise(address.cast(), end - start, libc::MADV_DONTNEED)
+            };
+        }
     }
 
     fn as_slice(&self) -> &[u8] {

@@ -66,7 +66,7 @@ fn load(program: Program) -> Result<Model, lapidary_runtime::RunError> {
     image.load(ModelOptions {
         threads: 2,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     })
 }
 

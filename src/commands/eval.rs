@@ -30,6 +30,7 @@ pub fn eval(args: &Eval) -> Result<(), Error> {
     let load = |path: &Path, compressed: bool, seq| {
         let mut options = args.model.options(None)?;
         options.compression = options.compression.filter(|_| compressed);
+        options.kv = options.kv.filter(|_| compressed);
         LanguageModel::load(path, &options, threads, seq)
     };
     let mut model = load(model_path, true, args.seq)?;

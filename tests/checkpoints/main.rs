@@ -58,7 +58,7 @@ fn run(module: Module, inputs: &[Value]) -> Vec<Value> {
     let options = ModelOptions {
         threads: THREADS,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     let model = compiled
         .and_then(|c| c.load(options))

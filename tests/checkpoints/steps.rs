@@ -7,15 +7,21 @@ use lapidary_runtime::value::Operand;
 
 /// A model compiled step by step, for `batch` sequences or any number.
 fn stepwise(folder: &Path, batch: Option<i64>) -> Model {
+    stepwise_in(folder, batch, None)
+}
+
+/// The same with keys and values of so many bits.
+fn stepwise_in(folder: &Path, batch: Option<i64>, kv: Option<[i64; 2]>) -> Model {
     let options = CompileOptions {
         stepwise: true,
+        kv,
         dims: batch.map(|n| ("batch".to_owned(), n)).into_iter().collect(),
         ..CompileOptions::host(THREADS)
     };
     let options_of_model = ModelOptions {
         threads: THREADS,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     driver::import(folder, &options)
         .and_then(|module| driver::compile(module, "checkpoint", &options, None))
@@ -202,6 +208,41 @@ fn caches_grow() {
         let found: Vec<f32> = session.scores().collect();
         let excess = excess(&found, &want[40 * vocabulary..41 * vocabulary]);
         assert!(excess <= 1.0, "{name}: {excess}");
+    }
+}
+
+/// Caches of codes give nearly the same in less memory, however the tokens came, and a few can be taken back.
+#[test]
+fn caches_of_codes_are_near() {
+    for name in ["llama31-rope", "gemma3"] {
+        let folder = bundled().join(name);
+        let ids: Vec<u32> = (0..600u32).map(|i| (i * i + 3 * i) % 128).collect();
+        let scores = |session: &Session| session.scores().collect::<Vec<f32>>();
+        let after = |model: &Model, steps: &[usize]| {
+            let mut session = Session::new(model).expect("memory");
+            for &n in steps {
+                let begin = session.len();
+                let fed = session.feed(&ids[begin..begin + n]);
+                fed.unwrap_or_else(|e| panic!("{e}"));
+            }
+            (scores(&session), session.cache_bytes())
+        };
+        let (want, bytes) = after(&stepwise(&folder, Some(1)), &[250, 250, 100]);
+        for (bits, most) in [(8, 1e-2), (4, 0.1), (2, 0.5)] {
+            let model = stepwise_in(&folder, Some(1), Some([bits, bits]));
+            let steps = [
+                vec![250, 250, 100],
+                [vec![40], vec![1; 200], vec![360]].concat(),
+            ];
+            for steps in steps {
+                let (found, coded) = after(&model, &steps);
+                let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
+                let off = square(&mut found.iter().zip(&want).map(|(f, w)| f - w));
+                let off = (off / square(&mut want.iter().copied())).sqrt();
+                assert!(off < most && off > 0.0, "{name}, {bits} bits: {off}");
+                assert!(3 * coded < 2 * bytes, "{coded} bytes for {bytes}");
+            }
+        }
     }
 }
 

@@ -97,7 +97,7 @@ fn minilm_gives_its_embeddings() {
     let options = ModelOptions {
         threads: THREADS,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     let model = compiled
         .and_then(|c| c.load(options))

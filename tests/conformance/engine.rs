@@ -51,7 +51,7 @@ fn compiled(module: &Module, inputs: Vec<Value>, backend: &str) -> Result<Vec<Va
     let options = ModelOptions {
         threads: 1,
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     };
     let model = compiled.load(options).map_err(|e| e.to_string())?;
     let inputs = inputs

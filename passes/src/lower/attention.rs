@@ -8,7 +8,7 @@
 
 use super::{KernelArg, Lowerer, Rule, cache};
 use crate::schedules::Num;
-use crate::schedules::attention::{Attention, Heads, Mask, Packed};
+use crate::schedules::attention::{Attention, Heads, Mask, Packed, Stored};
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
@@ -138,7 +138,10 @@ pub(super) fn plan(module: &Module, n: NodeId, cached: bool) -> Option<Plan> {
             causal: node.flag("is_causal"),
             left: node.int("left_window_size").ok().filter(|&l| l >= 0),
             softcap: softcap.map(|c| c as f32),
-            cached,
+            stored: match cached {
+                true => Stored::Cached,
+                false => Stored::Packed,
+            },
         },
         batch,
         queries,
@@ -148,33 +151,27 @@ pub(super) fn plan(module: &Module, n: NodeId, cached: bool) -> Option<Plan> {
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let caches = low.caches.of(n);
-    let plan = plan(&low.facts.module, n, caches.is_some())
+    let mut plan = plan(&low.facts.module, n, caches.is_some())
         .ok_or_else(|| OpError::new("has no schedule, and was not decomposed"))?;
     let out = low.facts.module.node(n).results[0];
+    if let Some([Some(keys), Some(values)]) = caches.map(|both| both.map(|c| c.codes())) {
+        plan.schedule.stored = Stored::Coded { keys, values };
+    }
     let a = &plan.schedule;
-    let [k, v] = match caches {
-        Some([keys, values]) => [
-            cache::append(low, &keys, a.kv_heads, a.size)?,
-            cache::append(low, &values, a.kv_heads, a.value_size)?,
-        ],
-        None => [
-            packed(low, &plan, Packed::Keys)?,
-            packed(low, &plan, Packed::Values)?,
-        ],
-    };
-    let buffers = [
-        Some(plan.q),
-        Some(k),
-        Some(v),
-        plan.mask,
-        plan.filled,
-        Some(out),
-    ];
-    let mut args: Vec<KernelArg> = buffers
-        .into_iter()
-        .flatten()
-        .map(KernelArg::Value)
-        .collect();
+    let mut buffers = vec![plan.q];
+    match caches {
+        Some([keys, values]) => {
+            buffers.extend(cache::append(low, &keys, a.kv_heads, a.size)?);
+            buffers.extend(cache::append(low, &values, a.kv_heads, a.value_size)?);
+        }
+        None => {
+            buffers.push(packed(low, &plan, Packed::Keys)?);
+            buffers.push(packed(low, &plan, Packed::Values)?);
+        }
+    }
+    buffers.extend(plan.mask.into_iter().chain(plan.filled));
+    buffers.push(out);
+    let mut args: Vec<KernelArg> = buffers.into_iter().map(KernelArg::Value).collect();
     args.extend(unknown([&plan.batch, &plan.queries, &plan.keys]));
     let rows = i64::from(a.tile_rows());
     let tiles = plan.queries.ceil_div(&Dim::from(rows));

@@ -6,15 +6,18 @@
 //! => append (x, at, cache)                   in place, in the panels that attention reads
 //!    attention (q, cache, ..)
 //! ```
-//! Neither is an input or output of the program then: the cache is a state of it.
+//! Neither is an input or output of the program then: the cache is a state of it. Where a `round_cache` is between the two, older
+//! tokens are codes, and the cache is the three states of [`crate::schedules::cache::coded`].
 
 use super::attention::plan;
 use super::{KernelArg, Lowerer};
 use crate::schedules::attention::Packed;
 use crate::schedules::cache::Append;
+use crate::schedules::cache::coded::{AppendCoded, Codes};
 use lapidary_ir::graph::Def;
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::ops::OpError;
+use lapidary_ir::ops::attention::cache::Rounding;
 use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -27,8 +30,20 @@ pub struct Cache {
     scatter: NodeId,
     /// As it is afterwards.
     after: ValueId,
+    /// What makes codes of older tokens.
+    rounding: Option<(NodeId, Rounding)>,
     /// What it holds.
     what: Packed,
+}
+
+impl Cache {
+    /// How older tokens are stored, unless as numbers.
+    pub fn codes(&self) -> Option<Codes> {
+        self.rounding.map(|(_, r)| Codes {
+            bits: r.bits,
+            window: r.window,
+        })
+    }
 }
 
 /// The caches of a module, of keys and of values, by the attention that reads them.
@@ -48,9 +63,23 @@ impl Caches {
         }
         let outputs: HashSet<ValueId> = module.top().outputs.iter().copied().collect();
         let cache = |n: NodeId, what: Packed| -> Option<Cache> {
-            let after = module
+            let read = module
                 .node(n)
                 .operand(if what == Packed::Keys { 1 } else { 2 })?;
+            let rounding = module
+                .producer(read)
+                .and_then(|r| Some((r, Rounding::find(module, r)?)));
+            let (after, reader) = match rounding {
+                Some((r, _)) => (module.node(r).operand(0)?, r),
+                None => (read, n),
+            };
+            let heads = module.node(n).int("kv_num_heads").ok();
+            let suits = rounding.is_none_or(|(r, rounding)| {
+                rounding.along_tokens == (what == Packed::Keys)
+                    && Some(rounding.heads) == heads
+                    && module.node(r).operand(1) == module.node(n).operand(6)
+                    && users.get(&read) == Some(&vec![n])
+            });
             let scatter = module.producer(after)?;
             let node = module.node(scatter);
             let before = node.operand(0)?;
@@ -60,7 +89,8 @@ impl Caches {
                 && node.operand(2).is_some();
             let own = matches!(module.value(before).def, Def::Input(Module::TOP, _))
                 && users.get(&before) == Some(&vec![scatter])
-                && users.get(&after) == Some(&vec![n])
+                && users.get(&after) == Some(&vec![reader])
+                && suits
                 && outputs.contains(&after)
                 && !outputs.contains(&before);
             let rank = module.value(after).ty.shape().map(<[Dim]>::len);
@@ -68,6 +98,7 @@ impl Caches {
                 before,
                 scatter,
                 after,
+                rounding,
                 what,
             })
         };
@@ -75,7 +106,9 @@ impl Caches {
             if module.node(n).op.name != "attention" || plan(module, n, true).is_none() {
                 return None;
             }
-            Some((n, [cache(n, Packed::Keys)?, cache(n, Packed::Values)?]))
+            let both = [cache(n, Packed::Keys)?, cache(n, Packed::Values)?];
+            let [keys, values] = both.map(|c| c.codes().map(|codes| codes.window));
+            (keys == values).then_some((n, both))
         };
         Caches(module.top().nodes.iter().filter_map(both).collect())
     }
@@ -93,53 +126,98 @@ impl Caches {
             .any(|c| v == c.before || v == c.after)
     }
 
-    /// True if a node adds to a cache.
-    pub fn adds(&self, n: NodeId) -> bool {
-        self.0.values().flatten().any(|c| n == c.scatter)
+    /// True if what a node does is done where the cache is attended to: it adds to it, or makes codes.
+    pub fn covers(&self, n: NodeId) -> bool {
+        let own = |c: &Cache| n == c.scatter || c.rounding.is_some_and(|(r, _)| n == r);
+        self.0.values().flatten().any(own)
     }
 }
 
-/// The launch that adds to a cache, for heads of this size; the cache.
-pub fn append(low: &mut Lowerer, cache: &Cache, heads: i64, size: i64) -> Result<ValueId, OpError> {
+/// The launch that adds to a cache, for heads of this size; its parts, as attention reads them.
+pub fn append(
+    low: &mut Lowerer,
+    cache: &Cache,
+    heads: i64,
+    size: i64,
+) -> Result<Vec<ValueId>, OpError> {
     let node = low.facts.module.node(cache.scatter).clone();
     let (x, at) = (node.need(1)?, node.need(2)?);
     let of_cache = low.facts.shape(cache.after)?;
     let of_x = low.facts.shape(x)?;
     let [batch, capacity] = [&of_cache[0], &of_cache[1]];
+    let name = low.facts.module.value(cache.before).name.clone();
+    let num = super::attention::num;
     let width = Dim::from(i64::from(PANEL));
     let (count, panel) = (Dim::from(heads), Dim::from(size));
-    let shape = match cache.what {
-        Packed::Keys => [
-            batch.clone(),
-            count,
-            capacity.floor_div(&width),
-            panel * width,
-        ],
-        Packed::Values => [
-            batch.clone(),
-            count * panel.ceil_div(&width),
-            capacity.clone(),
-            width,
-        ],
+    // Columns of values are in panels of their own.
+    let columns = &count * panel.ceil_div(&width);
+    let (states, kernel, tokens) = match cache.codes() {
+        None => {
+            let shape = match cache.what {
+                Packed::Keys => [count, capacity.floor_div(&width), panel * width],
+                Packed::Values => [columns, capacity.clone(), width],
+            };
+            let kernel = Append {
+                batch: num(batch),
+                heads,
+                size,
+                tokens: num(&of_x[1]),
+                capacity: num(capacity),
+                what: cache.what,
+            };
+            let own = vec![(String::new(), ElemType::F32, shape)];
+            (own, kernel.kernel(), of_x[1].clone())
+        }
+        Some(form) => {
+            let [slots, bytes, two] = [form.slots(), form.group_bytes(), 2].map(Dim::from);
+            // Rows of groups, and groups of a row.
+            let (recent, rows, groups) = match cache.what {
+                Packed::Keys => (
+                    [count.clone(), slots.clone(), &panel * &width],
+                    [count, capacity.floor_div(&width)],
+                    panel,
+                ),
+                Packed::Values => (
+                    [columns.clone(), &slots * &width, width],
+                    [columns, capacity.clone()],
+                    Dim::from(1i64),
+                ),
+            };
+            let of_groups = |each: &Dim| {
+                let [a, b] = rows.clone();
+                [a, b, &groups * each]
+            };
+            let kernel = AppendCoded {
+                batch: num(batch),
+                heads,
+                size,
+                tokens: num(&of_x[1]),
+                capacity: num(capacity),
+                what: cache.what,
+                form,
+            };
+            let parts = vec![
+                (".recent".to_owned(), ElemType::F32, recent),
+                (".codes".to_owned(), ElemType::U8, of_groups(&bytes)),
+                (".steps".to_owned(), ElemType::F16, of_groups(&two)),
+            ];
+            (parts, kernel.kernel(), slots)
+        }
     };
-    let name = low.facts.module.value(cache.before).name.clone();
-    let state = low.state(&name, ElemType::F32, shape.to_vec());
-    let num = super::attention::num;
-    let kernel = Append {
-        batch: num(batch),
-        heads,
-        size,
-        tokens: num(&of_x[1]),
-        capacity: num(capacity),
-        what: cache.what,
+    let mut state = |(part, elem, shape): (String, ElemType, [Dim; 3])| {
+        let mut dims = vec![batch.clone()];
+        dims.extend(shape);
+        low.state(&format!("{name}{part}"), elem, dims)
     };
-    let mut args: Vec<KernelArg> = [x, at, state].map(KernelArg::Value).into();
+    let states: Vec<ValueId> = states.into_iter().map(&mut state).collect();
+    let mut args: Vec<KernelArg> = [x, at].map(KernelArg::Value).into();
+    args.extend(states.iter().copied().map(KernelArg::Value));
     args.extend(super::attention::unknown([batch, &of_x[1], capacity]));
-    let grid = batch * &Dim::from(heads) * &of_x[1];
-    let moved = &grid * &Dim::from(size);
+    let grid = batch * &Dim::from(heads) * tokens;
+    let moved = batch * &Dim::from(heads) * &of_x[1] * Dim::from(size);
     let grain = super::attention::grain(size);
-    low.launch(kernel.kernel(), &args, &grid, grain, &moved)?;
-    Ok(state)
+    low.launch(kernel, &args, &grid, grain, &moved)?;
+    Ok(states)
 }
 
 #[cfg(test)]
@@ -201,6 +279,18 @@ mod tests {
 
     #[test]
     fn states_hold_what_caches_would() {
+        check_states(None);
+    }
+
+    #[test]
+    fn caches_of_codes_hold_what_was_rounded() {
+        for bits in [[8, 8], [4, 2], [2, 4]] {
+            check_states(Some(bits));
+        }
+    }
+
+    /// Steps of the program and of the graph, with keys and values of so many bits, agree.
+    fn check_states(kv: Option<[i64; 2]>) {
         let causal = ("is_causal", Attr::Int(1));
         let cases: &[(usize, &[(&str, Attr)])] = &[
             (8, std::slice::from_ref(&causal)),
@@ -215,13 +305,21 @@ mod tests {
             ),
         ];
         for (size, attrs) in cases {
-            let module = module(*size, attrs);
+            let mut module = module(*size, attrs);
+            let causal = attrs.iter().any(|(name, _)| *name == "is_causal");
+            if kv.is_some() && !causal {
+                continue;
+            }
             let options = Options {
                 caches: true,
+                kv,
                 ..Options::default()
             };
             let lowered =
                 lower(&module, &Target::x86_64(), &options).unwrap_or_else(|e| panic!("{e}"));
+            if let Some(bits) = kv {
+                crate::lower::kv::round(&mut module, bits).expect("rounded");
+            }
             let names: Vec<&str> = lowered
                 .program
                 .inputs
@@ -231,15 +329,26 @@ mod tests {
             assert_eq!(names, ["q", "k", "v", "past"]);
             assert_eq!(
                 (lowered.program.outputs.len(), lowered.program.states.len()),
-                (1, 2)
+                (1, if kv.is_some() { 6 } else { 2 })
             );
-            let empty = || Value::from(numbers(&[2, 64, 2 * size], 0));
+            const ROOM: usize = 192;
+            let empty = || Value::from(numbers(&[2, ROOM, 2 * size], 0));
             let (mut caches, mut states) = ([empty(), empty()], vec![]);
             // Sequences go on from places of their own, over the border of a panel.
-            for (i, (past, n)) in [([0, 0], 5), ([5, 3], 1), ([29, 30], 6), ([35, 34], 1)]
-                .into_iter()
-                .enumerate()
-            {
+            let steps = [
+                ([0, 0], 5),
+                ([5, 3], 1),
+                ([29, 30], 6),
+                ([35, 34], 1),
+                // Over several panels at once, back again a little, and token by token over a border.
+                ([36, 35], 91),
+                ([127, 126], 1),
+                ([128, 127], 1),
+                ([100, 105], 3),
+                ([103, 108], 60),
+                ([163, 168], 1),
+            ];
+            for (i, (past, n)) in steps.into_iter().enumerate() {
                 // The places between have been filled by a run that is not compared.
                 let steps = if i == 2 {
                     vec![([6, 4], 26), (past, n)]
@@ -259,7 +368,7 @@ mod tests {
                     let mut want = eval::run(&module, all).unwrap_or_else(|e| panic!("{e}"));
                     let y = want.pop().expect("three outputs");
                     caches = want.try_into().expect("two caches");
-                    let symbols = [("capacity", 64)];
+                    let symbols = [("capacity", ROOM as i64)];
                     let got = run_from(&lowered, &given, &symbols, &mut states)
                         .unwrap_or_else(|e| panic!("{e}"));
                     let numbers =

@@ -36,6 +36,7 @@ mod codes;
 mod conv;
 mod conv_kernel;
 mod indexing;
+mod kv;
 mod linear;
 mod norm;
 mod pool;
@@ -82,6 +83,8 @@ pub struct Options {
     /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
     /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
     pub caches: bool,
+    /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8. A little less exact.
+    pub kv: Option<[i64; 2]>,
 }
 
 impl Default for Options {
@@ -92,6 +95,7 @@ impl Default for Options {
             prepare: true,
             round: false,
             caches: false,
+            kv: None,
         }
     }
 }
@@ -420,7 +424,8 @@ fn failed(module: &Module, op: &str, error: OpError) -> LowerErrors {
 /// Leaves ops that have lowerings.
 fn decompose(module: &mut Module, options: &Options) -> Result<(), LowerErrors> {
     let caches = caches(module, options);
-    decompose::decompose(module, &|n| caches.of(n).is_some()).map_err(LowerErrors)
+    decompose::decompose(module, &|n| caches.of(n).is_some() || caches.covers(n))
+        .map_err(LowerErrors)
 }
 
 fn caches(module: &Module, options: &Options) -> cache::Caches {
@@ -434,6 +439,9 @@ fn caches(module: &Module, options: &Options) -> cache::Caches {
 pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowered, LowerErrors> {
     let mut module = module.clone();
     encode(&mut module);
+    if let Some(bits) = options.kv {
+        kv::round(&mut module, bits).map_err(|e| failed(&module, "round_cache", e))?;
+    }
     decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.
     fold_constants(&mut module, Limits::default());

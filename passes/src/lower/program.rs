@@ -405,7 +405,7 @@ impl Lowerer {
         if !node.regions.is_empty() {
             return self.control(n);
         }
-        if self.caches.adds(n) {
+        if self.caches.covers(n) {
             // Where it is attended to.
             return Ok(());
         }

@@ -53,8 +53,8 @@ pub fn run_from(
     }
     for (i, port) in program.states.iter().enumerate() {
         let (elem, shape) = host.shape(port.value)?;
-        let zeros = || Tensor::from_f64(elem, shape.clone(), vec![0.0; shape.iter().product()]);
-        let value = states.get(i).cloned().unwrap_or_else(|| zeros().into());
+        let zeros = || Tensor::zeros(elem, shape).into();
+        let value = states.get(i).cloned().unwrap_or_else(zeros);
         host.slots.insert(port.value, value);
     }
     host.block(&program.prepare)?;

@@ -11,10 +11,15 @@
 //!   y = o / l                                             zero where nothing may be attended
 //! ```
 //! Keys and values that lie in caches ([`super::cache`]) are in panels already: `keys` is then how many there is room for, and
-//! the queries are the last of those that are filled.
+//! the queries are the last of those that are filled. Of caches of codes ([`super::cache::coded`]) a run is made numbers in
+//! scratch memory first.
 //!
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+mod source;
+
+use self::source::Source;
+use super::cache::coded::Codes;
 use super::epilogue::whole_lanes;
 use super::{Bound, Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
@@ -80,8 +85,24 @@ pub struct Attention {
     pub left: Option<i64>,
     /// Bound of the scores, if they have one.
     pub softcap: Option<f32>,
-    /// Keys and values lie in caches, of which only the first rows are filled.
-    pub cached: bool,
+    /// Where keys and values are.
+    pub stored: Stored,
+}
+
+/// Where keys and values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// In tensors that are packed for it.
+    Packed,
+    /// In caches, of which only the first rows are filled.
+    Cached,
+    /// In such caches whose older tokens are codes.
+    Coded {
+        /// Keys.
+        keys: Codes,
+        /// Values.
+        values: Codes,
+    },
 }
 
 /// Which operand is packed.
@@ -121,6 +142,9 @@ impl Attention {
     }
 
     fn run(&self) -> i64 {
+        if matches!(self.stored, Stored::Coded { .. }) {
+            return source::RUN;
+        }
         self.keys
             .known()
             .map_or(RUN, |k| (panels(k) * i64::from(PANEL)).min(RUN))
@@ -133,6 +157,46 @@ impl Attention {
             Heads::Apart => (size, mul_const(b, rows, size), all),
             Heads::Packed => (heads * size, b.index(size), all),
         }
+    }
+
+    /// Stretches of keys that are stored alike: from `begin` to `end`, of which `filled` are there in all.
+    fn spans<'s>(
+        &self,
+        b: &mut KernelBuilder,
+        sources: &'s [Source],
+        filled: Var,
+        (begin, end): (Var, Var),
+    ) -> Vec<Span<'s>> {
+        let Stored::Coded { keys, .. } = self.stored else {
+            return sources
+                .iter()
+                .map(|source| Span {
+                    source,
+                    begin,
+                    end,
+                    step: self.run(),
+                })
+                .collect();
+        };
+        let width = i64::from(PANEL);
+        let first = b.index(width);
+        let coarse = keys.coarse(b, filled);
+        let coarse = mul_const(b, coarse, width);
+        let behind = b.binary(Binary::Max, begin, first);
+        let recent = b.binary(Binary::Max, behind, coarse);
+        let mut until = |stop: Var| b.binary(Binary::Min, end, stop);
+        let (first, coarse) = (until(first), until(coarse));
+        let bounds = [(begin, first), (behind, coarse), (recent, end)];
+        sources
+            .iter()
+            .zip(bounds)
+            .map(|(source, (begin, end))| Span {
+                source,
+                begin,
+                end,
+                step: if source.is_coded() { self.run() } else { width },
+            })
+            .collect()
     }
 
     /// Packs keys or values. Parameters: `src`, `dst`, then those of `batch`, `keys` that are [`Num::Sym`].
@@ -205,13 +269,12 @@ impl Attention {
         b.finish()
     }
 
-    /// The kernel. Parameters: `q`, `kp`, `vp`, `mask`?, `filled` if keys are cached, `y`, then those of `batch`, `queries`, `keys` that are
-    /// [`Num::Sym`].
+    /// The kernel. Parameters: `q`, keys, values, `mask`?, `filled` if keys are cached, `y`, then those of `batch`, `queries`, `keys` that are
+    /// [`Num::Sym`]. Keys and values are one buffer each, or the three of a cache of codes.
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
         let q = b.buffer("q", ElemType::F32, false);
-        let kp = b.buffer("kp", ElemType::F32, false);
-        let vp = b.buffer("vp", ElemType::F32, false);
+        let buffers = [Packed::Keys, Packed::Values].map(|what| self.buffers(&mut b, what));
         let mask = self.mask.map(|m| {
             let elem = if m.condition {
                 ElemType::Bool
@@ -221,7 +284,7 @@ impl Attention {
             (b.buffer("mask", elem, false), m)
         });
         let filled = self
-            .cached
+            .cached()
             .then(|| b.buffer("filled", ElemType::I64, false));
         let y = b.buffer("y", ElemType::F32, true);
         let n = Extents {
@@ -257,10 +320,7 @@ impl Attention {
         let kv_before = mul_const(&mut b, at, self.kv_heads);
         let kv_index = add(&mut b, kv_before, kv_head);
         let key_panels = panels_of(&mut b, self.keys, n.keys);
-        let k_panels = mul(&mut b, kv_index, key_panels);
-        let k_at = mul_const(&mut b, k_panels, self.size * i64::from(PANEL));
-        let v_rows = mul(&mut b, kv_index, n.keys.var);
-        let v_at = mul_const(&mut b, v_rows, width);
+        let sources = Source::of(&mut b, self, buffers, (kv_index, key_panels, n.keys.var));
         let mask = mask.map(|(buf, m)| {
             let by_row = m.rows.then_some(n.keys.var);
             let plane = if m.rows {
@@ -309,11 +369,13 @@ impl Attention {
             vec![]
         });
         let mut end = n.keys.var;
+        let mut filled_end = end;
         let mut position = row0;
         if let Some(filled) = filled {
             let there = b.load(filled, at, &[], vec![]);
             let there = b.cast(there, TileElem::Index);
             end = b.binary(Binary::Min, end, there);
+            filled_end = end;
             let before = b.binary(Binary::Sub, there, n.queries.var);
             position = add(&mut b, before, row0);
         }
@@ -331,34 +393,36 @@ impl Attention {
                 b.binary(Binary::Max, first, zero)
             }
         };
-        b.for_loop(begin, end, run as u32, &[], |b, key0, _| {
-            let left = b.binary(Binary::Sub, end, key0);
-            let most = b.index(run);
-            let here = b.binary(Binary::Min, left, most);
-            self.scores(
-                b,
-                &scratch,
-                (q, q_at, q_row),
-                (kp, k_at),
-                (key0, here),
-                rows_left,
-            );
-            b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
-                let row = add(b, position, r);
-                self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
+        let spans = self.spans(&mut b, &sources, filled_end, (begin, end));
+        for Span {
+            source,
+            begin,
+            end,
+            step,
+        } in spans
+        {
+            b.for_loop(begin, end, step as u32, &[], |b, key0, _| {
+                let left = b.binary(Binary::Sub, end, key0);
+                let most = b.index(step);
+                let here = b.binary(Binary::Min, left, most);
+                self.scores(
+                    b,
+                    &scratch,
+                    (q, q_at, q_row),
+                    source,
+                    (key0, here),
+                    rows_left,
+                );
+                b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
+                    let row = add(b, position, r);
+                    self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
+                    vec![]
+                });
+                let result = self.direct().then_some((y, y_at, y_row));
+                self.weighted(b, &scratch, source, (key0, here), rows_left, result);
                 vec![]
             });
-            let result = self.direct().then_some((y, y_at, y_row));
-            self.weighted(
-                b,
-                &scratch,
-                (vp, v_at, n.keys.var),
-                (key0, here),
-                rows_left,
-                result,
-            );
-            vec![]
-        });
+        }
         if self.direct() {
             return b.finish();
         }
@@ -394,7 +458,7 @@ impl Attention {
         b: &mut KernelBuilder,
         scratch: &Scratch,
         (q, q_at, q_row): (Buf, Var, i64),
-        (kp, k_at): (Buf, Var),
+        source: &Source,
         (key0, here): (Var, Var),
         rows_left: Var,
     ) {
@@ -402,14 +466,12 @@ impl Attention {
         let (zero, k) = (b.index(0), b.index(self.size));
         b.for_loop(zero, here, PANEL, &[], |b, key, _| {
             let first = add(b, key0, key);
-            // A panel of 32 keys has `size * 32` elements.
-            let skip = mul_const(b, first, self.size);
-            let b_base = add(b, k_at, skip);
+            let (panel, b_base) = source.keys(b, self.size, first);
             let spec = GemmTile {
                 kind: Kind::F32,
                 rows,
                 a: q,
-                b: kp,
+                b: panel,
                 b_base,
                 k,
                 taps: 1,
@@ -583,7 +645,7 @@ impl Attention {
         &self,
         b: &mut KernelBuilder,
         scratch: &Scratch,
-        (vp, v_at, keys): (Buf, Var, Var),
+        source: &Source,
         (key0, here): (Var, Var),
         rows_left: Var,
         result: Option<(Buf, Var, i64)>,
@@ -591,17 +653,13 @@ impl Attention {
         let rows = self.tile_rows();
         let width = panels(self.value_size) * i64::from(PANEL);
         let (zero, end) = (b.index(0), b.index(width));
-        let skip = mul_const(b, key0, i64::from(PANEL));
-        let first = add(b, v_at, skip);
         b.for_loop(zero, end, PANEL, &[], |b, column, _| {
-            // A panel of 32 columns has `keys * 32` elements.
-            let skip = mul(b, column, keys);
-            let b_base = add(b, first, skip);
+            let (panel, b_base) = source.values(b, column, (key0, here));
             let spec = GemmTile {
                 kind: Kind::F32,
                 rows,
                 a: scratch.s,
-                b: vp,
+                b: panel,
                 b_base,
                 k: here,
                 taps: 1,
@@ -642,7 +700,7 @@ impl Attention {
     /// written by the micro-kernel, and nothing runs on from one run to the next.
     fn direct(&self) -> bool {
         let most = self.value_size.max(64);
-        !self.cached && self.one_run() && self.keys.known().is_some_and(|k| k <= most)
+        !self.cached() && self.one_run() && self.keys.known().is_some_and(|k| k <= most)
     }
 
     /// Elements of a row of scores that are computed together.
@@ -652,15 +710,29 @@ impl Attention {
         whole_lanes(self.keys, LANES).unwrap_or(any)
     }
 
+    fn cached(&self) -> bool {
+        self.stored != Stored::Packed
+    }
+
     fn one_run(&self) -> bool {
-        self.keys.known().is_some_and(|k| k <= self.run())
+        let coded = matches!(self.stored, Stored::Coded { .. });
+        !coded && self.keys.known().is_some_and(|k| k <= self.run())
     }
 
     /// True if rows are whole vectors.
     fn exact(&self) -> bool {
         let whole = |k: i64| k % i64::from(self.lanes()) == 0;
-        !self.causal && !self.cached && self.keys.known().is_some_and(whole)
+        !self.causal && !self.cached() && self.keys.known().is_some_and(whole)
     }
+}
+
+/// Keys that are stored alike.
+struct Span<'s> {
+    source: &'s Source,
+    begin: Var,
+    end: Var,
+    /// Keys of a run.
+    step: i64,
 }
 
 struct Scratch {

@@ -7,6 +7,8 @@
 //! So a token is added without moving those before it, and nothing is packed when it is attended to. `capacity` is a multiple
 //! of 32.
 
+pub mod coded;
+
 use super::attention::Packed;
 use super::{Num, add, mul, mul_const};
 use lapidary_ir::ElemType;

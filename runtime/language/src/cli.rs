@@ -7,6 +7,7 @@ use crate::generate::{Generator, Summary};
 use crate::options::{FLAGS, Flag, Options};
 use crate::{Error, batch};
 use lapidary_abi::program::File;
+use lapidary_runtime::exec::parse_bytes;
 use lapidary_runtime::image::Image;
 use lapidary_runtime::pool::pin_this_thread;
 use lapidary_runtime::{Model, ModelOptions};
@@ -23,6 +24,7 @@ const MAX_PROMPT: u64 = 16 << 20;
 struct Own {
     threads: usize,
     huge_pages: bool,
+    memory: Option<u64>,
     no_pin: bool,
     help: bool,
     version: bool,
@@ -65,7 +67,8 @@ fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
         };
         let bare = name.strip_prefix("--").unwrap_or("");
         let flag: Option<&Flag> = FLAGS.iter().find(|f| f.name == bare);
-        let takes = bare == "threads" || flag.is_some_and(|f| f.value.is_some());
+        let takes =
+            ["threads", "memory"].contains(&bare) || flag.is_some_and(|f| f.value.is_some());
         let value = match (takes, given) {
             (true, Some(value)) => value,
             (true, None) => args
@@ -78,6 +81,12 @@ fn parse(args: Vec<String>) -> Result<(Own, Options), String> {
             "--threads" | "-j" => {
                 let n = value.parse().ok().filter(|n| (1..=4096).contains(n));
                 own.threads = n.ok_or_else(|| format!("`{value}` is not a number of threads"))?;
+            }
+            "--memory" => {
+                let bytes = parse_bytes(&value);
+                own.memory = Some(
+                    bytes.ok_or_else(|| format!("`{value}` is no number of bytes like 2GiB"))?,
+                );
             }
             "--huge-pages" => own.huge_pages = true,
             "--no-pin" => own.no_pin = true,
@@ -109,6 +118,7 @@ fn act(own: &Own, options: &Options) -> Result<bool, Error> {
         threads: own.threads,
         pin: !own.no_pin,
         huge_pages: own.huge_pages,
+        memory: own.memory,
     })?;
     if !own.no_pin {
         pin_this_thread(model.threads());
@@ -129,6 +139,10 @@ fn help(name: &str) -> String {
     let own = [
         ("threads N", "threads to use (default: one for each core)"),
         ("no-pin", "let threads move between cores"),
+        (
+            "memory SIZE",
+            "have at most so much in memory, such as 2GiB: weights are read again as they are used",
+        ),
         (
             "huge-pages",
             "ask for huge pages for working memory and weights",

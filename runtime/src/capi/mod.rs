@@ -182,7 +182,7 @@ unsafe fn load(linked: &LinkedImage, threads: u32) -> Result<Handle, Failure> {
         threads: threads as usize,
         // A library leaves its host's threads where they are.
         pin: false,
-        huge_pages: false,
+        ..ModelOptions::default()
     })?;
     let names = |ports: &[Port]| -> Vec<CString> {
         let name = |p: &Port| CString::new(p.name.replace('\0', " ")).unwrap_or_default();

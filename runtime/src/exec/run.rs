@@ -214,6 +214,16 @@ impl<'a> Run<'a, '_> {
             };
             self.frame.args.push(bits);
         }
+        if let Some(residency) = &self.model.residency {
+            let weights = args.iter().filter_map(|arg| match arg {
+                Arg::Buffer(v) => match self.decl(*v).place {
+                    Place::Weights { offset, .. } => Some(offset),
+                    _ => None,
+                },
+                Arg::Size(_) => None,
+            });
+            residency.visit(weights, grid > 0);
+        }
         let code = self.model.code.as_slice();
         // SAFETY: the offset is inside the code, where the compiler put a function of this type.
         let entry = unsafe {

@@ -1,5 +1,6 @@
 //! Attention in all its forms, and rotary position embeddings.
 
+pub mod cache;
 mod contrib;
 mod group;
 mod linear;
@@ -11,6 +12,7 @@ use super::OpDef;
 /// The family's ops.
 pub static OPS: &[&OpDef] = &[
     &scaled::ATTENTION,
+    &cache::ROUND_CACHE,
     &linear::LINEAR_ATTENTION,
     &rotary::ROTARY_EMBEDDING,
     &rotary::MS_ROTARY_EMBEDDING,

@@ -126,7 +126,7 @@ fn attention_matches_the_definition() {
         causal: false,
         left: None,
         softcap: None,
-        cached: false,
+        stored: Stored::Packed,
     };
     let mask = Mask {
         batch: true,

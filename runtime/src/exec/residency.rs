@@ -1,0 +1,167 @@
+//! A limit on memory: weights that are mapped from a file leave it again where others need their place.
+//!
+//! What leaves first is what is used least often, such as experts of a mixture that few tokens choose; of what every run uses, what was
+//! used last, since the programs go round and it is needed again last. It is read from the file again when it is used.
+
+use crate::error::RunError;
+use crate::memory::{Mapping, Weights};
+use crate::plan::Plan;
+use lapidary_abi::program::Place;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What there must be room for besides weights and working memory: code, stacks, tables.
+const BASE: u64 = 16 << 20;
+
+/// How much a single run changes what is known of how often a part is used.
+const NEWS: f32 = 0.1;
+
+/// Weights of a model, in parts, within a limit.
+pub struct Residency {
+    limit: u64,
+    mapping: Arc<Mapping>,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Default)]
+struct Parts {
+    /// By offset.
+    all: HashMap<u64, Part>,
+    /// Launches so far.
+    clock: u64,
+}
+
+/// One weight.
+struct Part {
+    bytes: u64,
+    /// When a launch last used it.
+    used: u64,
+    /// The share of launches that could use it and did, the latest most.
+    often: f32,
+    /// It was used since it last left.
+    held: bool,
+}
+
+impl Residency {
+    /// For weights that are mapped from a file; an error if they are not, or if the limit leaves no room for the largest of them.
+    pub fn new(
+        limit: u64,
+        plan: &Plan,
+        weights: &Weights,
+        working: usize,
+    ) -> Result<Residency, RunError> {
+        let Weights::Mapped(mapping) = weights else {
+            return Err(RunError::Input(
+                "memory can be limited where weights are read from a file: build an executable"
+                    .to_owned(),
+            ));
+        };
+        if resident().is_none() {
+            return Err(RunError::System(
+                "memory cannot be limited on this system".to_owned(),
+            ));
+        }
+        let parts = plan.values.iter().filter_map(|v| match v.place {
+            Place::Weights { offset, bytes } => {
+                let part = Part {
+                    bytes,
+                    used: 0,
+                    often: 0.5,
+                    held: false,
+                };
+                Some((offset, part))
+            }
+            _ => None,
+        });
+        let all: HashMap<u64, Part> = parts.collect();
+        let largest = all.values().map(|p| p.bytes).max().unwrap_or(0);
+        let least = largest + working as u64 + BASE;
+        if limit < least {
+            return Err(RunError::Input(format!(
+                "the model needs {least} bytes of memory at least, the limit is {limit}"
+            )));
+        }
+        Ok(Residency {
+            limit,
+            mapping: Arc::clone(mapping),
+            parts: Mutex::new(Parts { all, clock: 0 }),
+        })
+    }
+
+    /// A launch comes to these weights, by their offsets; `used` unless it has nothing to do. Makes room for them.
+    pub fn visit(&self, weights: impl Iterator<Item = u64>, used: bool) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.clock += 1;
+        let now = parts.clock;
+        let mut needed = 0;
+        for offset in weights {
+            let Some(part) = parts.all.get_mut(&offset) else {
+                continue;
+            };
+            part.often += NEWS * (f32::from(u8::from(used)) - part.often);
+            if used {
+                part.used = now;
+                if !part.held {
+                    part.held = true;
+                    needed += part.bytes;
+                }
+            }
+        }
+        while needed > 0 && resident().is_some_and(|bytes| bytes + needed > self.limit) {
+            let free = |p: &(&u64, &mut Part)| p.1.held && p.1.used != now;
+            let first = |a: &(&u64, &mut Part), b: &(&u64, &mut Part)| {
+                (a.1.often.total_cmp(&b.1.often)).then(b.1.used.cmp(&a.1.used))
+            };
+            let Some((&offset, part)) = parts.all.iter_mut().filter(free).min_by(first) else {
+                break;
+            };
+            part.held = false;
+            self.mapping.give_back(offset as usize, part.bytes as usize);
+        }
+    }
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(page).ok().map(|page| pages * page)
+}
+
+/// A number of bytes as people write it: `2GiB`, `500MB`, `1000000`.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 7] = [
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+        ("kB", 1_000),
+        ("B", 1),
+    ];
+    let unit = UNITS.iter().find(|(name, _)| text.ends_with(name));
+    let (number, factor) = match unit {
+        Some((name, factor)) => (&text[..text.len() - name.len()], *factor),
+        None => (text, 1),
+    };
+    let number: f64 = number.trim().parse().ok()?;
+    let bytes = number * factor as f64;
+    (bytes >= 1.0 && bytes < 9e18).then_some(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_bytes_are_read() {
+        assert_eq!(parse_bytes("2GiB"), Some(2 << 30));
+        assert_eq!(parse_bytes("0.5 MB"), Some(500_000));
+        assert_eq!(parse_bytes("1000"), Some(1000));
+        for wrong in ["", "GiB", "-1MB", "many", "0", "1e40GB", "nan"] {
+            assert_eq!(parse_bytes(wrong), None, "{wrong}");
+        }
+    }
+}
