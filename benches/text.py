@@ -2,12 +2,13 @@
 """How fast executables write text: tokens per second by `--stats`, and the bytes of weights that this reads a second.
 
   benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 128] [--rounds 3]
-                  [--kv f32,8,4]
+                  [--kv f32,8,4] [--llama-bench PATH]
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which
 products read as they are, and what they are multiplied with is rounded (`--round-activations`). `--kv` are forms of the caches of
-keys and values (with `--prompt 2000` they matter). Configurations are alternated;
+keys and values (with `--prompt 2000` they matter). With llama.cpp's `llama-bench`, the same
+codes in a GGUF file (Q8_0, Q4_0) run there, in the same rounds. Configurations are alternated;
 speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
@@ -78,11 +79,18 @@ def build(lapidary, model, weights, program, kv="f32", more=()):
     if kv != "f32":
         args += ["--kv", kv]
     if weights != "f32":
-        recipe = program.with_suffix(".toml")
+        args += ["--recipe", recipe_of(weights, program), "--round-activations"]
+    subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
+
+
+def recipe_of(weights, program):
+    recipe = program.with_suffix(".toml")
+    if weights == "f32":
+        recipe.write_text("")
+    else:
         recipe.write_text(f'[[weight]]\nname = "*_proj.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
                           f'[[weight]]\nname = "lm_head.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n')
-        args += ["--recipe", recipe, "--round-activations"]
-    subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
+    return recipe
 
 
 def measure(program, threads, prompt, tokens):
@@ -92,6 +100,12 @@ def measure(program, threads, prompt, tokens):
     done = subprocess.run(args, check=True, capture_output=True, text=True)
     rates = [float(rate) for rate in re.findall(r"([\d.]+) tokens/s", done.stderr)]
     return *rates, int(re.search(r"caches of (\d+) bytes", done.stderr)[1]) / 1e6
+
+
+def measure_peer(llama_bench, file, threads, prompt, tokens):
+    args = [llama_bench, "-m", file, "-p", str(prompt), "-n", str(tokens), "-t", str(threads), "-r", "1", "-o", "json"]
+    found = json.loads(subprocess.run(args, check=True, capture_output=True, text=True).stdout)
+    return found[0]["avg_ts"], found[1]["avg_ts"], 0.0
 
 
 def main():
@@ -104,6 +118,7 @@ def main():
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lapidary", default="target/release/lapidary")
+    parser.add_argument("--llama-bench")
     parser.add_argument("--out")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
@@ -119,9 +134,18 @@ def main():
             # A scale of two bytes for each 32.
             bits = 32 if weights == "f32" else int(weights) + 0.5
             cells |= {(shape, weights, kv, t): (program, numbers * bits / 8, []) for t in threads}
+        for weights in args.weights.split(",") if args.llama_bench else []:
+            file = out / f"{shape}-{weights}.gguf"
+            recipe = recipe_of(weights, file)
+            subprocess.run([args.lapidary, "compress", model, "-o", file, "--recipe", recipe], check=True, stdout=subprocess.DEVNULL)
+            bits = 32 if weights == "f32" else int(weights) + 0.5
+            cells |= {(shape, weights, "llama.cpp", t): (file, numbers * bits / 8, []) for t in threads}
     for _ in range(args.rounds):
-        for (*_, t), (program, _, found) in cells.items():
-            found.append(measure(program, t, args.prompt, args.tokens))
+        for (*_, kv, t), (program, _, found) in cells.items():
+            if kv == "llama.cpp":
+                found.append(measure_peer(args.llama_bench, program, t, args.prompt, args.tokens))
+            else:
+                found.append(measure(program, t, args.prompt, args.tokens))
     lines = [
         f"Written by `benches/text.py --rounds {args.rounds}`: a prompt of {args.prompt} tokens, then {args.tokens}; the best of the rounds.",
         "",
@@ -130,7 +154,8 @@ def main():
     ]
     for (shape, weights, kv, t), (_, size, found) in cells.items():
         prompt, text, caches = (max(rates) for rates in zip(*found))
-        lines.append(f"| {shape} | {weights} | {kv} | {t} | {prompt:.0f} | {text:.1f} | {text * size / 1e9:.1f} | {caches:.1f} |")
+        caches = f"{caches:.1f}" if caches else ""
+        lines.append(f"| {shape} | {weights} | {kv} | {t} | {prompt:.0f} | {text:.1f} | {text * size / 1e9:.1f} | {caches} |")
     table = "\n".join(lines)
     print(table)
     if args.write:
