@@ -26,7 +26,7 @@ pub fn fingerprint(seed: u64, bytes: &[u8]) -> u64 {
     let (words, _) = last.as_chunks::<8>();
     let words = words.iter().map(|w| u64::from_le_bytes(*w));
     let all = lanes.into_iter().chain(words).chain([bytes.len() as u64]);
-    all.fold(seed, |hash, word| mix(hash, word))
+    all.fold(seed, mix)
 }
 
 #[cfg(test)]
