@@ -92,6 +92,7 @@ fn chain(launches: u32) -> Model {
         program,
         code,
         weights: Weights::Linked(&[]),
+        checksum: 0,
     };
     image
         .load(ModelOptions {

@@ -5,10 +5,10 @@ const LANES: usize = 8;
 
 /// A number that other bytes, or another `seed`, do not have, but for chance: not for bytes that somebody makes to that end.
 pub fn fingerprint(seed: u64, bytes: &[u8]) -> u64 {
+    // One to one in either, so that no single difference is lost.
     let mix = |hash: u64, word: u64| {
-        let product =
-            u128::from(hash ^ word) * u128::from(0x9e37_79b9_7f4a_7c15_u64 | hash << 1 | 1);
-        (product as u64) ^ (product >> 64) as u64
+        let x = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x ^ (x >> 32)
     };
     let mut lanes: [u64; LANES] = std::array::from_fn(|i| {
         seed.wrapping_add(i as u64 + 1)
@@ -18,8 +18,7 @@ pub fn fingerprint(seed: u64, bytes: &[u8]) -> u64 {
     for block in blocks {
         let (words, _) = block.as_chunks::<8>();
         for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane = lane.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                ^ u64::from_le_bytes(*word);
+            *lane = mix(*lane, u64::from_le_bytes(*word));
         }
     }
     let mut last = [0; 8 * LANES];
@@ -27,7 +26,7 @@ pub fn fingerprint(seed: u64, bytes: &[u8]) -> u64 {
     let (words, _) = last.as_chunks::<8>();
     let words = words.iter().map(|w| u64::from_le_bytes(*w));
     let all = lanes.into_iter().chain(words).chain([bytes.len() as u64]);
-    all.fold(seed, |hash, word| mix(hash, word))
+    all.fold(seed, mix)
 }
 
 #[cfg(test)]
