@@ -59,10 +59,11 @@ pub struct Model {
     /// Threads to plan for and to run with (default: all cores).
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Code generator: `cranelift`, or `llvm` where this lapidary was built with it.
-    #[arg(long, default_value = "cranelift")]
-    pub backend: String,
-    /// Processor: `native`, `generic` or `x86-64-v2` … `x86-64-v4`, then features after commas (default: this machine's).
+    /// Code generator: `cranelift`, or `llvm` where this lapidary was built with it; `ptx` for GPUs.
+    #[arg(long)]
+    pub backend: Option<String>,
+    /// Processor: `native`, `generic` or `x86-64-v2` … `x86-64-v4`, then features after commas (default: this machine's); a GPU
+    /// as `sm_80` (the default of `--target ptx`) or `sm_90a`.
     #[arg(long)]
     pub cpu: Option<String>,
     /// Compress the weights to this size: a share of what they are, `0.25x`, or bytes, `12MB`. Without `--calibrate` the
@@ -150,6 +151,12 @@ pub struct Run {
     /// Folder that gets the outputs, in the same kind of files. Without it they are summarised on standard output.
     #[arg(long, value_name = "DIR", requires = "inputs")]
     pub outputs: Option<PathBuf>,
+    /// `ptx`, or a GPU as `sm_90a`: compile for it, and run on one (default: this machine's processor).
+    #[arg(long, requires = "inputs", conflicts_with = "reference")]
+    pub target: Option<String>,
+    /// Which GPU runs it.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "target")]
+    pub device: u32,
     /// Use the reference evaluator instead of compiled code (slow; the definition of right).
     #[arg(long, requires = "inputs")]
     pub reference: bool,
@@ -334,7 +341,7 @@ pub struct Build {
     /// Of a language model's checkpoint: a program that can also answer requests by HTTP (`--listen`), as `serve` does.
     #[arg(long, conflicts_with = "scores")]
     pub with_server: bool,
-    /// Target triple (default: this machine).
+    /// Target triple, or `ptx` for GPUs (default: this machine).
     #[arg(long)]
     pub target: Option<String>,
     /// Of `--emit hls`: the FPGA to fit, `u280`, `vhk158` or `zcu102`. `--latency` is then the circuit's.
@@ -362,6 +369,9 @@ pub enum Emit {
     Image,
     /// A folder with a project for FPGAs: HLS C++, a test bench, a report of resources and cycles.
     Hls,
+    /// The kernels as PTX, and beside it `NAME.image`, which holds them as its code, the program that launches them, and the
+    /// weights.
+    Ptx,
 }
 
 /// `lapidary compress`.

@@ -27,6 +27,7 @@ use lapidary_passes::rules::FAMILIES;
 use lapidary_passes::tables::tabulate;
 use lapidary_passes::tails::attach;
 use lapidary_runtime::bytes::Bytes;
+use lapidary_runtime::device::Device;
 use lapidary_runtime::image::Image;
 use lapidary_runtime::memory::Weights;
 use lapidary_runtime::{Model, ModelOptions};
@@ -462,6 +463,15 @@ impl Compiled {
 
     /// Makes the model ready to run in this process.
     pub fn load(self, options: ModelOptions) -> Result<Model, Error> {
+        self.load_on(None, options)
+    }
+
+    /// The same for code that a device runs.
+    pub fn load_on(
+        self,
+        device: Option<Arc<dyn Device>>,
+        options: ModelOptions,
+    ) -> Result<Model, Error> {
         let run = |error| Error::Run {
             file: self.file.clone(),
             error,
@@ -477,7 +487,7 @@ impl Compiled {
         }
         let weights = Weights::Owned(Arc::new(blob));
         Image::from_parts(self.program, &self.code, weights)
-            .and_then(|image| image.load(options))
+            .and_then(|image| Model::on(device, image, options))
             .map_err(run)
     }
 }

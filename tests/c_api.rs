@@ -133,7 +133,7 @@ fn object(target: &[&str], cc: &str, emulator: &[&str]) {
     if !has(cc) || emulator.first().is_some_and(|e| !has(e)) {
         return;
     }
-    for backend in lapidary::backend::BACKENDS {
+    for backend in lapidary::backend::native() {
         object_by(backend.name, target, cc, emulator);
     }
 }

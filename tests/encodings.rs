@@ -1,7 +1,7 @@
 //! Weights of random encoding terms through compiled code, on every code generator: what a term decodes to, what a
 //! product with it is, and rows of it, against the plain decode.
 
-use lapidary::backend::BACKENDS;
+use lapidary::backend::native;
 use lapidary::{CompileOptions, driver, values};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::encodings::sampling::Sampler;
@@ -75,7 +75,7 @@ fn check(seed: u64) {
     }
     let given: Vec<Value> = inputs.iter().cloned().map(Value::from).collect();
     let want = eval::run(&m, given).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-    for backend in BACKENDS {
+    for backend in native() {
         for optimize in [false, true] {
             let mut options = CompileOptions::host(1);
             options.optimize = optimize;
@@ -144,7 +144,7 @@ fn compressed_filters_convolve() {
         m.region_mut(Module::TOP).outputs.push(y);
         m.output_names.push("y".into());
         let want = eval::run(&m, vec![image.clone().into()]).expect("runs");
-        for backend in BACKENDS {
+        for backend in native() {
             for prepare in [true, false] {
                 let mut options = CompileOptions::host(2);
                 options.prepare = prepare;

@@ -36,6 +36,11 @@ const LAYERS: &[Layer] = &[
         for_tests: &[],
     },
     Layer {
+        folder: "runtime/cuda",
+        ours: &["lapidary-runtime"],
+        for_tests: &[],
+    },
+    Layer {
         folder: "runtime/language",
         ours: &["lapidary-abi", "lapidary-runtime"],
         for_tests: &[],
@@ -108,6 +113,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("cranelift-object", "backends/cranelift"),
     ("inkwell", "backends/llvm"),
     ("object", "backends/llvm"),
+    ("cudarc", "runtime/cuda"),
     ("clap", "."),
     ("tokenizers", "runtime/language"),
     ("minijinja-contrib", "runtime/language"),

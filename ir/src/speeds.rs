@@ -113,6 +113,9 @@ impl Speeds {
     /// What a target's description says.
     pub fn of(target: &Target) -> Speeds {
         let has = |f| target.features.contains(&f);
+        if target.arch() == "nvptx64" {
+            return Speeds::of_gpu(target, has(Feature::Sm90a) || has(Feature::Sm100));
+        }
         let (bits, dots) = if has(Feature::Avx512) {
             (1.0, has(Feature::Avx512Vnni))
         } else if has(Feature::Avx2) {
@@ -161,6 +164,44 @@ impl Speeds {
                 memory(64 * target.l2_bytes, 4.3, threads.min(2.0)),
             ],
             rates: WORKS.iter().map(rates).collect(),
+        }
+    }
+
+    /// What is published of an A100, or of an H100 for what is newer; the share of it that kernels reach is assumed. A thread
+    /// stands for a multiprocessor, a vector for 128 elements.
+    fn of_gpu(target: &Target, newer: bool) -> Speeds {
+        // Cycles in a nanosecond; operations of `f32` and of codes in a cycle; bytes in a nanosecond.
+        let (ghz, numbers, codes, memory, cache) = match newer {
+            true => (1.75, 256.0, 8192.0, 3350.0, 5500.0),
+            false => (1.41, 128.0, 4096.0, 1555.0, 4000.0),
+        };
+        const REACHED: f64 = 0.4;
+        let rate = |work| match work {
+            Work::Gemm => numbers * REACHED,
+            // Of eight times as many rows as a tile has.
+            Work::GemmCodes => codes * REACHED / 8.0,
+            Work::Scalar => 0.25,
+            Work::Call => 1.0,
+            _ => numbers / 2.0 / 128.0 * REACHED,
+        };
+        let threads = target.threads.max(1);
+        let level = |bytes: u64, all: f64| Memory {
+            bytes,
+            one: all / f64::from(threads),
+            all,
+        };
+        Speeds {
+            threads,
+            launch_ns: 3000.0,
+            fork_ns: vec![(1.0, 0.0)],
+            memory: vec![
+                level(target.l2_bytes, cache),
+                level(2 * target.l2_bytes, memory),
+            ],
+            rates: WORKS
+                .iter()
+                .map(|row| (row.work, vec![(0.0, rate(row.work) * ghz)]))
+                .collect(),
         }
     }
 

@@ -107,6 +107,8 @@ pub struct Target {
     pub l2_bytes: u64,
     /// Threads that programs are planned for.
     pub threads: u32,
+    /// Operations that one block of a kernel should at least do, so that starting it costs little.
+    pub block_work: u32,
     /// How fast it is, where that was measured.
     pub measured: Option<Arc<Speeds>>,
 }
@@ -124,6 +126,7 @@ impl Target {
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             threads: 1,
+            block_work: 16 << 10,
             measured: None,
         }
     }
@@ -132,6 +135,12 @@ impl Target {
     pub fn speeds(&self) -> Arc<Speeds> {
         let described = || Arc::new(Speeds::of(self));
         self.measured.clone().unwrap_or_else(described)
+    }
+
+    /// True if a vector is what the threads of a block hold: elements that do not exist cost nothing there, loops over
+    /// single ones do.
+    pub fn has_wide_vectors(&self) -> bool {
+        self.vector_bytes > 64
     }
 
     /// Names of its features, as users write them.
@@ -300,6 +309,8 @@ impl Target {
     /// A GPU. Its vectors are what the threads of a block hold at a time; memory that a block shares takes the place of the
     /// caches.
     pub fn nvptx64(gpu: Feature) -> Target {
+        // An H100's, or an A100's.
+        let newer = matches!(gpu, Feature::Sm90a | Feature::Sm100);
         Target {
             triple: "nvptx64-nvidia-cuda".to_owned(),
             vector_bytes: 512,
@@ -307,8 +318,9 @@ impl Target {
             fused_multiply_add: true,
             micro_kernels: false,
             l1_bytes: 48 << 10,
-            l2_bytes: 40 << 20,
-            threads: 108,
+            l2_bytes: if newer { 50 << 20 } else { 40 << 20 },
+            threads: if newer { 132 } else { 108 },
+            block_work: 1 << 10,
             ..Target::x86_64()
         }
         .with_features(vec![gpu])

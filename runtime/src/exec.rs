@@ -1,6 +1,7 @@
 //! The executor: runs a checked program. See [`Model`].
 
 use crate::bytes::{ALIGN, Bytes};
+use crate::device::Device;
 use crate::error::RunError;
 use crate::frame::Frame;
 use crate::image::Image;
@@ -12,7 +13,7 @@ use crate::value::{Operand, Value};
 use lapidary_abi::ElemType;
 use lapidary_abi::program::{Port, ValueType};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 mod control;
 mod fingerprint;
@@ -90,11 +91,22 @@ pub struct Model {
     options: ModelOptions,
     residency: Option<Residency>,
     frames: Mutex<Vec<Frame>>,
+    /// What runs the kernels, if they are no code of this processor.
+    device: Option<Arc<dyn Device>>,
 }
 
 impl Model {
     /// Checks an image's program, starts the threads, and computes what depends on weights alone.
     pub fn new(image: Image, options: ModelOptions) -> Result<Model, RunError> {
+        Model::on(None, image, options)
+    }
+
+    /// The same for an image whose kernels run on a device.
+    pub fn on(
+        device: Option<Arc<dyn Device>>,
+        image: Image,
+        options: ModelOptions,
+    ) -> Result<Model, RunError> {
         let (code, weights) = (image.code, image.weights);
         if !(weights.as_slice().as_ptr() as usize).is_multiple_of(ALIGN)
             && !weights.as_slice().is_empty()
@@ -125,6 +137,7 @@ impl Model {
             pool: Pool::new(threads, options.pin),
             options,
             frames: Mutex::new(Vec::new()),
+            device,
         };
         if !model.plan.prepare.ops.is_empty() {
             model.prepare()?;

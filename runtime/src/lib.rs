@@ -9,6 +9,7 @@ pub mod bytes;
 pub mod capi;
 pub mod ceiling;
 pub mod cli;
+pub mod device;
 pub mod error;
 pub mod exec;
 mod frame;

@@ -1,6 +1,6 @@
 //! Executables, and images for `include_model!`: the layout of [`lapidary_abi::image`].
 
-use super::{Parts, at_path, write_file, zeros};
+use super::{Parts, Staged, at_path, write_file, zeros};
 use crate::error::Error;
 use lapidary_abi::image::{Trailer, checksum};
 use std::io::Write;
@@ -33,6 +33,26 @@ pub fn write_exe(path: &Path, parts: &Parts, server: bool) -> Result<(), Error> 
 /// Writes program, code and weights into one file.
 pub fn write_image(path: &Path, parts: &Parts) -> Result<(), Error> {
     write_file(path, false, |out| write_parts(out, path, 0, parts))
+}
+
+/// Writes the text of the kernels, and beside it the image with program and weights. Both are written before either is
+/// put in its place.
+pub fn write_ptx(path: &Path, parts: &Parts) -> Result<(), Error> {
+    let beside = path.with_extension("image");
+    if beside == path {
+        return Err(Error::Usage {
+            message: format!(
+                "`{}` is the name of the image beside the PTX",
+                path.display()
+            ),
+            help: "give the PTX a name that ends in `.ptx`".to_owned(),
+        });
+    }
+    let image = Staged::new(&beside, false, |out| write_parts(out, &beside, 0, parts))?;
+    write_file(path, false, |out| {
+        out.write_all(parts.code).map_err(at_path(path))
+    })?;
+    image.commit()
 }
 
 fn write_parts(out: &mut dyn Write, path: &Path, start: u64, parts: &Parts) -> Result<(), Error> {

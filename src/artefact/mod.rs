@@ -1,8 +1,9 @@
 //! Artefacts: how program, code and weights become files.
 //!
 //! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
-//! `include_model!`; [`write_staticlib`] and [`write_dylib`] link them with the runtime behind a C interface,
-//! [`write_object`] makes one function without runtime; [`header`] writes their C headers; [`hls`] makes projects for FPGAs. [`write_listing`] is
+//! `include_model!`, [`write_ptx`] in one beside the text of a GPU's kernels; [`write_staticlib`] and [`write_dylib`] link them with the
+//! runtime behind a C interface, [`write_object`] makes one function without runtime; [`header`] writes their C headers; [`hls`] makes
+//! projects for FPGAs. [`write_listing`] is
 //! for people. Every file is written beside its place and renamed when complete; weights stream through,
 //! except into object files.
 //! The same parts give the same bytes.
@@ -15,7 +16,7 @@ mod library;
 mod listing;
 mod object;
 
-pub use exe::{write_exe, write_image};
+pub use exe::{write_exe, write_image, write_ptx};
 pub use library::{write_dylib, write_staticlib};
 pub use listing::write_listing;
 pub use object::write_object;
@@ -84,6 +85,7 @@ impl Parts<'_> {
         match self.architecture() {
             "x86_64" => 62,
             "aarch64" => 183,
+            "nvptx64" => lapidary_abi::image::CUDA,
             arch if arch.starts_with("riscv64") => 243,
             _ => 0,
         }

@@ -72,13 +72,20 @@ impl Calibration {
             let (a, b) = (types(first).join(", "), types(other).join(", "));
             return Err(self.wrong(format!("samples have different shapes: {a}; and {b}")));
         }
+        // What is observed runs here, whatever the model is for.
+        let mut here = options.clone();
+        if !here.backend.native {
+            let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+            let host = CompileOptions::host(threads);
+            here.generate_for(host.target, host.backend);
+        }
         Ok(Data {
             samples,
             options: CompileOptions {
                 calibration: None,
                 compression: None,
                 progress: driver::Progress::default(),
-                ..options.clone()
+                ..here
             },
             file: file.to_owned(),
         })

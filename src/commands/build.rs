@@ -3,8 +3,8 @@
 use super::print;
 use crate::cli::{Build, Emit, Model};
 use lapidary::artefact::{
-    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_staticlib,
-    write_text,
+    Parts, write_dylib, write_exe, write_image, write_listing, write_object, write_ptx,
+    write_staticlib, write_text,
 };
 use lapidary::report::html;
 use lapidary::{Compiled, Error, driver};
@@ -16,7 +16,19 @@ pub fn build(args: &Build) -> Result<(), Error> {
     if args.emit == Emit::Hls {
         return super::hls::build(args);
     }
-    let mut options = args.model.options(args.target.as_deref())?;
+    let target = match (&args.target, args.emit) {
+        (None, Emit::Ptx) => Some("ptx"),
+        (target, _) => target.as_deref(),
+    };
+    let mut options = args.model.options(target)?;
+    if args.emit == Emit::Ptx && options.target.arch() != "nvptx64" {
+        return Err(Error::Usage {
+            message: format!("PTX is no code for `{}`", options.target.triple),
+            help:
+                "leave out `--target`, or give it `ptx`; `--cpu sm_90a` and the like choose a GPU"
+                    .to_owned(),
+        });
+    }
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
         // A freestanding object is one function: there is nothing that would prepare.
@@ -50,6 +62,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Staticlib => write_staticlib(&args.output, &parts, &options.target)?,
         Emit::Dylib => write_dylib(&args.output, &parts, &options.target)?,
         Emit::Obj => write_object(&args.output, &parts, &options.target)?,
+        Emit::Ptx => write_ptx(&args.output, &parts)?,
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
         // Done above: it makes no machine code.
         Emit::Hls => {}

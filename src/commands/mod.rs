@@ -38,7 +38,14 @@ impl cli::Model {
             .map_err(|[message, help]| Error::Usage { message, help })?;
         let target = self.measured(target, triple.is_none() && self.cpu.is_none())?;
         let threads = threads as u32;
-        options.generate_for(Target { threads, ..target }, backend::named(&self.backend)?);
+        let backend = backend::for_target(self.backend.as_deref(), &target)?;
+        // Threads of the host say nothing of a device.
+        let threads = if backend.native {
+            threads
+        } else {
+            target.threads
+        };
+        options.generate_for(Target { threads, ..target }, backend);
         options.dims = self.dims.iter().cloned().collect();
         let goal = Goal {
             budget: self.size.or(self.bits),

@@ -4,20 +4,22 @@ use super::{print, run_error};
 use crate::cli::{Cli, Run};
 use clap::CommandFactory;
 use lapidary::specialize::Given;
-use lapidary::{CompileOptions, Error, driver, values};
+use lapidary::{CompileOptions, Compiled, Error, driver, values};
 use lapidary_abi::program::File;
 use lapidary_language::{Generator, cli as language};
 use lapidary_runtime::cli::show;
+use lapidary_runtime::device::Device;
 use lapidary_runtime::io::folder::{read_inputs, write_outputs};
-use lapidary_runtime::{Model, ModelOptions, Value};
+use lapidary_runtime::{Model, ModelOptions, RunError, Value};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs the command.
 pub fn run(args: &Run) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
-    let options = args.model.options(None)?;
+    let options = args.model.options(args.target.as_deref())?;
     let Some(folder) = &args.inputs else {
         return write(args, options);
     };
@@ -47,7 +49,11 @@ pub fn run(args: &Run) -> Result<(), Error> {
     } else {
         let given = Given::from_runtime(&inputs);
         let compiled = driver::compile(module, &file, &options, Some(&given))?;
-        let model = compiled.load(model_options(args.model.thread_count()))?;
+        let device = match options.backend.native {
+            true => None,
+            false => Some(on_gpu(&compiled, args.device).map_err(&failed)?),
+        };
+        let model = compiled.load_on(device, model_options(args.model.thread_count()))?;
         compile_s = start.elapsed().as_secs_f64();
         model.run(&inputs).map_err(&failed)?
     };
@@ -70,6 +76,12 @@ pub fn run(args: &Run) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The GPU of this number, with the model's kernels.
+fn on_gpu(compiled: &Compiled, number: u32) -> Result<Arc<dyn Device>, RunError> {
+    let text = String::from_utf8_lossy(&compiled.code);
+    lapidary_cuda::open(number, &text)
 }
 
 fn model_options(threads: usize) -> ModelOptions {

@@ -1,8 +1,8 @@
 //! Kernel IR to PTX, the assembly language of NVIDIA's GPUs, as text: nothing of CUDA is needed to write it.
 //!
 //! A kernel becomes an entry, a grid point a thread block. How it is written, from outside in: `function` is the frame
-//! (parameters, coordinates, statements, control flow); `tile` says how a tile lies in a block's threads; `elementwise` and
-//! `shape` translate operations; `product` writes the contractions that are recognised; `memory` loads and stores; `hazards` says where the threads of a block wait for each
+//! (parameters, coordinates, memory of a block), `control` statements and control flow; `tile` says how a tile lies in a block's threads; `elementwise` and
+//! `shape` translate operations; `product` writes the contractions that are recognised, `codes` those of codes; `memory` loads and stores; `hazards` says where the threads of a block wait for each
 //! other. `writer` writes instructions.
 //!
 //! **Calling.** The parameters are those of the kernel in order, each 64 bits (an address in global memory, or a size),
@@ -15,10 +15,13 @@
 //!
 //! What is absent: graph ops, encodings, the host program, a GPU.
 
+mod codes;
+mod control;
 mod elementwise;
 mod function;
 mod hazards;
 mod memory;
+pub mod occupancy;
 mod product;
 mod shape;
 mod tile;

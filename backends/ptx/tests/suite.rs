@@ -35,3 +35,19 @@ fn products_use_what_the_gpu_has() {
     assert!(text("cp.async.cg.shared.global") > 0);
     assert!(text(".maxntid 256") > 0);
 }
+
+/// The checks find what they are for: without its barriers, a product that is staged is a race.
+#[test]
+fn without_barriers_there_are_races() {
+    for (i, text) in support::texts().iter().enumerate() {
+        let without = text.replace("    bar.sync 0;\n", "");
+        assert_ne!(*text, without, "kernel {i} has barriers");
+        assert!(support::run_alone(text).is_ok(), "kernel {i}");
+        let fault = support::run_alone(&without).unwrap_err();
+        assert_eq!(
+            fault.wrong,
+            lapidary_ptx_interp::Wrong::Race,
+            "kernel {i}: {fault}"
+        );
+    }
+}

@@ -14,6 +14,7 @@ use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Param, ReduceKind, Stmt, TileElem, TileType, Unary,
     Var,
 };
+use lapidary_ir::target::Target;
 use lapidary_ir::{Dim, ElemType, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
@@ -64,11 +65,14 @@ pub struct Emit<'b> {
     args: Vec<KernelArg>,
     /// The value that the kernel writes: it may also be read.
     written: ValueId,
+    pub target: &'b Target,
+    /// Of the variable on lanes, how many values are left, where not all need exist.
+    left: Option<(LoopVar, Var)>,
 }
 
 impl<'b> Emit<'b> {
     /// A kernel that writes one value.
-    pub fn new(name: &str, body: &'b Body, written: ValueId) -> Emit<'b> {
+    pub fn new(name: &str, body: &'b Body, written: ValueId, target: &'b Target) -> Emit<'b> {
         Emit {
             body,
             kernel: Kernel {
@@ -83,6 +87,8 @@ impl<'b> Emit<'b> {
             bound: HashMap::new(),
             args: vec![],
             written,
+            target,
+            left: None,
         }
     }
 
@@ -382,6 +388,17 @@ impl<'b> Emit<'b> {
 
     /// Where the elements of a position are: base and, on lanes, an axis.
     fn address(&mut self, offset: &Dim) -> (Var, Vec<Axis>, Vec<u32>) {
+        let (base, mut axes, shape) = self.place(offset);
+        let free = self.body.dim_free(offset);
+        if let (Some(axis), Some((v, left))) = (axes.first_mut(), self.left)
+            && self.lanes(&free).is_some_and(|l| l.0 == v)
+        {
+            axis.valid = Some(left);
+        }
+        (base, axes, shape)
+    }
+
+    fn place(&mut self, offset: &Dim) -> (Var, Vec<Axis>, Vec<u32>) {
         let free = self.body.dim_free(offset);
         let Some((v, base, n)) = self.lanes(&free) else {
             return (self.index(offset), vec![], vec![]);
@@ -647,6 +664,26 @@ impl<'b> Emit<'b> {
         results
     }
 
+    /// A loop over groups of lanes, in whose last not all need exist: what does not is neither read nor written.
+    pub fn part_loop(
+        &mut self,
+        v: LoopVar,
+        (begin, end): (Var, Var),
+        lanes: u32,
+        body: &mut dyn FnMut(&mut Self, &[Var]) -> Vec<Var>,
+    ) {
+        self.for_loop(v, (begin, end), lanes, &[], &mut |s, acc| {
+            let Some((_, Bound::Lanes(index, _))) = s.bound.get(&v).copied() else {
+                return body(s, acc);
+            };
+            let left = s.push(TileType::index(), Op::Binary(Binary::Sub, end, index));
+            let before = s.left.replace((v, left));
+            let yields = body(s, acc);
+            s.left = before;
+            yields
+        });
+    }
+
     /// The end of the part of `begin..end` that whole groups of lanes cover.
     pub fn whole_lanes(&mut self, extent: &Dim, lanes: u32) -> Dim {
         let n = Dim::from(i64::from(lanes));
@@ -766,7 +803,12 @@ impl<'b> Emit<'b> {
         if lane_score(self.body, v, body, None) <= 0 {
             return 1;
         }
-        lane_count(self.body.extent(v), ty, has_calls(self.body, body))
+        reduction_lanes(
+            self.body.extent(v),
+            ty,
+            has_calls(self.body, body),
+            self.target,
+        )
     }
 }
 
@@ -798,8 +840,31 @@ pub fn lane_score(body: &Body, v: LoopVar, e: E, store: Option<&Dim>) -> i64 {
     score
 }
 
+/// Lanes for a reduction: of wide vectors as many as leave no element over, if that fills a part of them.
+fn reduction_lanes(extent: &Dim, ty: ElemType, calls: bool, target: &Target) -> u32 {
+    let divides = |l: &u32| extent.as_const().is_some_and(|n| n % i64::from(*l) == 0);
+    let wide = [target.vector_bytes / 4, 64, 32].into_iter().find(divides);
+    match wide.filter(|_| target.has_wide_vectors()) {
+        Some(lanes) => lanes,
+        None => narrow_lanes(extent, ty, calls),
+    }
+}
+
 /// Lanes for a loop of this extent over elements of this type; `calls`: of functions that are called.
-pub fn lane_count(extent: &Dim, ty: ElemType, calls: bool) -> u32 {
+pub fn lane_count(extent: &Dim, ty: ElemType, calls: bool, target: &Target) -> u32 {
+    if !target.has_wide_vectors() {
+        return narrow_lanes(extent, ty, calls);
+    }
+    // Lanes past the end are idle: that is better than a loop over what is left.
+    let most = target.vector_bytes / 4;
+    match extent.as_const() {
+        None => most,
+        Some(n) if n < 4 => 1,
+        Some(n) => (n as u64).next_power_of_two().min(u64::from(most)) as u32,
+    }
+}
+
+fn narrow_lanes(extent: &Dim, ty: ElemType, calls: bool) -> u32 {
     let most = match (ty.size_bytes(), calls) {
         (8, _) => 8,
         (_, false) => 16,

@@ -66,7 +66,11 @@ fn softmax_of_rows(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
     let grain = (THREAD_WORK / per_row.max(1)).clamp(1, 1 << 20) as u32;
     let flops = &(&rows * width) * &Dim::from(SOFTMAX_WORK);
     low.launch(
-        softmax::kernel(num(&rows), width.as_const().unwrap_or_default()),
+        softmax::kernel(
+            num(&rows),
+            width.as_const().unwrap_or_default(),
+            low.target.has_wide_vectors(),
+        ),
         &args,
         &rows,
         grain,

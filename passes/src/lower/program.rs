@@ -530,7 +530,7 @@ impl Lowerer {
             grid,
             grain,
             flops,
-        } = schedule(name, body, spec, self.facts.root(out), elem);
+        } = schedule(name, body, spec, (self.facts.root(out), elem), &self.target);
         self.launch(kernel, &args, &grid, grain, &flops)
     }
 

@@ -6,6 +6,7 @@ use super::expr::{Body, E, Node};
 use super::index::{LoopVar, SymbolKind, atom_dim, symbol_kind};
 use lapidary_ir::dim::Atom;
 use lapidary_ir::kernel::{Binary, Kernel};
+use lapidary_ir::target::Target;
 use lapidary_ir::{Dim, ElemType, ValueId};
 use std::collections::{BTreeSet, HashMap};
 
@@ -39,8 +40,6 @@ pub struct Scheduled {
     pub flops: Dim,
 }
 
-/// Operations that one block should at least do, so that starting it costs little.
-const BLOCK_WORK: i64 = 16 << 10;
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
 /// What an unknown extent is taken for.
@@ -51,20 +50,20 @@ pub fn schedule(
     name: &str,
     mut body: Body,
     mut spec: Spec,
-    out: ValueId,
-    elem: ElemType,
+    (out, elem): (ValueId, ElemType),
+    target: &Target,
 ) -> Scheduled {
     collapse(&mut body, &mut spec);
-    let loops = order(&body, &spec);
+    let loops = order(&body, &spec, target);
     let cost = cost(&body, spec.value);
     let count = spec
         .vars
         .iter()
         .fold(Dim::from(1i64), |n, &v| n * body.extent(v).clone());
     let flops = &cost * &count;
-    let plan = plan(&body, &spec, &loops, guess(&cost));
+    let plan = plan(&body, &spec, &loops, guess(&cost), target);
     let mut grid = Dim::from(1i64);
-    let mut emit = Emit::new(name, &body, out);
+    let mut emit = Emit::new(name, &body, out, target);
     let mut chunk_range = None;
     for (&v, &chunk) in loops.order.iter().zip(&plan.grid) {
         let extent = body.extent(v).clone();
@@ -146,6 +145,13 @@ fn nest(
     match middle {
         _ if lanes == 1 => inner(emit, begin, end, 1),
         None => inner(emit, begin, end, lanes),
+        Some(_) if emit.target.has_wide_vectors() => {
+            let mut body = |emit: &mut Emit, _: &[lapidary_ir::kernel::Var]| {
+                nest(emit, spec, loops, at + 1, None, out);
+                vec![]
+            };
+            emit.part_loop(v, (begin, end), lanes, &mut body);
+        }
         Some(mid) => {
             inner(emit, begin, mid, lanes);
             inner(emit, mid, end, 1);
@@ -310,7 +316,7 @@ struct Order {
 }
 
 /// Loops that reductions depend on go outside, so that a reduction is done once; the lanes last of theirs.
-fn order(body: &Body, spec: &Spec) -> Order {
+fn order(body: &Body, spec: &Spec, target: &Target) -> Order {
     let mut on = BTreeSet::new();
     let mut reductions = vec![];
     for e in body.reachable(spec.value) {
@@ -326,7 +332,7 @@ fn order(body: &Body, spec: &Spec) -> Order {
     let ty = body.ty(spec.value);
     let calls = has_calls(body, spec.value);
     let candidate = |v: LoopVar| {
-        let lanes = lane_count(body.extent(v), ty, calls);
+        let lanes = lane_count(body.extent(v), ty, calls, target);
         let score = lane_score(body, v, spec.value, Some(&spec.offset));
         (lanes > 1).then_some((score, v, lanes))
     };
@@ -389,7 +395,8 @@ struct Grid {
 }
 
 /// Moves loops from the inside into the block until it has enough to do; the loop where that happens is cut.
-fn plan(body: &Body, spec: &Spec, loops: &Order, cost: i64) -> Grid {
+fn plan(body: &Body, spec: &Spec, loops: &Order, cost: i64, target: &Target) -> Grid {
+    let least = i64::from(target.block_work);
     let n = loops.order.len();
     // Serial loops stay whole, and so does what a reduction is shared by.
     let limit = loops
@@ -404,8 +411,8 @@ fn plan(body: &Body, spec: &Spec, loops: &Order, cost: i64) -> Grid {
         let v = loops.order[at - 1];
         let extent = guess(body.extent(v)).max(1);
         let lanes = loops.lanes.filter(|l| l.0 == v).map_or(1, |l| l.1);
-        if at <= limit && work.saturating_mul(extent) > 2 * BLOCK_WORK {
-            let chunk = (BLOCK_WORK / work).max(1).min(extent);
+        if at <= limit && work.saturating_mul(extent) > 2 * least {
+            let chunk = (least / work).max(1).min(extent);
             let chunk = (chunk as u32).next_multiple_of(lanes);
             let mut grid = vec![1; at];
             grid[at - 1] = chunk;

@@ -11,16 +11,22 @@ use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::{Axis, Binary, Kernel, Literal, ReduceKind, TileType, Unary};
 
-/// Elements that are computed together, at most.
+/// Elements that are computed together, at most; where vectors are what the threads of a block hold, a row is.
 const MOST: u32 = 16;
+const MOST_WIDE: u32 = 1024;
 
 /// The kernel for rows of `n` elements, a multiple of four. Parameters: `x`, `y`, then `rows` if it is [`Num::Sym`].
-pub fn kernel(rows: Num, n: i64) -> Kernel {
+pub fn kernel(rows: Num, n: i64, wide: bool) -> Kernel {
     let mut b = KernelBuilder::new("softmax");
     let x = b.buffer("x", ElemType::F32, false);
     let y = b.buffer("y", ElemType::F32, true);
     let rows = rows.bind(&mut b, "rows");
-    let lanes = whole_lanes(Num::Const(n), MOST).unwrap_or(1);
+    let fills = |l: &u32| n % i64::from(*l) == 0;
+    let lanes = match wide {
+        true => (1..=MOST_WIDE).rev().find(fills),
+        false => whole_lanes(Num::Const(n), MOST),
+    };
+    let lanes = lanes.unwrap_or(1);
     let row = b.grid(rows.tiles(1));
     let first = mul_const(&mut b, row, n);
     let ty = TileType::of(ElemType::F32, &[lanes]);
@@ -60,22 +66,29 @@ mod tests {
 
     #[test]
     fn rows_sum_to_one() {
-        for (rows, n, symbolic) in [(3, 32, false), (2, 20, false), (4, 8, true)] {
-            let x = numbers(rows * n, 1);
-            let (num, sizes) = match symbolic {
-                true => (Num::Sym, vec![rows as i64]),
-                false => (Num::Const(rows as i64), vec![]),
-            };
-            let got = run(&kernel(num, n as i64), &[&x], rows * n, &sizes);
-            let want: Vec<f32> = x
-                .chunks(n)
-                .flat_map(|row| {
-                    let e: Vec<f64> = row.iter().map(|&v| f64::from(v).exp()).collect();
-                    let sum: f64 = e.iter().sum();
-                    e.into_iter().map(move |e| (e / sum) as f32)
-                })
-                .collect();
-            close(&got, &want);
+        for (rows, n, symbolic) in [
+            (3, 32, false),
+            (2, 20, false),
+            (4, 8, true),
+            (2, 1500, false),
+        ] {
+            for wide in [false, true] {
+                let x = numbers(rows * n, 1);
+                let (num, sizes) = match symbolic {
+                    true => (Num::Sym, vec![rows as i64]),
+                    false => (Num::Const(rows as i64), vec![]),
+                };
+                let got = run(&kernel(num, n as i64, wide), &[&x], rows * n, &sizes);
+                let want: Vec<f32> = x
+                    .chunks(n)
+                    .flat_map(|row| {
+                        let e: Vec<f64> = row.iter().map(|&v| f64::from(v).exp()).collect();
+                        let sum: f64 = e.iter().sum();
+                        e.into_iter().map(move |e| (e / sum) as f32)
+                    })
+                    .collect();
+                close(&got, &want);
+            }
         }
     }
 }

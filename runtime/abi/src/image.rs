@@ -46,6 +46,10 @@ pub struct Trailer {
     pub machine: u32,
 }
 
+/// The number of NVIDIA's GPUs, as in ELF's `e_machine`: the code is a PTX module as text, and a kernel begins at the offset of
+/// its lines in it.
+pub const CUDA: u32 = 190;
+
 /// The number of the instruction set this crate was compiled for, as in ELF's `e_machine`; 0 for others.
 pub const fn machine() -> u32 {
     if cfg!(target_arch = "x86_64") {

@@ -2,6 +2,7 @@
 
 use super::ports::{Input, OutputBuffer, view_at};
 use super::{KernelTiming, Model, Output};
+use crate::device;
 use crate::error::RunError;
 use crate::frame::Frame;
 use crate::ops::Call;
@@ -224,10 +225,37 @@ impl<'a> Run<'a, '_> {
             });
             residency.visit(weights, grid > 0);
         }
+        let start = self.timing.is_some().then(Instant::now);
+        if grid > 0 {
+            match &self.model.device {
+                None => self.launch_here(decl.code_offset, grid as u64, u64::from(*grain)),
+                Some(device) => {
+                    let bytes: Vec<Option<usize>> =
+                        args.iter().map(|a| self.arg_bytes(a)).collect();
+                    device.launch(&device::Launch {
+                        code_offset: decl.code_offset,
+                        blocks: grid as u64,
+                        args: &self.frame.args,
+                        bytes: &bytes,
+                    })?;
+                }
+            }
+        }
+        if let Some(start) = start {
+            let nanoseconds = start.elapsed().as_nanos() as u64;
+            let bytes = args.iter().filter_map(|a| self.arg_bytes(a)).sum::<usize>();
+            let flops = self.size(flops).unwrap_or(0).max(0) as u64;
+            self.report(&decl.name, nanoseconds, flops, bytes as u64);
+        }
+        Ok(())
+    }
+
+    /// Runs a kernel that is code of this processor.
+    fn launch_here(&self, code_offset: u64, blocks: u64, grain: u64) {
         let code = self.model.code.as_slice();
         // SAFETY: the offset is inside the code, where the compiler put a function of this type.
         let entry = unsafe {
-            std::mem::transmute::<*const u8, KernelFn>(code.as_ptr().add(decl.code_offset as usize))
+            std::mem::transmute::<*const u8, KernelFn>(code.as_ptr().add(code_offset as usize))
         };
         let launch = Launch {
             entry,
@@ -236,18 +264,8 @@ impl<'a> Run<'a, '_> {
             scratch: self.frame.scratch.address(),
             stride: self.frame.scratch_stride,
         };
-        let start = self.timing.is_some().then(Instant::now);
-        if grid > 0 {
-            let body = |thread: usize, begin: u64, end: u64| launch.blocks(thread, begin, end);
-            self.model.pool.run(grid as u64, u64::from(*grain), &body);
-        }
-        if let Some(start) = start {
-            let nanoseconds = start.elapsed().as_nanos() as u64;
-            let bytes = self.bytes_of(args);
-            let flops = self.size(flops).unwrap_or(0).max(0) as u64;
-            self.report(&decl.name, nanoseconds, flops, bytes);
-        }
-        Ok(())
+        let body = |thread: usize, begin: u64, end: u64| launch.blocks(thread, begin, end);
+        self.model.pool.run(blocks, grain, &body);
     }
 
     fn report(&mut self, name: &str, nanoseconds: u64, flops: u64, bytes: u64) {
@@ -261,16 +279,15 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    fn bytes_of(&self, args: &[Arg]) -> u64 {
-        args.iter()
-            .filter_map(|arg| match arg {
-                Arg::Buffer(v) => match self.operand(*v).ok()? {
-                    Operand::Tensor(v) => Some(v.bytes().len() as u64),
-                    _ => None,
-                },
-                Arg::Size(_) => None,
-            })
-            .sum()
+    /// Bytes of an argument that is a buffer.
+    fn arg_bytes(&self, arg: &Arg) -> Option<usize> {
+        match arg {
+            Arg::Buffer(v) => match self.operand(*v).ok()? {
+                Operand::Tensor(v) => Some(v.bytes().len()),
+                _ => None,
+            },
+            Arg::Size(_) => None,
+        }
     }
 
     fn call(&mut self, step: &'a Op) -> Result<(), RunError> {

@@ -1,6 +1,8 @@
 //! Runs kernels in the PTX interpreter; kernels for the schedules that only this backend has.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod ptxas;
+
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{GemmTile, Kind, PANEL, RowsAt, gemm};
@@ -82,7 +84,7 @@ pub fn run(
 }
 
 /// A product of `tiles` tiles of rows, with more of `k` than a piece, on rows that are strided, or masked and elsewhere.
-fn product(
+pub fn product(
     kind: Kind,
     rows: u32,
     k: i64,
@@ -248,4 +250,29 @@ pub fn texts() -> Vec<String> {
         texts.push(lapidary_ptx::entry(&kernel).unwrap().text);
     }
     texts
+}
+
+/// Runs the text of one of [`texts`] on memory of zeros.
+pub fn run_alone(text: &str) -> Result<(), lapidary_ptx_interp::Fault> {
+    let text = lapidary_ptx::header(&lapidary_ptx::GPUS[0]) + text;
+    let module = Module::parse(&text).unwrap();
+    let entry = module.entries.values().next().unwrap();
+    let mut buffers = [(); 4].map(|()| vec![0; 1 << 16]);
+    let address = |i: usize| (i as u64 + 1) << 32;
+    let mut segments: Vec<Segment> = buffers
+        .iter_mut()
+        .enumerate()
+        .map(|(i, bytes)| Segment {
+            address: address(i),
+            bytes,
+            read_only: false,
+        })
+        .collect();
+    let params = [address(0), address(1), address(2), address(3), 0];
+    let launch = Launch {
+        entry,
+        params: &params,
+        blocks: 1,
+    };
+    launch.run(&mut segments).map(|_| ())
 }

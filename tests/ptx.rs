@@ -1,0 +1,257 @@
+//! Models for GPUs, without one: their PTX is assembled for every GPU without spills, and run in the PTX interpreter
+//! through the whole host program, with the results of the reference.
+//!
+//! `LAPIDARY_DATA` names the folder with the models, `LAPIDARY_PYTHON` a Python with `nvidia-cuda-nvcc`; without them the
+//! tests say that they are skipped. `LAPIDARY_WORKLOAD=unet` runs only networks with that in their name.
+
+#[path = "support/gpu.rs"]
+mod gpu;
+
+use gpu::Interpreter;
+use lapidary::backend;
+use lapidary::driver::{self, Compiled};
+use lapidary::specialize::Given;
+use lapidary::{CompileOptions, values};
+use lapidary_ir::builder::Builder;
+use lapidary_ir::encodings::sampling::Sampler;
+use lapidary_ir::encodings::{Constructor, ENCODINGS, Encoding};
+use lapidary_ir::target::Target;
+use lapidary_ir::tensor::{Tensor, Value};
+use lapidary_ir::{Constant, ElemType, Module, Type, eval};
+use lapidary_runtime::io::{npy, npz};
+use lapidary_runtime::{ModelOptions, Value as RunValue};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+fn options(gpu: &str) -> CompileOptions {
+    let target = Target::named(Some(gpu), None).expect("a GPU");
+    let backend = backend::for_target(None, &target).expect("PTX is always there");
+    let mut options = CompileOptions::host(1);
+    options.generate_for(target, backend);
+    options
+}
+
+fn data(of: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join(of));
+    let found = folder.filter(|f| f.exists());
+    if found.is_none() {
+        println!("skipped: LAPIDARY_DATA does not name the folder with `{of}`");
+    }
+    found
+}
+
+fn compile(path: &Path, dims: &[(&str, i64)], given: Option<&Given>) -> Result<Compiled, String> {
+    let mut options = options("sm_80");
+    options.dims = dims.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+    let module = driver::import(path, &options).map_err(|e| e.to_string())?;
+    driver::compile(module, &path.display().to_string(), &options, given).map_err(|e| e.to_string())
+}
+
+/// Assembles a module for every GPU.
+fn assemble(code: &[u8], assemblers: &[PathBuf]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(code);
+    for gpu in lapidary_ptx::GPUS {
+        let body = text.split_once(".address_size").map_or("", |t| t.1);
+        let head = lapidary_ptx::header(gpu);
+        let head = head.split_once(".address_size").map_or("", |t| t.0);
+        let text = format!("{head}.address_size{body}");
+        // One assembler for each GPU: the newest; both for the oldest.
+        let some = match gpu.name() {
+            "sm_80" => assemblers,
+            _ => &assemblers[assemblers.len().saturating_sub(1)..],
+        };
+        for ptxas in some {
+            gpu::assemble(ptxas, gpu.name(), text.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+fn run(compiled: Compiled, inputs: &[RunValue]) -> Result<Vec<RunValue>, String> {
+    let device = Arc::new(Interpreter::new(&compiled.code));
+    let one = ModelOptions {
+        threads: 1,
+        pin: false,
+        huge_pages: false,
+    };
+    let model = compiled
+        .load_on(Some(device), one)
+        .map_err(|e| e.to_string())?;
+    model.run(inputs).map_err(|e| e.to_string())
+}
+
+fn near(want: &Tensor, got: &Tensor) -> Result<(), String> {
+    let (Some(w), Some(g)) = (want.to_f64s(), got.to_f64s()) else {
+        return Err("no numbers".to_owned());
+    };
+    if want.shape() != got.shape() {
+        return Err(format!(
+            "shape {:?}, expected {:?}",
+            got.shape(),
+            want.shape()
+        ));
+    }
+    let off = |(w, g): &(&f64, &f64)| {
+        let close = (**w - **g).abs() <= 1e-5 + 1e-4 * w.abs();
+        !(close || w == g || w.is_nan() && g.is_nan())
+    };
+    match w.iter().zip(&g).filter(off).count() {
+        0 => Ok(()),
+        n => Err(format!("{n} of {} elements differ", w.len())),
+    }
+}
+
+fn reference(model: &Path) -> Option<(Vec<RunValue>, Vec<RunValue>)> {
+    let file = std::fs::read(model.with_extension("npz")).ok()?;
+    let members = npz::read(&file).ok()?;
+    let list = |prefix: &str| {
+        let member = |n: usize| members.iter().find(|m| m.0 == format!("{prefix}{n}"));
+        let read = |m: &(String, std::borrow::Cow<[u8]>)| npy::read(&m.1, None).map(RunValue::from);
+        (0..)
+            .map_while(member)
+            .map(read)
+            .collect::<Result<Vec<_>, _>>()
+            .ok()
+    };
+    Some((list("in")?, list("out")?))
+}
+
+fn network(model: &Path, assemblers: &[PathBuf]) -> Result<usize, String> {
+    let (inputs, wanted) = reference(model).ok_or("no reference")?;
+    let given = Given::from_runtime(&inputs);
+    let compiled = compile(model, &[], Some(&given))?;
+    let kernels = compiled.kernels.len();
+    if !assemblers.is_empty() {
+        assemble(&compiled.code, assemblers)?;
+    }
+    let outputs = run(compiled, &inputs)?;
+    for (n, (want, got)) in wanted.iter().zip(&outputs).enumerate() {
+        let both = values::to_evaluator(want).zip(values::to_evaluator(got));
+        let Some((Value::Tensor(want), Value::Tensor(got))) = both else {
+            return Err(format!("output {n} is no tensor"));
+        };
+        near(&want, &got).map_err(|e| format!("output {n}: {e}"))?;
+    }
+    Ok(kernels)
+}
+
+#[test]
+fn networks_give_their_reference_outputs() {
+    let Some(folder) = data("workloads") else {
+        return;
+    };
+    let assemblers = gpu::assemblers();
+    let only = std::env::var("LAPIDARY_WORKLOAD").unwrap_or_default();
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut networks: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    networks.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
+    networks.retain(|p| p.to_string_lossy().contains(&only));
+    networks.sort();
+    let (mut failures, mut kernels) = (vec![], 0);
+    for model in &networks {
+        let name = model.file_stem().unwrap_or_default().to_string_lossy();
+        let start = std::time::Instant::now();
+        match network(model, &assemblers) {
+            Ok(n) => kernels += n,
+            Err(why) => failures.push(format!("{name}: {why}")),
+        }
+        println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
+    }
+    println!("{} networks of {kernels} kernels", networks.len());
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+/// Real models compile, and every kernel assembles.
+#[test]
+fn real_models_assemble() {
+    let Some(folder) = data("squeezenet") else {
+        return;
+    };
+    let assemblers = gpu::assemblers();
+    let folder = folder.parent().expect("a folder of data");
+    for (model, dims) in [
+        ("squeezenet/squeezenet-1.0-dc.onnx", &[("N", 1)][..]),
+        ("all-MiniLM-L6-v2", &[]),
+        ("stories260k", &[]),
+        ("llama-wt2", &[]),
+    ] {
+        let path = folder.join(model);
+        let compiled = compile(&path, dims, None).unwrap_or_else(|e| panic!("{model}: {e}"));
+        assert!(!compiled.kernels.is_empty());
+        println!("{model}: {} kernels", compiled.kernels.len());
+        if !assemblers.is_empty() {
+            assemble(&compiled.code, &assemblers).unwrap_or_else(|e| panic!("{model}: {e}"));
+        }
+    }
+}
+
+/// `x · termᵀ` for a term of this constructor; `None` if it has no such term.
+fn product(ctor: &Constructor, seed: u64) -> Option<(Module, Encoding, Tensor)> {
+    let mut s = Sampler::new(seed, 2);
+    let (rows, columns) = (s.one_of(&[3, 8, 12, 40]), s.one_of(&[4, 8, 16, 72]));
+    let mut draw = |elem| (ctor.sample)(&mut s, elem, &[rows, columns]);
+    let e = [ElemType::F32, ElemType::U8, ElemType::F16, ElemType::U16]
+        .into_iter()
+        .find_map(&mut draw)?;
+    let x = Tensor::from_f64(ElemType::F32, [3, columns], s.numbers(3 * columns));
+    let (mut m, fresh) = (Module::new("product"), Cell::new(0));
+    let term = m.add_constant("w", Constant::new(e.clone()));
+    let given = m.add_input(
+        Module::TOP,
+        "x",
+        Type::tensor(ElemType::F32, [3i64, columns as i64]),
+    );
+    let mut b = Builder::new(&mut m, Module::TOP, "product", &fresh);
+    let numbers = match e.elem {
+        ElemType::F32 => term,
+        _ => b.cast(term, ElemType::F32).expect("fits"),
+    };
+    let turned = b.transpose(numbers, &[1, 0]).expect("a matrix");
+    let y = b.op("matmul", &[given, turned]).expect("fits");
+    m.region_mut(Module::TOP).outputs.push(y);
+    m.output_names.push("y".to_owned());
+    Some((m, e, x))
+}
+
+/// Every constructor of encodings is multiplied with on a GPU as its plain decode says.
+#[test]
+fn products_with_every_encoding() {
+    let mut of_none = vec![];
+    for ctor in ENCODINGS {
+        let mut drawn = 0;
+        for seed in 0..6 {
+            let Some((m, e, x)) = product(ctor, seed) else {
+                continue;
+            };
+            drawn += 1;
+            let want =
+                eval::run(&m, vec![Value::from(x.clone())]).unwrap_or_else(|e| panic!("{e}"));
+            // Decoded when it is loaded, and in the kernel that reads it.
+            for prepare in [true, false] {
+                let mut options = options("sm_80");
+                options.prepare = prepare;
+                let compiled = driver::compile(m.clone(), "product", &options, None);
+                let compiled = compiled.unwrap_or_else(|err| panic!("{e}: {err}"));
+                let x = values::to_runtime(&Value::from(x.clone())).expect("a tensor");
+                let got = run(compiled, &[x]).unwrap_or_else(|err| panic!("{e}: {err}"));
+                let (Value::Tensor(want), Some(Value::Tensor(got))) =
+                    (&want[0], values::to_evaluator(&got[0]))
+                else {
+                    panic!("{e}: no tensor");
+                };
+                near(want, &got).unwrap_or_else(|err| panic!("{e}: {err}"));
+            }
+        }
+        println!("{}: {drawn} terms", ctor.name);
+        if drawn == 0 {
+            of_none.push(ctor.name);
+        }
+    }
+    assert!(of_none.is_empty(), "no matrix of {of_none:?}");
+}
