@@ -121,6 +121,7 @@ fn building_takes_at_most_twice_the_weights() {
 }
 
 /// The most that a program has in memory while it runs; its message if it fails.
+#[expect(clippy::zombie_processes, reason = "wait4 waits, and tells the memory")]
 fn running(program: &std::path::Path, args: &[&str]) -> Result<u64, String> {
     let child = Command::new(program)
         .args(args)

@@ -74,6 +74,7 @@ fn run(compiled: Compiled, inputs: &[RunValue]) -> Result<Vec<RunValue>, String>
         threads: 1,
         pin: false,
         huge_pages: false,
+        memory: None,
     };
     let model = compiled
         .load_on(Some(device), one)

@@ -96,7 +96,7 @@ fn int(function: Function, ty: Type, [a, b, c]: [u64; 3]) -> u64 {
         Function::Add => x + y,
         Function::Sub => x - y,
         Function::Mul => x.wrapping_mul(y),
-        Function::MulHi => x * y >> bits,
+        Function::MulHi => (x * y) >> bits,
         Function::Mad => x.wrapping_mul(y).wrapping_add(integer(c, ty)),
         // What a GPU gives for a division by zero is not defined.
         Function::Div if y == 0 => -1,

@@ -195,7 +195,7 @@ impl<'c> Net<'c> {
         let ids = self.input("input_ids");
         if self.form == Form::Stepwise {
             let mut each = |name: &str, dims: &[&str]| {
-                let ty = Type::tensor(ElemType::I64, dims.iter().map(|d| Dim::sym(*d)));
+                let ty = Type::tensor(ElemType::I64, dims.iter().map(|d| Dim::sym(d)));
                 self.module.add_input(Module::TOP, name, ty)
             };
             let past = each("past", &["batch"]);
