@@ -101,7 +101,8 @@ pub(super) fn loaded(
     if !driver::writes_text(path) {
         return Err(Error::Usage {
             message: format!("{file}: is no decoder with a tokenizer, so it writes no text"),
-            help: "give its inputs with --inputs DIR; `lapidary inspect` lists them".to_owned(),
+            help: "a checkpoint needs its `tokenizer.json`, a GGUF file a vocabulary; other models take --inputs DIR"
+                .to_owned(),
         });
     }
     let mut compiled = driver::compile_text(path, &file, &options)?;

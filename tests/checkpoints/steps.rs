@@ -261,10 +261,10 @@ fn caches_of_codes_are_near() {
                 let square = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
                 let off = square(&mut found.iter().zip(&want).map(|(f, w)| f - w));
                 let off = (off / square(&mut want.iter().copied())).sqrt();
-                // The windows of this Gemma are too short to reach codes.
+                // The windows of this Gemma are too short to reach codes, so only roundings differ.
                 let exact = name == "gemma3";
                 assert!(
-                    off < most && (off == 0.0) == exact,
+                    off < most && (off < 1e-5) == exact,
                     "{name}, {bits} bits: {off}"
                 );
                 assert!(3 * coded < 2 * bytes, "{coded} bytes for {bytes}");
