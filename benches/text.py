@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """How fast executables write text: tokens per second by `--stats`, and the bytes of weights that this reads a second.
 
-  benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 128] [--rounds 3]
+  benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 16,512] [--rounds 3]
                   [--kv f32,8,4] [--llama-bench PATH]
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which
 products read as they are, and what they are multiplied with is rounded (`--round-activations`). `--kv` are forms of the caches of
-keys and values (with `--prompt 2000` they matter). With llama.cpp's `llama-bench`, the same
-codes in a GGUF file (Q8_0, Q4_0) run there, in the same rounds. Configurations are alternated;
-speeds are of the best rounds. Writes a table in Markdown, with `--write`
+keys and values (with a prompt of 2000 tokens they matter). With llama.cpp's `llama-bench`, the same
+codes in a GGUF file (Q8_0, Q4_0) run there, in the same rounds and after as many tokens; its caches are halves. Configurations are
+alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
 import argparse
@@ -103,9 +103,11 @@ def measure(program, threads, prompt, tokens):
 
 
 def measure_peer(llama_bench, file, threads, prompt, tokens):
-    args = [llama_bench, "-m", file, "-p", str(prompt), "-n", str(tokens), "-t", str(threads), "-r", "1", "-o", "json"]
-    found = json.loads(subprocess.run(args, check=True, capture_output=True, text=True).stdout)
-    return found[0]["avg_ts"], found[1]["avg_ts"], 0.0
+    def rate(*which):
+        args = [llama_bench, "-m", file, *map(str, which), "-t", str(threads), "-r", "1", "-o", "json"]
+        return json.loads(subprocess.run(args, check=True, capture_output=True, text=True).stdout)[0]["avg_ts"]
+
+    return rate("-p", prompt, "-n", 0), rate("-p", 0, "-n", tokens, "-d", prompt), 0.0
 
 
 def main():
@@ -115,7 +117,7 @@ def main():
     parser.add_argument("--kv", default="f32")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--prompt", default="16,512")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lapidary", default="target/release/lapidary")
     parser.add_argument("--llama-bench")
@@ -123,7 +125,7 @@ def main():
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     out = pathlib.Path(args.out or tempfile.mkdtemp())
-    threads = [int(t) for t in args.threads.split(",")]
+    runs = [(int(p), int(t)) for p in args.prompt.split(",") for t in args.threads.split(",")]
     cells = {}
     for shape in args.shapes.split(","):
         model = out / shape
@@ -133,29 +135,30 @@ def main():
             build(args.lapidary, model, weights, program, kv)
             # A scale of two bytes for each 32.
             bits = 32 if weights == "f32" else int(weights) + 0.5
-            cells |= {(shape, weights, kv, t): (program, numbers * bits / 8, []) for t in threads}
+            cells |= {(shape, weights, kv, *run): (program, numbers * bits / 8, []) for run in runs}
         for weights in args.weights.split(",") if args.llama_bench else []:
             file = out / f"{shape}-{weights}.gguf"
             recipe = recipe_of(weights, file)
             subprocess.run([args.lapidary, "compress", model, "-o", file, "--recipe", recipe], check=True, stdout=subprocess.DEVNULL)
             bits = 32 if weights == "f32" else int(weights) + 0.5
-            cells |= {(shape, weights, "llama.cpp", t): (file, numbers * bits / 8, []) for t in threads}
+            cells |= {(shape, weights, "llama.cpp", *run): (file, numbers * bits / 8, []) for run in runs}
     for _ in range(args.rounds):
-        for (*_, kv, t), (program, _, found) in cells.items():
+        # A program beside its peer.
+        for (*_, kv, prompt, t), (program, _, found) in sorted(cells.items(), key=lambda cell: (cell[0][3:], cell[0])):
             if kv == "llama.cpp":
-                found.append(measure_peer(args.llama_bench, program, t, args.prompt, args.tokens))
+                found.append(measure_peer(args.llama_bench, program, t, prompt, args.tokens))
             else:
-                found.append(measure(program, t, args.prompt, args.tokens))
+                found.append(measure(program, t, prompt, args.tokens))
     lines = [
-        f"Written by `benches/text.py --rounds {args.rounds}`: a prompt of {args.prompt} tokens, then {args.tokens}; the best of the rounds.",
+        f"Written by `benches/text.py --rounds {args.rounds}`: prompts, then {args.tokens} tokens of text; the best of the rounds.",
         "",
-        "| shape | weights | caches | threads | prompt, tokens/s | text, tokens/s | weights read, GB/s | caches, MB |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| shape | weights | caches | prompt | threads | prompt, tokens/s | text, tokens/s | weights read, GB/s | caches, MB |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (shape, weights, kv, t), (_, size, found) in cells.items():
-        prompt, text, caches = (max(rates) for rates in zip(*found))
+    for (shape, weights, kv, prompt, t), (_, size, found) in sorted(cells.items(), key=lambda cell: (cell[0][:2], cell[0][3:])):
+        read, text, caches = (max(rates) for rates in zip(*found))
         caches = f"{caches:.1f}" if caches else ""
-        lines.append(f"| {shape} | {weights} | {kv} | {t} | {prompt:.0f} | {text:.1f} | {text * size / 1e9:.1f} | {caches} |")
+        lines.append(f"| {shape} | {weights} | {kv} | {prompt} | {t} | {read:.0f} | {text:.1f} | {text * size / 1e9:.1f} | {caches} |")
     table = "\n".join(lines)
     print(table)
     if args.write:

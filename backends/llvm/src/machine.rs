@@ -20,9 +20,9 @@ use object::{
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Once;
 
-/// What LLVM calls a feature.
-fn llvm_names(feature: Feature) -> &'static str {
-    match feature {
+/// What LLVM calls a feature; nothing for those of GPUs, whose kernels another backend prints.
+fn llvm_names(feature: Feature) -> Option<&'static str> {
+    Some(match feature {
         Feature::Avx2 => "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
         // Without `evex512` every 512-bit vector would be split.
         Feature::Avx512 => "+evex512,+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
@@ -32,7 +32,10 @@ fn llvm_names(feature: Feature) -> &'static str {
         Feature::DotProd => "+dotprod",
         Feature::I8mm => "+i8mm",
         Feature::Bf16 => "+bf16",
-    }
+        Feature::Sm80 | Feature::Sm86 | Feature::Sm89 | Feature::Sm90a | Feature::Sm100 => {
+            return None;
+        }
+    })
 }
 
 /// LLVM's processor and features of a target.
@@ -43,7 +46,7 @@ fn processor(target: &Target) -> (&'static str, String) {
         // Without relaxation every distance inside a function is settled when the object is made.
         _ => ("generic-rv64", vec!["+m,+a,+f,+d,+c,+v,+zvl128b,-relax"]),
     };
-    let more = target.features.iter().map(|&f| llvm_names(f));
+    let more = target.features.iter().filter_map(|&f| llvm_names(f));
     (
         name,
         always.into_iter().chain(more).collect::<Vec<_>>().join(","),
