@@ -3,12 +3,14 @@
 prints tables in Markdown, or writes them between their markers in `benches/RESULTS.md`.
 
   benches/lowbit.py [--formats 4:32,4:128,2:64] [--rows 1,16,64,256] [--side 4096] [--threads 1,2] [--rounds 3] [--seconds 1]
-                    [--lapidary PATH] [--out FOLDER] [--write]
+                    [--lapidary PATH] [--ggml-mm PATH] [--out FOLDER] [--write]
 
 A format is bits and block. One table has a single product of `side` by `side`. The other has chains of products of one row,
 whose weights together are as many bytes as `lapidary bench` reads from memory for its ceiling, so that the speed at which
 weights are read can be set beside it; `1.58:64` has three values of weights, stored with two bits. Models are random and
-made on the spot. Speeds and ratios are of the best runs. Needs numpy, onnx and onnxruntime.
+made on the spot. Speeds and ratios are of the best runs. With a program that
+times ggml's own product (`PROGRAM TYPE THREADS SECONDS KxN M` prints a list of K, N, M, the median and the best milliseconds), llama.cpp's
+nearest format is run before and after. Needs numpy, onnx and onnxruntime.
 """
 import argparse
 import pathlib
@@ -29,6 +31,9 @@ from measure import OURS, Case, engines
 
 PEER = "onnxruntime"
 BEGIN, END = "<!-- lowbit: begin -->", "<!-- lowbit: end -->"
+
+# llama.cpp's formats of as many bits.
+GGML = {"4:32": "q4_0", "4:128": "q4_0", "2:64": "q2_K", "1.58:64": "tq2_0"}
 
 # Bytes of a chain's weights: what `runtime/src/ceiling.rs` reads.
 CHAIN_BYTES = 128 << 20
@@ -89,6 +94,13 @@ def measure(path, args, threads):
     return {row["engine"]: row for row in rows}
 
 
+def ggml(text, args, threads, rows):
+    """The best milliseconds of llama.cpp's product."""
+    command = [args.ggml_mm, GGML[text], str(threads), str(args.seconds), f"{args.side}x{args.side}", str(rows)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(re.search(r"@@\[(.*)\]", out)[1].split(",")[4])
+
+
 def milliseconds(row):
     """The best run of all rounds: what is least the machine's other work."""
     return row["best_ms"] if row["rounds_ms"] else None
@@ -101,18 +113,24 @@ def spread(row):
 
 
 def products(args, threads):
-    lines = [f"| {' | '.join(heads)} |\n| --- |" + " ---: |" * (len(heads) - 1)
-             for heads in [["bits:block", "rows", "lapidary ms", "Gop/s", "onnxruntime ms", "Gop/s", "times faster", "differs"]]]
+    heads = ["bits:block", "rows", "lapidary ms", "Gop/s", "onnxruntime ms", "Gop/s", "times faster", "differs"]
+    heads += ["llama.cpp ms", "Gop/s", "times faster"] if args.ggml_mm else []
+    lines = [f"| {' | '.join(heads)} |\n| --- |" + " ---: |" * (len(heads) - 1)]
     for text in args.formats.split(","):
         format = parse(text)
         for rows in map(int, args.rows.split(",")):
             path = args.out / f"lowbit_{text.replace(':', 'g')}_{args.side}_m{rows}.onnx"
-            found = measure(write_model(path, args.side, rows, format, 1), args, threads)
+            write_model(path, args.side, rows, format, 1)
+            llama = [ggml(text, args, threads, rows)] if args.ggml_mm and text in GGML else []
+            found = measure(path, args, threads)
+            llama += [ggml(text, args, threads, rows) for _ in llama]
             ours, theirs = milliseconds(found[OURS]), milliseconds(found[PEER])
             speed = lambda ms: f"{2e-6 * rows * args.side ** 2 / ms:.0f}" if ms else ""
-            faster = f"{theirs / ours:.2f}" if ours and theirs else ""
-            lines.append(f"| {text} | {rows} | {spread(found[OURS])} | {speed(ours)} | {spread(found[PEER])} | {speed(theirs)} | {faster} | "
-                         f"{found[OURS].get('relative', float('nan')):.1e} |")
+            faster = lambda peer: f"{peer / ours:.2f}" if ours and peer else ""
+            cells = [text, rows, spread(found[OURS]), speed(ours), spread(found[PEER]), speed(theirs), faster(theirs),
+                     f"{found[OURS].get('relative', float('nan')):.1e}"]
+            cells += [f"{min(llama):.2f}", speed(min(llama)), faster(min(llama))] if llama else [""] * (len(heads) - len(cells))
+            lines.append(f"| {' | '.join(map(str, cells))} |")
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
@@ -154,6 +172,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--lapidary", default=str(here.parent / "target/release/lapidary"))
+    parser.add_argument("--ggml-mm", help="a program that times ggml's product")
     parser.add_argument("--out", type=pathlib.Path, default=models.default_folder())
     parser.add_argument("--write", action="store_true", help="into RESULTS.md instead of standard output")
     args = parser.parse_args()

@@ -23,6 +23,9 @@ const TIME: Duration = Duration::from_millis(150);
 /// Row length of the measured product: panel and rows stay in the first-level cache.
 const K: usize = 256;
 
+/// Bytes of a line of the panel.
+const LINE: usize = PANEL_F32 * 4;
+
 /// Bytes that are read of memory: more than caches hold.
 const READ: usize = 128 << 20;
 
@@ -53,9 +56,7 @@ fn best(mut body: impl FnMut()) -> f64 {
 fn arithmetic(pool: &Pool) -> Result<f64, RunError> {
     const TIMES: usize = 200;
     let threads = pool.threads();
-    // SAFETY: the table holds a function of this type at this index.
-    let kernel: unsafe extern "C" fn(*const GemmF32) =
-        unsafe { core::mem::transmute(micro::table()[Import::GemmF32 as usize]) };
+    let kernel = gemm();
     let a = Bytes::zeroed(MAX_ROWS_F32 * K * 4)?;
     let b = Bytes::zeroed(PANEL_F32 * K * 4)?;
     let c: Vec<Bytes> = (0..threads)
@@ -67,22 +68,8 @@ fn arithmetic(pool: &Pool) -> Result<f64, RunError> {
             let rows: [*const f32; MAX_ROWS_F32] =
                 core::array::from_fn(|r| row.wrapping_add(r * K));
             for block in begin..end {
-                let tile = GemmF32 {
-                    a: rows.as_ptr(),
-                    b: b.address() as *const f32,
-                    c: c[block as usize].address().cast(),
-                    bias: core::ptr::null(),
-                    residual: core::ptr::null(),
-                    c_stride: PANEL_F32,
-                    residual_stride: 0,
-                    k: K,
-                    taps: 1,
-                    rows: MAX_ROWS_F32 as u32,
-                    cols: PANEL_F32 as u32,
-                    lo: f32::NEG_INFINITY,
-                    hi: f32::INFINITY,
-                    accumulate: 0,
-                };
+                let result = c[block as usize].address().cast();
+                let tile = product(&rows, b.address() as *const f32, result);
                 for _ in 0..TIMES {
                     // SAFETY: the tile describes the buffers above; each block writes its own.
                     unsafe { kernel(&tile) };
@@ -94,30 +81,64 @@ fn arithmetic(pool: &Pool) -> Result<f64, RunError> {
     Ok(operations as f64 / seconds / 1e9)
 }
 
-/// Bytes that all threads of a pool together read in a nanosecond, of so many that they read again and again.
+/// Bytes that all threads of a pool together read in a nanosecond, of so many that they read again and again. They are read as kernels read
+/// weights: by products of one row.
 pub fn reading(pool: &Pool, bytes: usize) -> Result<f64, RunError> {
     let threads = pool.threads();
+    let kernel = gemm();
     let mut data = Bytes::zeroed(bytes)?;
     // Every page gets memory of its own: untouched ones would all be the same zero page.
     data.as_mut_slice().fill(1);
-    let data = data.as_slice();
+    let row = Bytes::zeroed(K * 4)?;
+    let lines = bytes / LINE;
     // Short runs would measure how they are begun.
     let times = (LEAST_READ / bytes.max(1)).max(1);
     let seconds = best(|| {
         pool.run(threads as u64, 1, &|_, begin, end| {
-            let (from, to) = (begin as usize * bytes, end as usize * bytes);
+            let (from, to) = (begin as usize * lines, end as usize * lines);
+            let mut c = [0f32; PANEL_F32];
             for _ in 0..times {
-                let mut sums = [0u64; 16];
-                for line in data[from / threads..to / threads].chunks_exact(128) {
-                    for (sum, eight) in sums.iter_mut().zip(line.chunks_exact(8)) {
-                        let mut word = [0; 8];
-                        word.copy_from_slice(eight);
-                        *sum = sum.wrapping_add(u64::from_le_bytes(word));
-                    }
+                for first in (from / threads..to / threads).step_by(K) {
+                    let k = K.min(to / threads - first);
+                    let rows = [row.address() as *const f32];
+                    let panel = data.address().wrapping_add(first * LINE);
+                    let tile = GemmF32 {
+                        k,
+                        rows: 1,
+                        ..product(&rows, panel as *const f32, c.as_mut_ptr())
+                    };
+                    // SAFETY: the row has `K` elements, the panel `k` lines, the result a line.
+                    unsafe { kernel(&tile) };
                 }
-                black_box(sums);
             }
+            black_box(c);
         })
     });
-    Ok((bytes * times) as f64 / seconds / 1e9)
+    Ok((lines * LINE * times) as f64 / seconds / 1e9)
+}
+
+/// The kernel of matrix products.
+fn gemm() -> unsafe extern "C" fn(*const GemmF32) {
+    // SAFETY: the table holds a function of this type at this index.
+    unsafe { core::mem::transmute(micro::table()[Import::GemmF32 as usize]) }
+}
+
+/// A tile of [`K`] numbers in a row.
+fn product(rows: &[*const f32], panel: *const f32, result: *mut f32) -> GemmF32 {
+    GemmF32 {
+        a: rows.as_ptr(),
+        b: panel,
+        c: result,
+        bias: core::ptr::null(),
+        residual: core::ptr::null(),
+        c_stride: PANEL_F32,
+        residual_stride: 0,
+        k: K,
+        taps: 1,
+        rows: rows.len() as u32,
+        cols: PANEL_F32 as u32,
+        lo: f32::NEG_INFINITY,
+        hi: f32::INFINITY,
+        accumulate: 0,
+    }
 }
