@@ -8,6 +8,7 @@
 //! each is a `strided` term; codes whose bits are in two places are `bits` over two of them.
 //! Source: ggml-org/llama.cpp, `ggml-common.h` (the layouts) and `ggml-quants.c` (what they mean).
 
+use super::grids;
 use crate::formats::codes;
 use bytes::Bytes;
 use lapidary_ir::encodings::affine::affine;
@@ -15,7 +16,7 @@ use lapidary_ir::encodings::affmin::affmin;
 use lapidary_ir::encodings::bits::bits;
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::strided::{Places, strided};
-use lapidary_ir::encodings::{Encoding, concat, dense, gather, scale};
+use lapidary_ir::encodings::{Encoding, concat, dense, emul, gather, scale, sum};
 use lapidary_ir::{ElemType, Tensor};
 
 /// A type of tensors.
@@ -82,6 +83,69 @@ pub static TYPES: &[BlockType] = &[
         let low = r.codes(4, 0, 0, &[(2, 512), (2, 4), (2, 256), (32, 8)]);
         affine(F32, scales, joined(6, r.pairs(128), low), Some(number(32)))
     }),
+    of(16, "IQ2_XXS", 256, 66, |r| {
+        let vectors = codebook(
+            F32,
+            grids::IQ2_XXS.table(),
+            r.part(ElemType::U8, 2, &[(8, 64), (4, 8)]),
+        );
+        let scales = odd_halves(r.half(0), r.codes(4, 9, 4, &[(8, 64)]), 0.25);
+        signed(scales, vectors, r.signs_of_eight(6, 0, &[(8, 64), (4, 7)]))
+    }),
+    of(17, "IQ2_XS", 256, 74, |r| {
+        let vectors = codebook(F32, grids::IQ2_XS.table(), r.field(9, 2, 0, &[(32, 16)]));
+        let scales = odd_halves(r.half(0), r.codes(4, 66, 0, &[(16, 4)]), 0.25);
+        signed(scales, vectors, r.signs_of_eight(3, 1, &[(32, 16)]))
+    }),
+    of(22, "IQ2_S", 256, 82, |r| {
+        let codes = wide(
+            r.codes(2, 66, 0, &[(32, 2)]),
+            r.part(ElemType::U8, 2, &[(32, 8)]),
+            2,
+        );
+        let vectors = codebook(F32, grids::IQ2_S.table(), codes);
+        let scales = odd_halves(r.half(0), r.codes(4, 74, 0, &[(16, 4)]), 0.25);
+        signed(scales, vectors, r.signs(34))
+    }),
+    of(18, "IQ3_XXS", 256, 98, |r| {
+        let vectors = codebook(
+            F32,
+            grids::IQ3_XXS.table(),
+            r.part(ElemType::U8, 2, &[(64, 8)]),
+        );
+        let scales = odd_halves(r.half(0), r.codes(4, 69, 4, &[(8, 32)]), 0.5);
+        signed(scales, vectors, r.signs_of_eight(66, 0, &[(8, 32), (4, 7)]))
+    }),
+    of(21, "IQ3_S", 256, 110, |r| {
+        let codes = wide(
+            r.codes(1, 66, 0, &[(64, 1)]),
+            r.part(ElemType::U8, 2, &[(64, 8)]),
+            1,
+        );
+        let vectors = codebook(F32, grids::IQ3_S.table(), codes);
+        let scales = odd_halves(r.half(0), r.codes(4, 106, 0, &[(8, 4)]), 2.0);
+        signed(scales, vectors, r.signs(74))
+    }),
+    of(19, "IQ1_S", 256, 50, |r| {
+        let high = r.field(3, 34, 0, &[(8, 16), (4, 3)]);
+        let codes = wide(high, r.part(ElemType::U8, 2, &[(32, 8)]), 3);
+        let scales = odd_halves(r.half(0), r.field(3, 34, 12, &[(8, 16)]), 2.0);
+        moved(scales, codes, r.codes(1, 34, 15, &[(8, 16)]), 32)
+    }),
+    of(29, "IQ1_M", 256, 56, |r| {
+        let high = r.field(3, 32, 0, &[(32, 4)]);
+        let codes = wide(high, r.part(ElemType::U8, 0, &[(32, 8)]), 3);
+        // The halves of the block's number lie above the scales.
+        let (digits, first) = r.digits(48, &[(4, 16)]);
+        let places = Places {
+            bits: 4,
+            first: first + 12,
+            digits,
+        };
+        let number = strided(ElemType::F16, r.shape(&[]), places, r.bytes.clone());
+        let scales = odd_halves(number, r.field(3, 48, 0, &[(4, 16), (4, 3)]), 2.0);
+        moved(scales, codes, r.codes(1, 32, 3, &[(32, 4)]), 8)
+    }),
     of(20, "IQ4_NL", 32, 18, |r| {
         scale::scale(F32, r.half(0), table(&IQ4, r.nibbles(2)))
     }),
@@ -101,6 +165,34 @@ pub static TYPES: &[BlockType] = &[
         let powers = r.part(ElemType::F8E8M0, 0, &[]);
         scale::scale(F32, powers, table(&E2M1, r.nibbles(1)))
     }),
+    of(40, "NVFP4", 64, 36, |r| {
+        // Without a sign; the code that would be no number is zero here.
+        let value = |code: u32| match (code >> 3 & 15, f64::from(code & 7)) {
+            (15, 7.0) if code == 0x7F => 0.0,
+            (0, part) => part / 512.0,
+            (power, part) => (1.0 + part / 8.0) * 2f64.powi(power as i32 - 7),
+        };
+        let scales = r.part(ElemType::U8, 0, &[(4, 8)]);
+        let scales = codebook(F32, vectors(1, (0..256).map(value).collect()), scales);
+        let codes = r.codes(4, 4, 0, &[(4, 64), (2, 4), (8, 8)]);
+        scale::scale(F32, scales, table(&E2M1, codes))
+    }),
+    of(41, "Q1_0", 128, 18, |r| {
+        let signs = codebook(
+            F32,
+            vectors(1, vec![-1.0, 1.0]),
+            r.codes(1, 2, 0, &[(128, 1)]),
+        );
+        scale::scale(F32, r.half(0), signs)
+    }),
+    of(42, "Q2_0", 64, 18, |r| {
+        affine(
+            F32,
+            r.half(0),
+            r.codes(2, 2, 0, &[(64, 2)]),
+            Some(number(1)),
+        )
+    }),
 ];
 
 const F32: ElemType = ElemType::F32;
@@ -114,17 +206,6 @@ const IQ4: [f64; 16] = [
 /// Floats of four bits.
 const E2M1: [f64; 16] = [
     0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
-];
-
-/// Names of types whose codes are places in tables that no rule gives, by number.
-const TABLES: &[(u32, &str)] = &[
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (29, "IQ1_M"),
 ];
 
 const fn of(
@@ -162,14 +243,7 @@ pub fn of_id(id: u32) -> Result<&'static BlockType, [String; 2]> {
         "quantize the model to another type: {} are read",
         known.join(", ")
     );
-    let named = TABLES.iter().find(|(i, _)| *i == id);
-    Err(match named {
-        Some((_, name)) => [
-            format!("is of type {name}, whose tables are not known here"),
-            remedy,
-        ],
-        None => [format!("is of type {id}, which is not known here"), remedy],
-    })
+    Err([format!("is of type {id}, which is not known here"), remedy])
 }
 
 /// Rows of blocks in bytes: which ones, in which order.
@@ -262,6 +336,51 @@ impl Rows<'_> {
         codes(bits, &self.shape(inner), first + bit, &digits, self.bytes)
     }
 
+    /// Codes whose bits begin anywhere, in as few planes as lie within bytes.
+    fn field(&self, width: u32, byte: usize, bit: i64, inner: &[(usize, i64)]) -> Encoding {
+        let mut planes = vec![];
+        let mut done = 0;
+        while done < width {
+            let at = bit + i64::from(done);
+            let whole = |n: i64| at % n == 0 && inner.iter().all(|d| d.1 % n == 0);
+            let fits = |n: &u32| *n <= width - done && whole(i64::from(*n));
+            let n = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+            let plane = match n {
+                8 => self.part(ElemType::U8, byte + at as usize / 8, inner),
+                _ => self.codes(n as usize, byte, at, inner),
+            };
+            planes.push((n, plane));
+            done += n;
+        }
+        planes.reverse();
+        let elem = if width > 8 {
+            ElemType::U16
+        } else {
+            ElemType::U8
+        };
+        bits(elem, width, planes)
+    }
+
+    /// A sign for each element: a set bit is a minus.
+    fn signs(&self, byte: usize) -> Encoding {
+        codebook(
+            F32,
+            vectors(1, vec![1.0, -1.0]),
+            self.codes(1, byte, 0, &[(256, 1)]),
+        )
+    }
+
+    /// Signs of eight elements in seven bits: the last sign makes the number of minuses even.
+    fn signs_of_eight(&self, byte: usize, bit: i64, inner: &[(usize, i64)]) -> Encoding {
+        let sign = |code: u32, i: u32| match i {
+            7 => code.count_ones() % 2 == 1,
+            _ => code >> i & 1 == 1,
+        };
+        let row = |code: u32| (0..8).map(move |i| if sign(code, i) { -1.0 } else { 1.0 });
+        let table = vectors(8, (0..128).flat_map(row).collect());
+        codebook(F32, table, self.field(7, byte, bit, inner))
+    }
+
     /// 32 codes of 4 bits: low halves of 16 bytes, then high ones.
     fn nibbles(&self, byte: usize) -> Encoding {
         self.codes(4, byte, 0, &[(2, 4), (16, 8)])
@@ -303,9 +422,8 @@ impl Rows<'_> {
         };
         let digits = |count: usize, byte: usize, bytes: usize| {
             let values = (0..256).flat_map(|b| (0..count).map(move |n| digit(b, n)));
-            let table = Tensor::from_f64(F32, [1, 1, 256, count], values.collect());
             let codes = self.part(ElemType::U8, byte, &[(bytes, 8)]);
-            codebook(F32, dense::from_tensor(&table), codes)
+            codebook(F32, vectors(count, values.collect()), codes)
         };
         let all = concat::concat(1, vec![digits(5, 0, 48), digits(4, 48, 4)]);
         let place = |i: usize| match (i / 256, i % 256) {
@@ -336,8 +454,47 @@ fn negative(e: Encoding) -> Encoding {
     scale::scale(F32, dense::from_tensor(&minus), e)
 }
 
+/// `number * part * (1 / 2 + code)`.
+fn odd_halves(number: Encoding, codes: Encoding, part: f64) -> Encoding {
+    let times = |x: f64, e: Encoding| {
+        let factor = Tensor::from_f64(F32, [1, 1], vec![x]);
+        scale::scale(F32, dense::from_tensor(&factor), e)
+    };
+    affmin(
+        F32,
+        times(part, number.clone()),
+        codes,
+        times(part / 2.0, number),
+    )
+}
+
+/// Scales times vectors times signs.
+fn signed(scales: Encoding, vectors: Encoding, signs: Encoding) -> Encoding {
+    scale::scale(F32, scales, emul::emul(F32, vec![signs, vectors]))
+}
+
+/// Scales times vectors of -1, 0 and 1, which are moved up by an eighth, or down where a bit is set; a bit for each `run` elements.
+fn moved(scales: Encoding, codes: Encoding, down: Encoding, run: usize) -> Encoding {
+    let by = [0.125, -0.125]
+        .iter()
+        .flat_map(|&x| std::iter::repeat_n(x, run));
+    let moves = codebook(F32, vectors(run, by.collect()), down);
+    let vectors = codebook(F32, grids::IQ1.table(), codes);
+    scale::scale(F32, scales, sum::sum(F32, vec![vectors, moves]))
+}
+
+/// Codes of eight low bits and a few high ones.
+fn wide(high: Encoding, low: Encoding, more: u32) -> Encoding {
+    bits(ElemType::U16, 8 + more, vec![(more, high), (8, low)])
+}
+
+/// The table of a codebook, of vectors of this length.
+fn vectors(len: usize, numbers: Vec<f64>) -> Encoding {
+    let dims = [1, 1, numbers.len() / len, len];
+    dense::from_tensor(&Tensor::from_f64(F32, dims, numbers))
+}
+
 /// Codes that stand for the numbers of a table.
 fn table(numbers: &[f64; 16], codes: Encoding) -> Encoding {
-    let table = Tensor::from_f64(F32, [1, 1, 16, 1], numbers.to_vec());
-    codebook(F32, dense::from_tensor(&table), codes)
+    codebook(F32, vectors(1, numbers.to_vec()), codes)
 }

@@ -6,6 +6,7 @@
 
 pub mod blocks;
 pub mod file;
+mod grids;
 pub(crate) mod names;
 pub(crate) mod network;
 #[cfg(test)]
