@@ -113,7 +113,7 @@ def add(w, name, t, kind):
 
 
 BLOCKS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
-          "MXFP4", "BF16", "F16"]
+          "MXFP4", "BF16", "F16", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "NVFP4"]
 
 
 def gguf_blocks(out):
@@ -126,7 +126,7 @@ def gguf_blocks(out):
         blocks = random.integers(0, 256, (3 * per_row, size), dtype=np.uint8)
         # Numbers that are finite: exponents below the highest.
         for at in {"Q4_1": [0, 2], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
-                   "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "BF16": [0], "F16": [0]}.get(name, [0]):
+                   "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": [], "IQ1_M": [54], "BF16": [0], "F16": [0]}.get(name, [0]):
             blocks[:, at + 1] &= 0xBB
         if name == "MXFP4":
             blocks[:, 0] = random.integers(0, 255, len(blocks))

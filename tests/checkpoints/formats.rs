@@ -237,5 +237,9 @@ fn blocks_are_decoded_as_gguf_py_decodes_them() {
             );
         }
     }
-    assert_eq!(seen, blocks::TYPES.len() - 2, "of all but F32 and F64");
+    assert_eq!(
+        seen,
+        blocks::TYPES.len() - 4,
+        "of all but F32, F64, Q1_0 and Q2_0"
+    );
 }
