@@ -32,7 +32,7 @@ use lapidary_ir::kernel::{
 /// Keys of a run: scores of a tile are then 28 KiB.
 const RUN: i64 = 512;
 /// Elements of a row that are computed together.
-const LANES: u32 = 16;
+const LANES: u32 = 32;
 
 /// How heads lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
