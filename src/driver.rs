@@ -437,12 +437,13 @@ pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result
     let mut report = None;
     if options.compression.is_some() {
         let mut whole = import(path, options)?;
-        let first = whole.value_count();
         report = compress(&mut whole, file, options)?;
-        compress::transfer(&whole, first, &mut module).map_err(|error| Error::Compress {
-            file: file.to_owned(),
-            error,
-        })?;
+        if let Some(report) = &report {
+            compress::transfer(&whole, report, &mut module).map_err(|error| Error::Compress {
+                file: file.to_owned(),
+                error,
+            })?;
+        }
     }
     let mut compiled = compile(module, file, &stepwise, None)?;
     compiled.compression = report;

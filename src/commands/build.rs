@@ -144,6 +144,13 @@ fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Er
 /// What became of the weights, a line for each.
 pub(super) fn compressed(report: &compress::Report) -> String {
     let mut text = String::new();
+    for (cut, removed) in &report.cuts {
+        let ((groups, of), (parameters, of_all)) = (removed.groups, removed.parameters);
+        text += &format!(
+            "cut `{}`: {groups} of {of} structures, {parameters} of their {of_all} parameters\n",
+            cut.name
+        );
+    }
     for w in &report.weights {
         let ([rows, columns], (before, after)) = (w.shape, w.bytes);
         let bits = 8.0 * after as f64 / (rows * columns).max(1) as f64;
@@ -218,7 +225,14 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
     };
     let spread =
         |of: fn(compress::Spread) -> f64| report.measured.and_then(|m| m.difference.spread).map(of);
+    let cut = |(cut, removed): &(compress::Cut, compress::Removed)| {
+        serde_json::json!({
+            "cut": cut, "structures": removed.groups.1, "structures_cut": removed.groups.0,
+            "parameters": removed.parameters.1, "parameters_cut": removed.parameters.0,
+        })
+    };
     serde_json::json!({
+        "cuts": report.cuts.iter().map(cut).collect::<Vec<_>>(),
         "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),

@@ -39,6 +39,12 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
         help: "say a size (`--size 0.25x`), bits (`--bits 4.5`), a limit (`--max-kl 0.02`) or a recipe (`--recipe FILE`)"
             .to_owned(),
     })?;
+    if matches!(&compression, Compression::Recipe(recipe) if !recipe.cuts.is_empty()) {
+        return Err(Error::Usage {
+            message: "a file for other programs keeps the graph of its model, which a recipe's `[[cut]]` changes".to_owned(),
+            help: "`lapidary build --recipe` makes a program of the smaller model".to_owned(),
+        });
+    }
     let kinds = |w: &compress::Weight| target.grids(&w.name, w.shape, w.by_columns);
     let levels = |w: &compress::Weight| {
         let held = kinds(w).into_iter().map(|kind| level(kind, w.observed));
@@ -210,6 +216,7 @@ fn uniform(
     };
     Ok(Recipe {
         weights: may.iter().map(entry).collect(),
+        ..Recipe::default()
     })
 }
 

@@ -25,6 +25,8 @@ fn report(names: &[&str]) -> Report {
             .to_vec(),
     };
     Report {
+        cuts: vec![],
+        first_term: 0,
         weights: names.iter().enumerate().map(weight).collect(),
         bytes: (20_000, 3000),
         bound: Some((0.02, 0.019)),

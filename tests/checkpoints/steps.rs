@@ -1,6 +1,7 @@
 //! Step by step: what is kept of earlier tokens gives the same scores as whole sequences.
 
 use super::*;
+use lapidary::driver::Compression;
 use lapidary_language::Session;
 use lapidary_runtime::Model;
 use lapidary_runtime::value::Operand;
@@ -271,6 +272,50 @@ fn caches_of_codes_are_near() {
             }
         }
     }
+}
+
+/// Neurons that a recipe cuts away are gone in both forms; heads cannot go where keys and values are kept.
+#[test]
+fn cut_models_give_the_same_step_by_step() {
+    let folder = bundled().join("llama31-rope");
+    let stored = arrays(&folder.join("reference.npz"));
+    let cut = |name: &str| {
+        let recipe = format!("[[cut]]\nname = '{name}'\nshare = 0.25");
+        let recipe = toml::from_str(&recipe).expect("reads");
+        CompileOptions {
+            compression: Some(Compression::Recipe(recipe)),
+            ..CompileOptions::host(THREADS)
+        }
+    };
+    let whole = |name: &str| {
+        let mut module = import(&folder);
+        let report = driver::compress(&mut module, "checkpoint", &cut(name));
+        let report = report.unwrap_or_else(|e| panic!("{e}"));
+        assert!(report.is_some_and(|r| r.cuts[0].1.groups.0 > 0), "{name}");
+        floats(&run(module, &[stored["input_ids"].clone().into()])[0])
+    };
+    let want = whole("*mlp.down_proj*");
+    let options = ModelOptions {
+        threads: THREADS,
+        pin: false,
+        ..ModelOptions::default()
+    };
+    let model = driver::compile_text(&folder, "checkpoint", &cut("*mlp.down_proj*"))
+        .and_then(|compiled| compiled.load(options))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let (length, vocabulary) = (stored["input_ids"].dims()[1], stored["logits"].dims()[2]);
+    let mut session = begun(&model).expect("memory");
+    let ids = &tokens(&stored["input_ids"])[..length];
+    let fed = session.feed(0, ids);
+    fed.unwrap_or_else(|e| panic!("{e}"));
+    let found: Vec<f32> = session.scores(0).collect();
+    let last = &want[(length - 1) * vocabulary..][..vocabulary];
+    assert!(excess(&found, last) <= 1.0);
+    let original = floats(&stored["logits"].clone().into());
+    assert!(excess(last, &original[(length - 1) * vocabulary..][..vocabulary]) > 1.0);
+    whole("*o_proj*");
+    let refused = driver::compile_text(&folder, "checkpoint", &cut("*o_proj*"));
+    assert!(refused.is_err_and(|e| format!("{e:?}").contains("keys and values are kept")));
 }
 
 #[test]

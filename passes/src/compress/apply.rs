@@ -1,5 +1,6 @@
 //! Putting other values in the place of weights.
 
+use super::cuts::remove;
 use super::levels::Pick;
 use super::sites::{Site, View, bytes_of, find, stored};
 use super::{Chosen, CompressError, Report};
@@ -18,6 +19,7 @@ pub(super) fn apply(
     picks: Vec<Pick>,
 ) -> Result<Report, CompressError> {
     let before = stored(module);
+    let first_term = module.value_count();
     let (mut weights, mut terms, mut after) = (vec![], HashMap::new(), before);
     for (site, Pick { level, candidate }) in sites.iter().zip(picks) {
         let own = bytes_of(module, site);
@@ -45,6 +47,8 @@ pub(super) fn apply(
     }
     substitute(module, &terms).map_err(CompressError::Graph)?;
     Ok(Report {
+        cuts: vec![],
+        first_term,
         weights,
         bytes: (before, after),
         bound: None,
@@ -54,11 +58,17 @@ pub(super) fn apply(
     })
 }
 
-/// Puts the terms that a compressed module's values have from number `first` on in the place of the same weights of another
-/// module: of the same network in another form.
-pub fn transfer(from: &Module, first: usize, to: &mut Module) -> Result<(), CompressError> {
+/// Removes from another module, of the same network in another form, what was removed from a compressed one, and puts this
+/// one's terms in the place of the same weights.
+///
+/// # Errors
+/// In that form something else depends on what was removed.
+pub fn transfer(from: &Module, report: &Report, to: &mut Module) -> Result<(), CompressError> {
+    for (_, removed) in &report.cuts {
+        remove(to, removed)?;
+    }
     let mut made: HashMap<&str, &Constant> = HashMap::new();
-    for v in (first..from.value_count()).map(|i| ValueId(i as u32)) {
+    for v in (report.first_term..from.value_count()).map(|i| ValueId(i as u32)) {
         if let Some(constant) = from.as_constant(v) {
             made.insert(&from.value(v).name, constant);
         }

@@ -8,10 +8,12 @@
 //! the measured difference of the model's results (`loss`, `choose`). Without, what is least within the bytes is the
 //! mean error: relative errors of weights, each as often as the weight has elements, so that no large weight is given up for
 //! many small ones. Where time is limited, each choice is priced by the part of the program that it becomes (`price`), and the whole
-//! is predicted again when it is chosen. A recipe fixes choices by name, so that a build is repeated without searching.
+//! is predicted again when it is chosen. A recipe fixes choices by name, so that a build is repeated without searching; it may also
+//! say which structures are cut away first (`cuts`).
 
 mod apply;
 mod choose;
+mod cuts;
 mod goal;
 mod levels;
 mod loss;
@@ -34,6 +36,7 @@ use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 pub use apply::transfer;
+pub use cuts::{Cut, Removed, Score, remove};
 use goal::Choose;
 use lapidary_ir::Module;
 use lapidary_ir::ops::OpError;
@@ -48,6 +51,10 @@ use work::Memory;
 /// What was made of the weights.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// What was cut away before, one for each cut of the recipe, with the cut.
+    pub cuts: Vec<(Cut, Removed)>,
+    /// Number of the module's values before it had terms.
+    pub first_term: usize,
     /// Each weight that a choice was made for, in the order of the program.
     pub weights: Vec<Chosen>,
     /// Bytes of all weights before, and after.
@@ -169,6 +176,9 @@ pub enum CompressError {
     /// Jobs are to be put together, and one was not done.
     #[error("job {0} was not done")]
     Undone(usize),
+    /// Structures cannot be removed.
+    #[error("cut `{0}`: {1}")]
+    Cut(String, String),
     /// The choice failed.
     #[error(transparent)]
     Knapsack(#[from] KnapsackError),
@@ -473,8 +483,16 @@ pub fn follow(
     recipe: &Recipe,
     means: &Means,
 ) -> Result<Report, CompressError> {
-    let (sites, memory) = (find(module), Memory::default());
-    let shop = Shop::new(module, &sites, means, &memory);
+    let whole = sites::stored(module);
+    let mut smaller = module.clone();
+    let mut cuts = vec![];
+    for cut in &recipe.cuts {
+        let removed = cuts::choose(&smaller, cut, means)?;
+        cuts::remove(&mut smaller, &removed)?;
+        cuts.push((cut.clone(), removed));
+    }
+    let (sites, memory) = (find(&smaller), Memory::default());
+    let shop = Shop::new(&smaller, &sites, means, &memory);
     let level = |site: &Site| {
         let fits = |e: &&Entry| recipe::fits(&e.name, &site.name);
         let entry = recipe.weights.iter().find(fits);
@@ -482,7 +500,11 @@ pub fn follow(
     };
     let levels: Vec<Level> = sites.iter().map(level).collect();
     let picks = shop.make(&levels, |_| None)?;
-    apply(module, &sites, picks)
+    let mut report = apply(&mut smaller, &sites, picks)?;
+    report.bytes.0 = whole;
+    report.cuts = cuts;
+    *module = smaller;
+    Ok(report)
 }
 
 impl Report {
@@ -502,6 +524,7 @@ impl Report {
             level: c.level.clone(),
         };
         Recipe {
+            cuts: self.cuts.iter().map(|(cut, _)| cut.clone()).collect(),
             weights: self.weights.iter().map(entry).collect(),
         }
     }

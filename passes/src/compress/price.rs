@@ -376,7 +376,11 @@ mod tests {
             let mut changed = module.clone();
             let name = sites[1].name.clone();
             let weights = vec![super::super::Entry { name, level }];
-            follow(&mut changed, &Recipe { weights }, &Means::default()).expect("follows");
+            let recipe = Recipe {
+                weights,
+                ..Recipe::default()
+            };
+            follow(&mut changed, &recipe, &Means::default()).expect("follows");
             let after = clock(&changed, 0.0).expect("predicts").ns;
             assert!(
                 ((after - before) - (price.ns - keep)).abs() < 0.05 * keep,

@@ -1,5 +1,6 @@
 //! What users ask of compression: a budget, or a recipe that names each weight's choice.
 
+use super::cuts::Cut;
 use super::loss::Difference;
 use crate::methods::MethodError;
 use crate::methods::pattern::Pattern;
@@ -129,6 +130,9 @@ fn four() -> u32 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// Structures that go before anything else is done, one cut after the other.
+    #[serde(default, rename = "cut", skip_serializing_if = "Vec::is_empty")]
+    pub cuts: Vec<Cut>,
     /// The first entry whose pattern fits a weight's name holds for it.
     #[serde(default, rename = "weight")]
     pub weights: Vec<Entry>,

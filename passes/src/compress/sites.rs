@@ -62,9 +62,23 @@ impl Site {
     }
 }
 
+/// Constants that something reads.
+pub(super) fn in_use(module: &Module) -> HashSet<ValueId> {
+    let regions = module.reachable_regions();
+    let read = regions.iter().flat_map(|&r| {
+        let region = module.region(r);
+        let operands = region.nodes.iter().flat_map(|&n| &module.node(n).operands);
+        operands.flatten().chain(&region.outputs)
+    });
+    let constant = |v: &&ValueId| module.as_constant(**v).is_some();
+    read.filter(constant).copied().collect()
+}
+
 /// Bytes of all constants.
 pub(super) fn stored(module: &Module) -> u64 {
-    let constants = (0..module.value_count()).filter_map(|v| module.as_constant(ValueId(v as u32)));
+    let constants = in_use(module)
+        .into_iter()
+        .filter_map(|v| module.as_constant(v));
     constants.map(|c| c.stored_bytes() as u64).sum()
 }
 

@@ -4,6 +4,8 @@ use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Tensor, Type, ValueId, eval};
 use std::cell::Cell;
 
+mod cuts;
+
 fn weight(shape: &[usize], seed: u64) -> Tensor {
     let n: usize = shape.iter().product();
     Tensor::from_f64(
@@ -222,6 +224,7 @@ fn what_cannot_be_met_is_said() {
                 ..Level::default()
             },
         }],
+        ..Recipe::default()
     };
     assert!(matches!(
         follow(&mut network(), &unknown, &Means::default()),
