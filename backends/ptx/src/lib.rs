@@ -22,6 +22,7 @@ mod function;
 mod hazards;
 mod memory;
 pub mod occupancy;
+pub mod packed;
 mod product;
 mod shape;
 mod tile;
@@ -38,7 +39,7 @@ use std::fmt::Write;
 pub struct Gpu {
     /// What it has.
     pub feature: Feature,
-    /// Version of PTX that knows it.
+    /// Version of PTX that knows it and all that is written (7.4: loads that pass the first cache by).
     pub version: &'static str,
 }
 
@@ -46,11 +47,11 @@ pub struct Gpu {
 pub const GPUS: &[Gpu] = &[
     Gpu {
         feature: Feature::Sm80,
-        version: "7.0",
+        version: "7.4",
     },
     Gpu {
         feature: Feature::Sm86,
-        version: "7.1",
+        version: "7.4",
     },
     Gpu {
         feature: Feature::Sm89,
