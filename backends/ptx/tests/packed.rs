@@ -2,52 +2,11 @@
 
 mod support;
 
+use lapidary_ptx::GPUS;
 use lapidary_ptx::packed::{Bits, MOST_BATCH, Weights, gemv};
-use lapidary_ptx::{Entry, GPUS};
-use lapidary_ptx_interp::{Launch, Module, Segment, Statistics};
 use lapidary_suite::Rng;
+use support::entries::{f16_bits, f16_value, launch};
 use support::ptxas::{assemble, assemblers};
-
-/// Where buffer `i` is: far from every other.
-fn address(i: usize) -> u64 {
-    (i as u64 + 1) << 32
-}
-
-/// Runs an entry on buffers, of which the last is written.
-fn launch(entry: &Entry, blocks: u32, buffers: &mut [Vec<u8>]) -> Statistics {
-    let text = lapidary_ptx::header(&GPUS[0]) + &entry.text;
-    let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let last = buffers.len() - 1;
-    let mut params: Vec<u64> = (0..=last + 1).map(address).collect();
-    params.push(0);
-    let mut segments: Vec<Segment> = buffers
-        .iter_mut()
-        .enumerate()
-        .map(|(i, bytes)| Segment {
-            address: address(i),
-            bytes,
-            read_only: i != last,
-        })
-        .collect();
-    let run = Launch {
-        entry: &module.entries[&entry.name],
-        params: &params,
-        blocks,
-    };
-    let line = |n: u32| text.lines().nth(n as usize - 1).unwrap_or("").to_owned();
-    run.run(&mut segments)
-        .unwrap_or_else(|f| panic!("{f}: {}", line(f.line)))
-}
-
-/// Bits of an `f16` that is a positive normal number `(1 + m / 1024) 2^e`.
-fn f16_bits(m: u16, e: i32) -> u16 {
-    ((e + 15) as u16) << 10 | m
-}
-
-fn f16_value(bits: u16) -> f64 {
-    let (m, e) = (bits & 1023, i32::from(bits >> 10) - 15);
-    (1.0 + f64::from(m) / 1024.0) * 2f64.powi(e)
-}
 
 /// Random codes and scales.
 struct Sample {

@@ -11,6 +11,7 @@
 //! those of all chunks of a lane's part of a chunk are one load.
 
 mod gemv;
+pub mod halves;
 
 pub use gemv::{MOST_BATCH, gemv};
 
