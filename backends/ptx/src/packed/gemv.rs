@@ -7,7 +7,7 @@
 //! lowest bit, and `fma(that, 2^-b, -(2^23 2^-b + z))` is `q - z`, exactly. So sums are of `f32` throughout, and nothing is
 //! rounded that the plain product would not round.
 
-use super::{Bits, CHUNK, Weights};
+use super::{Bits, CHUNK, Weights, frame};
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
@@ -75,48 +75,17 @@ impl Gemv<'_> {
     fn entry(mut self) -> Entry {
         let shared = 4 * (THREADS / WARP) * ROWS * self.batch;
         self.body();
-        let name = crate::entry_name(&self.weights.name);
-        let text = format!(
-            "// workspace 0\n.visible .entry {name}(\n    .param .u64 codes,\n    .param .u64 scales,\n    .param .u64 x,\n    \
-             .param .u64 y,\n    .param .u64 workspace,\n    .param .u32 first)\n.maxntid {THREADS}, 1, 1\n.minnctapersm 2\n{{\n    \
-             .shared .align 16 .b8 sums[{shared}];\n{}}}\n",
-            self.w.finish()
-        );
-        Entry {
-            name,
-            text,
-            threads: THREADS,
-            shared_bytes: u64::from(shared),
-            workspace_bytes: 0,
-        }
-    }
-
-    fn param(&mut self, name: &str) -> Val {
-        let at = self.w.register(Ty::B64);
-        self.w.line(format_args!("ld.param.u64 {at}, [{name}];"));
-        self.w.op(Ty::B64, "cvta.to.global.u64", &[at])
-    }
-
-    /// `base + index * bytes`, of a 32-bit index that is not negative.
-    fn at(&mut self, base: Val, index: Val, bytes: u32) -> Val {
-        let wide = self.w.op(
-            Ty::B64,
-            "mul.wide.u32",
-            &[index, Val::int(i64::from(bytes))],
-        );
-        self.w.add(base, wide)
+        let params = ["codes", "scales", "x", "y"];
+        let name = &self.weights.name;
+        frame::entry(name, &params, (THREADS, 2), Some(("sums", shared)), self.w)
     }
 
     fn body(&mut self) {
         let weights = self.weights;
         let (runs, chunks, parts) = (weights.runs(), weights.chunks(), weights.parts());
-        let [codes, scales, x, y] = ["codes", "scales", "x", "y"].map(|p| self.param(p));
-        let first = self.w.register(Ty::B32);
-        self.w.line(format_args!("ld.param.u32 {first}, [first];"));
-        let [tid, block] = [(); 2].map(|()| self.w.register(Ty::B32));
-        self.w.line(format_args!("mov.u32 {tid}, %tid.x;"));
-        self.w.line(format_args!("mov.u32 {block}, %ctaid.x;"));
-        let block = self.w.add(block, first);
+        let [codes, scales, x, y] = ["codes", "scales", "x", "y"].map(|p| self.w.param(p));
+        let tid = self.w.special("%tid.x");
+        let block = self.w.block();
         let lane = self.w.op(Ty::B32, "and.b32", &[tid, Val::int(31)]);
         let warp = self.w.op(Ty::B32, "shr.u32", &[tid, Val::int(5)]);
         let share = i64::from(self.sharing);
@@ -141,9 +110,9 @@ impl Gemv<'_> {
             let row = self.w.op(Ty::B32, "min.u32", &[row, last]);
             let run = self.w.mul_add(row, Val::int(i64::from(runs)), place);
             let nth = self.w.mul_add(run, Val::int(32), lane);
-            code_at.push(self.at(codes, nth, 16));
+            code_at.push(self.w.at(codes, nth, 16));
             let nth = self.w.mul_add(run, Val::int(i64::from(parts)), part);
-            scale_at.push(self.at(scales, nth, 2 * chunks));
+            scale_at.push(self.w.at(scales, nth, 2 * chunks));
         }
         let run = self.w.register(Ty::B32);
         self.w.copy(run, place);
@@ -153,7 +122,7 @@ impl Gemv<'_> {
             .map(|b| {
                 let row = Val::int(i64::from(b * weights.columns));
                 let nth = self.w.add(column, row);
-                self.at(x, nth, 4)
+                self.w.at(x, nth, 4)
             })
             .collect::<Vec<_>>();
         let sums: Vec<Val> = (0..ROWS * self.batch)
@@ -184,7 +153,7 @@ impl Gemv<'_> {
         for &x in &x_at {
             self.w.to(x, "add.s64", &[x, Val::long(4 * step)]);
         }
-        if weights.columns % weights.run() != 0 {
+        if !weights.columns.is_multiple_of(weights.run()) {
             self.w.to(column, "add.s32", &[column, Val::int(step)]);
         }
         self.w.line(format_args!("@{more} bra {top};"));
@@ -230,7 +199,7 @@ impl Gemv<'_> {
 
     /// Adds the products of a run.
     fn multiply(&mut self, now: &[Fetched], x: &[Val], column: Val, magic: Val, sums: &[Val]) {
-        let ragged = self.weights.columns % self.weights.run() != 0;
+        let ragged = !self.weights.columns.is_multiple_of(self.weights.run());
         let mut scales = vec![];
         for chunk in 0..self.weights.chunks() {
             if chunk % 2 == 0 {
@@ -336,8 +305,7 @@ impl Gemv<'_> {
             }
         }
         let of_warp = sums.len() as u32;
-        let base = self.w.register(Ty::B32);
-        self.w.line(format_args!("mov.u32 {base}, sums;"));
+        let base = self.w.special("sums");
         let to = self.w.mul_add(warp, Val::int(i64::from(4 * of_warp)), base);
         let one = self.w.compare("eq.u32", lane, Val::int(0));
         for (i, &sum) in sums.iter().enumerate() {
@@ -380,7 +348,7 @@ impl Gemv<'_> {
         let nth = self
             .w
             .mul_add(b, Val::int(i64::from(self.weights.rows)), row);
-        let to = self.at(y, nth, 4);
+        let to = self.w.at(y, nth, 4);
         self.w.line(format_args!("st.global.f32 [{to}], {total};"));
         self.w.place(end);
         self.w.line(format_args!("ret;"));

@@ -8,6 +8,7 @@
 //! Where tiles are few, blocks share the columns (split-K): each writes sums of its own, and [`sum`] adds them up in order, so
 //! that results do not depend on which block is first.
 
+use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
@@ -104,7 +105,7 @@ impl Product {
     /// which offsets do not reach.
     pub fn entry(&self) -> Result<(Entry, u32), Error> {
         let (m, n, k) = (u64::from(self.m), u64::from(self.n), u64::from(self.k));
-        if m * n * k == 0 || k % 8 != 0 || n % 8 != 0 {
+        if m * n * k == 0 || !k.is_multiple_of(8) || !n.is_multiple_of(8) {
             return Err(self.error(format!("a product of {m} x {n} x {k}")));
         }
         if self.parts == 0 || self.parts > self.k.div_ceil(DEPTH) {
@@ -151,53 +152,20 @@ impl Kernel<'_> {
     fn entry(mut self) -> Entry {
         let shared = STAGES * self.stage();
         self.body();
-        let name = crate::entry_name(&self.p.name);
-        let text = format!(
-            "// workspace 0\n.visible .entry {name}(\n    .param .u64 a,\n    .param .u64 b,\n    .param .u64 c,\n    \
-             .param .u64 workspace,\n    .param .u32 first)\n.maxntid {THREADS}, 1, 1\n.minnctapersm 2\n{{\n    \
-             .shared .align 128 .b8 pieces[{shared}];\n{}}}\n",
-            self.w.finish()
-        );
-        Entry {
-            name,
-            text,
-            threads: THREADS,
-            shared_bytes: u64::from(shared),
-            workspace_bytes: 0,
-        }
-    }
-
-    fn int(&mut self, name: &str, a: Val, b: u32) -> Val {
-        self.w.op(Ty::B32, name, &[a, Val::int(i64::from(b))])
-    }
-
-    fn param(&mut self, name: &str) -> Val {
-        let at = self.w.register(Ty::B64);
-        self.w.line(format_args!("ld.param.u64 {at}, [{name}];"));
-        self.w.op(Ty::B64, "cvta.to.global.u64", &[at])
-    }
-
-    /// Quotient and remainder.
-    fn divide(&mut self, a: Val, by: Val) -> [Val; 2] {
-        let whole = self.w.op(Ty::B32, "div.u32", &[a, by]);
-        let back = self.w.mul(whole, by);
-        [whole, self.w.sub(a, back)]
+        let shared = Some(("pieces", shared));
+        frame::entry(&self.p.name, &["a", "b", "c"], (THREADS, 2), shared, self.w)
     }
 
     /// First row, first column and part of this block: bands of tiles of rows, in them column after column.
     fn place(&mut self) -> [Val; 3] {
         let [down, across] = self.p.tiles();
-        let first = self.w.register(Ty::B32);
-        self.w.line(format_args!("ld.param.u32 {first}, [first];"));
-        let block = self.w.register(Ty::B32);
-        self.w.line(format_args!("mov.u32 {block}, %ctaid.x;"));
-        let block = self.w.add(block, first);
-        let [part, tile] = self.divide(block, Val::int(i64::from(down * across)));
-        let [band, inside] = self.divide(tile, Val::int(i64::from(BAND * across)));
+        let block = self.w.block();
+        let [part, tile] = self.w.divide(block, Val::int(i64::from(down * across)));
+        let [band, inside] = self.w.divide(tile, Val::int(i64::from(BAND * across)));
         let begin = self.w.mul(band, Val::int(i64::from(BAND)));
         let left = self.w.sub(Val::int(i64::from(down)), begin);
-        let height = self.int("min.u32", left, BAND);
-        let [column, row] = self.divide(inside, height);
+        let height = self.w.int("min.u32", left, BAND);
+        let [column, row] = self.w.divide(inside, height);
         let row = self.w.add(row, begin);
         let row = self.w.mul(row, Val::int(i64::from(self.p.tile_m())));
         let column = self.w.mul(column, Val::int(i64::from(TILE_N)));
@@ -214,8 +182,8 @@ impl Kernel<'_> {
         k: Val,
         at: [u32; 2],
     ) -> Source {
-        let row = self.int("shr.u32", tid, 2);
-        let nth = self.int("and.b32", tid, 3);
+        let row = self.w.int("shr.u32", tid, 2);
+        let nth = self.w.int("and.b32", tid, 3);
         let row_of = self.w.add(row, first);
         let row_of = self.w.add(row_of, Val::int(i64::from(at[0])));
         let there = self.w.compare("lt.u32", row_of, Val::int(i64::from(rows)));
@@ -225,8 +193,8 @@ impl Kernel<'_> {
             .mul_add(row_of, Val::int(i64::from(self.p.k)), column);
         let bytes = self.w.op(Ty::B64, "mul.wide.u32", &[element, Val::int(2)]);
         let from = self.w.add(base, bytes);
-        let half = self.int("shr.u32", row, 1);
-        let half = self.int("and.b32", half, 3);
+        let half = self.w.int("shr.u32", row, 1);
+        let half = self.w.int("and.b32", half, 3);
         let place = self.w.op(Ty::B32, "xor.b32", &[nth, half]);
         let place = self.w.mul(place, Val::int(16));
         let to = self.w.mul_add(row, Val::int(i64::from(ROW)), place);
@@ -270,8 +238,8 @@ impl Kernel<'_> {
 
     /// Where a lane reads: row `row` of a piece, 16 bytes `high` of each 32.
     fn places(&mut self, row: Val, high: Val, first: Val) -> Places {
-        let half = self.int("shr.u32", row, 1);
-        let turn = self.int("and.b32", half, 3);
+        let half = self.w.int("shr.u32", row, 1);
+        let turn = self.w.int("and.b32", half, 3);
         let all = self.w.add(row, first);
         [0, 2].map(|c| {
             let nth = self.w.add(high, Val::int(c));
@@ -291,17 +259,15 @@ impl Kernel<'_> {
 
     fn body(&mut self) {
         let p = self.p;
-        let [a, b, c] = ["a", "b", "c"].map(|name| self.param(name));
-        let tid = self.w.register(Ty::B32);
-        self.w.line(format_args!("mov.u32 {tid}, %tid.x;"));
+        let [a, b, c] = ["a", "b", "c"].map(|name| self.w.param(name));
+        let tid = self.w.special("%tid.x");
         let [row, column, part] = self.place();
-        let base = self.w.register(Ty::B32);
-        self.w.line(format_args!("mov.u32 {base}, pieces;"));
+        let base = self.w.special("pieces");
 
         let length = p.pieces() * DEPTH;
         let k = self.w.mul(part, Val::int(i64::from(length)));
         let end = self.w.add(k, Val::int(i64::from(length)));
-        let end = self.int("min.u32", end, p.k);
+        let end = self.w.int("min.u32", end, p.k);
         let mut sources = vec![];
         for at in (0..p.tile_m()).step_by(64) {
             sources.push(self.source(tid, a, p.m, row, k, [at, 0]));
@@ -315,7 +281,7 @@ impl Kernel<'_> {
         for at in (0..TILE_N).step_by(64) {
             sources.push(self.source(tid, b, p.n, column, k, [at, right]));
         }
-        let nth = self.int("and.b32", tid, 3);
+        let nth = self.w.int("and.b32", tid, 3);
         let own = self.w.mul_add(nth, Val::int(8), k);
         let next = self.w.register(Ty::B32);
         self.w.copy(next, own);
@@ -323,27 +289,27 @@ impl Kernel<'_> {
         self.w.copy(read, base);
         self.w.copy(write, base);
 
-        let lane = self.int("and.b32", tid, WARP - 1);
-        let warp = self.int("shr.u32", tid, 5);
+        let lane = self.w.int("and.b32", tid, WARP - 1);
+        let warp = self.w.int("shr.u32", tid, 5);
         let [of_n, of_m] = {
-            let n = self.int("and.b32", warp, 3);
-            let m = self.int("shr.u32", warp, 2);
+            let n = self.w.int("and.b32", warp, 3);
+            let m = self.w.int("shr.u32", warp, 2);
             [
                 self.w.mul(n, Val::int(32)),
                 self.w.mul(m, Val::int(i64::from(16 * p.fragments()))),
             ]
         };
         let left_places = {
-            let row = self.int("and.b32", lane, 15);
-            let high = self.int("shr.u32", lane, 4);
+            let row = self.w.int("and.b32", lane, 15);
+            let high = self.w.int("shr.u32", lane, 4);
             self.places(row, high, of_m)
         };
         let right_places = {
-            let low = self.int("and.b32", lane, 7);
-            let up = self.int("shr.u32", lane, 4);
+            let low = self.w.int("and.b32", lane, 7);
+            let up = self.w.int("shr.u32", lane, 4);
             let row = self.w.mul_add(up, Val::int(8), low);
-            let high = self.int("shr.u32", lane, 3);
-            let high = self.int("and.b32", high, 1);
+            let high = self.w.int("shr.u32", lane, 3);
+            let high = self.w.int("and.b32", high, 1);
             self.places(row, high, of_n)
         };
         let sums: Vec<Val> = (0..p.fragments() * 16)
@@ -403,9 +369,9 @@ impl Kernel<'_> {
 
     fn store(&mut self, c: Val, [row, column, part]: [Val; 3], lane: Val, sums: &[Val]) {
         let p = self.p;
-        let group = self.int("shr.u32", lane, 2);
+        let group = self.w.int("shr.u32", lane, 2);
         let row = self.w.add(row, group);
-        let position = self.int("and.b32", lane, 3);
+        let position = self.w.int("and.b32", lane, 3);
         let column = self.w.mul_add(position, Val::int(2), column);
         let skip = self.w.mul(part, Val::int(i64::from(p.m)));
         for f in 0..p.fragments() {
@@ -447,16 +413,9 @@ pub fn sum(name: &str, parts: u32, len: u32) -> Result<(Entry, u32), Error> {
         });
     }
     let mut w = Writer::default();
-    let [c, y] = ["c", "y"].map(|name| {
-        let at = w.register(Ty::B64);
-        w.line(format_args!("ld.param.u64 {at}, [{name}];"));
-        w.op(Ty::B64, "cvta.to.global.u64", &[at])
-    });
-    let [first, tid, block] = [(); 3].map(|()| w.register(Ty::B32));
-    w.line(format_args!("ld.param.u32 {first}, [first];"));
-    w.line(format_args!("mov.u32 {tid}, %tid.x;"));
-    w.line(format_args!("mov.u32 {block}, %ctaid.x;"));
-    let block = w.add(block, first);
+    let [c, y] = ["c", "y"].map(|name| w.param(name));
+    let tid = w.special("%tid.x");
+    let block = w.block();
     let nth = w.mul_add(block, Val::int(i64::from(THREADS)), tid);
     let none = w.compare("ge.u32", nth, Val::int(i64::from(len)));
     let end = w.label();
@@ -475,18 +434,6 @@ pub fn sum(name: &str, parts: u32, len: u32) -> Result<(Entry, u32), Error> {
     w.line(format_args!("st.global.f32 [{to}], {total};"));
     w.place(end);
     w.line(format_args!("ret;"));
-    let name = crate::entry_name(name);
-    let text = format!(
-        "// workspace 0\n.visible .entry {name}(\n    .param .u64 c,\n    .param .u64 y,\n    .param .u64 workspace,\n    \
-         .param .u32 first)\n.maxntid {THREADS}, 1, 1\n{{\n{}}}\n",
-        w.finish()
-    );
-    let entry = Entry {
-        name,
-        text,
-        threads: THREADS,
-        shared_bytes: 0,
-        workspace_bytes: 0,
-    };
+    let entry = frame::entry(name, &["c", "y"], (THREADS, 4), None, w);
     Ok((entry, len.div_ceil(THREADS)))
 }

@@ -10,10 +10,13 @@
 //! so that the warp also reads the vector in consecutive 16 bytes a lane. Scales are of `f16`, `[o][run][part][chunk]`:
 //! those of all chunks of a lane's part of a chunk are one load.
 
+mod frame;
 mod gemv;
 pub mod halves;
+mod marlin;
 
 pub use gemv::{MOST_BATCH, gemv};
+pub use marlin::Marlin;
 
 use lapidary_ir::backend::Error;
 
@@ -79,7 +82,7 @@ impl Weights {
                 "groups of {group} columns; they have 32, 64 or 128"
             )));
         }
-        if rows == 0 || columns == 0 || columns % group != 0 {
+        if rows == 0 || columns == 0 || !columns.is_multiple_of(group) {
             let what = format!("{rows} rows of {columns} columns in groups of {group}");
             return Err(weights.error(what));
         }
@@ -126,11 +129,7 @@ impl Weights {
         u64::from(self.rows) * u64::from(self.runs()) * u64::from(2 * self.parts() * self.chunks())
     }
 
-    /// Codes as the entries read them, from `[rows][columns]`, a code a byte.
-    ///
-    /// # Errors
-    /// Their number is not that of the matrix, or a code has more bits.
-    pub fn pack_codes(&self, codes: &[u8]) -> Result<Vec<u8>, Error> {
+    fn check_codes(&self, codes: &[u8]) -> Result<(), Error> {
         let columns = self.columns as usize;
         if codes.len() != self.rows as usize * columns {
             return Err(self.error(format!("{} codes for the matrix", codes.len())));
@@ -141,6 +140,24 @@ impl Weights {
         {
             return Err(self.error(format!("code {code} in {} bits", self.bits.count())));
         }
+        Ok(())
+    }
+
+    fn check_scales(&self, scales: &[u16]) -> Result<(), Error> {
+        let groups = (self.columns / self.group) as usize;
+        if scales.len() != self.rows as usize * groups {
+            return Err(self.error(format!("{} scales for the matrix", scales.len())));
+        }
+        Ok(())
+    }
+
+    /// Codes as the entries read them, from `[rows][columns]`, a code a byte.
+    ///
+    /// # Errors
+    /// Their number is not that of the matrix, or a code has more bits.
+    pub fn pack_codes(&self, codes: &[u8]) -> Result<Vec<u8>, Error> {
+        self.check_codes(codes)?;
+        let columns = self.columns as usize;
         let mut packed = Vec::with_capacity(self.code_bytes() as usize);
         for row in codes.chunks_exact(columns) {
             for run in 0..self.runs() {
@@ -164,10 +181,8 @@ impl Weights {
     /// # Errors
     /// Their number is not that of the matrix' groups.
     pub fn pack_scales(&self, scales: &[u16]) -> Result<Vec<u8>, Error> {
+        self.check_scales(scales)?;
         let groups = (self.columns / self.group) as usize;
-        if scales.len() != self.rows as usize * groups {
-            return Err(self.error(format!("{} scales for the matrix", scales.len())));
-        }
         let mut packed = Vec::with_capacity(self.scale_bytes() as usize);
         for row in scales.chunks_exact(groups) {
             for run in 0..self.runs() {
