@@ -3,7 +3,7 @@
 //! A kernel becomes an entry, a grid point a thread block. How it is written, from outside in: `function` is the frame
 //! (parameters, coordinates, memory of a block), `control` statements and control flow; `tile` says how a tile lies in a block's threads; `elementwise` and
 //! `shape` translate operations; `product` writes the contractions that are recognised, `codes` those of codes; `memory` loads and stores; `hazards` says where the threads of a block wait for each
-//! other. `writer` writes instructions.
+//! other. `writer` writes instructions. [`packed`] is apart: it writes products for a shape, called in the same way.
 //!
 //! **Calling.** The parameters are those of the kernel in order, each 64 bits (an address in global memory, or a size),
 //! then `workspace`, the address of memory that the blocks use, and `first`, the number of the first block. Blocks are
