@@ -6,8 +6,9 @@ mod support;
 use lapidary_ptx::GPUS;
 use lapidary_ptx::packed::halves::sum;
 use lapidary_ptx::packed::{Bits, Marlin, Weights};
+use lapidary_ptx_interp::Wrong;
 use lapidary_suite::Rng;
-use support::entries::{f16_bits, f16_value, launch};
+use support::entries::{f16_bits, f16_value, launch, try_launch};
 use support::ptxas::{assemble, assemblers};
 
 fn weights(rows: u32, columns: u32) -> Weights {
@@ -70,6 +71,30 @@ fn batches_times_packed_weights() {
                 "{batch} x {rows} x {columns} in {parts}, element {i}: {got}, expected {want}"
             );
         }
+    }
+}
+
+/// The checks find what they are for.
+#[test]
+fn without_waiting_there_are_faults() {
+    let w = weights(128, 1024);
+    let (entry, blocks) = Marlin::new(&w, 64, 1).unwrap().entry();
+    let mut buffers = [
+        vec![0; 128 * 512],
+        vec![0; 128 * 8 * 2],
+        vec![0; 2 * 64 * 1024],
+        vec![0; 4 * 64 * 128],
+    ];
+    assert!(try_launch(&entry, &entry.text, blocks, &mut buffers).is_ok());
+    for (of, with, wrong) in [
+        ("    bar.sync 0;\n", "", Wrong::Race),
+        ("wait_group 2;", "wait_group 3;", Wrong::PendingCopy),
+        ("pieces[49152]", "pieces[49136]", Wrong::OutOfBounds),
+    ] {
+        let text = entry.text.replace(of, with);
+        assert_ne!(text, entry.text);
+        let fault = try_launch(&entry, &text, blocks, &mut buffers).unwrap_err();
+        assert_eq!(fault.wrong, wrong, "{fault}");
     }
 }
 

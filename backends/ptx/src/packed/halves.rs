@@ -1,7 +1,7 @@
 //! Products of `f16` or `bf16` on the tensor cores, with sums of `f32`.
 //!
-//! `mma.sync` m16n8k16, whose operands come by `ldmatrix` from shared memory, which `cp.async` fills [`STAGES`] pieces of
-//! [`DEPTH`] columns at a time. A row of a piece is 64 bytes, four times 16; the `c`-th 16 bytes of row `r` are at place
+//! `mma.sync` m16n8k16, whose operands come by `ldmatrix` from shared memory, which `cp.async` fills three pieces of
+//! 32 columns at a time. A row of a piece is 64 bytes, four times 16; the `c`-th 16 bytes of row `r` are at place
 //! `c ^ (r / 2 % 4)`, so that the eight rows that `ldmatrix` reads at a time are in different banks. Operands are rounded to
 //! 16 bits by whoever makes them: this is for models that are of such numbers, or whose user allows it.
 //!
