@@ -3,7 +3,7 @@
 //! A kernel becomes an entry, a grid point a thread block. How it is written, from outside in: `function` is the frame
 //! (parameters, coordinates, memory of a block), `control` statements and control flow; `tile` says how a tile lies in a block's threads; `elementwise` and
 //! `shape` translate operations; `product` writes the contractions that are recognised, `codes` those of codes; `memory` loads and stores; `hazards` says where the threads of a block wait for each
-//! other. `writer` writes instructions.
+//! other. `writer` writes instructions. [`packed`] is apart: it writes products for a shape, called in the same way.
 //!
 //! **Calling.** The parameters are those of the kernel in order, each 64 bits (an address in global memory, or a size),
 //! then `workspace`, the address of memory that the blocks use, and `first`, the number of the first block. Blocks are
@@ -22,6 +22,7 @@ mod function;
 mod hazards;
 mod memory;
 pub mod occupancy;
+pub mod packed;
 mod product;
 mod shape;
 mod tile;
@@ -38,7 +39,7 @@ use std::fmt::Write;
 pub struct Gpu {
     /// What it has.
     pub feature: Feature,
-    /// Version of PTX that knows it.
+    /// Version of PTX that knows it and all that is written (7.4: loads that pass the first cache by).
     pub version: &'static str,
 }
 
@@ -46,11 +47,11 @@ pub struct Gpu {
 pub const GPUS: &[Gpu] = &[
     Gpu {
         feature: Feature::Sm80,
-        version: "7.0",
+        version: "7.4",
     },
     Gpu {
         feature: Feature::Sm86,
-        version: "7.1",
+        version: "7.4",
     },
     Gpu {
         feature: Feature::Sm89,

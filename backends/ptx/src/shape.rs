@@ -212,6 +212,16 @@ impl Fun<'_> {
                 self.w.compare("ne.u32", y, Val::int(0))
             }
             Ty::B32 | Ty::F32 => half(&mut self.w, x.ty, x),
+            Ty::B16 => {
+                let x = self.w.in_register(x);
+                let pair = self.w.register(Ty::B32);
+                self.w.line(format_args!("mov.b32 {pair}, {{{x}, {x}}};"));
+                let pair = half(&mut self.w, Ty::B32, pair);
+                let [to, other] = [(); 2].map(|()| self.w.register(Ty::B16));
+                self.w
+                    .line(format_args!("mov.b32 {{{to}, {other}}}, {pair};"));
+                to
+            }
             Ty::B64 | Ty::F64 => {
                 let x = self.w.in_register(x);
                 let [low, high] = [(); 2].map(|()| self.w.register(Ty::B32));

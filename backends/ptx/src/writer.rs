@@ -10,10 +10,11 @@ pub(crate) enum Ty {
     B64,
     F32,
     F64,
+    B16,
 }
 
 /// Every type of registers, in the order of their declarations.
-const TYPES: [Ty; 5] = [Ty::Pred, Ty::B32, Ty::B64, Ty::F32, Ty::F64];
+const TYPES: [Ty; 6] = [Ty::Pred, Ty::B32, Ty::B64, Ty::F32, Ty::F64, Ty::B16];
 
 impl Ty {
     /// As `mov`, `selp`, `ld` and `st` name it.
@@ -24,6 +25,7 @@ impl Ty {
             Ty::B64 => "b64",
             Ty::F32 => "f32",
             Ty::F64 => "f64",
+            Ty::B16 => "b16",
         }
     }
 
@@ -34,6 +36,7 @@ impl Ty {
             Ty::B64 => "%rd",
             Ty::F32 => "%f",
             Ty::F64 => "%fd",
+            Ty::B16 => "%h",
         }
     }
 
@@ -41,6 +44,7 @@ impl Ty {
     pub fn bytes(self) -> u32 {
         match self {
             Ty::B64 | Ty::F64 => 8,
+            Ty::B16 => 2,
             _ => 4,
         }
     }
@@ -118,7 +122,7 @@ impl fmt::Display for Val {
             (Kind::Bits(b), Ty::F32) => write!(f, "0f{:08X}", b as u32),
             (Kind::Bits(b), Ty::F64) => write!(f, "0d{b:016X}"),
             (Kind::Bits(b), Ty::B32) => write!(f, "{}", b as u32 as i32),
-            (Kind::Bits(b), Ty::Pred) => write!(f, "{b}"),
+            (Kind::Bits(b), Ty::Pred | Ty::B16) => write!(f, "{b}"),
             (Kind::Bits(b), Ty::B64) if b == 1 << 63 => f.write_str("0x8000000000000000"),
             (Kind::Bits(b), Ty::B64) => write!(f, "{}", b as i64),
         }

@@ -1,6 +1,7 @@
 //! Runs kernels in the PTX interpreter; kernels for the schedules that only this backend has.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod entries;
 pub mod ptxas;
 
 use lapidary_ir::ElemType;

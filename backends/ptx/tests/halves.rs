@@ -1,0 +1,146 @@
+//! Products on tensor cores in the PTX interpreter against sums of doubles, and by NVIDIA's assembler for every GPU.
+
+mod support;
+
+use lapidary_ptx::GPUS;
+use lapidary_ptx::packed::halves::{Half, Product, sum};
+use lapidary_ptx_interp::Wrong;
+use lapidary_suite::Rng;
+use support::entries::{f16_bits, f16_value, launch, try_launch};
+use support::ptxas::{assemble, assemblers};
+
+fn product(half: Half, [m, n, k]: [u32; 3], parts: u32) -> Product {
+    Product {
+        name: "product".to_owned(),
+        half,
+        m,
+        n,
+        k,
+        parts,
+    }
+}
+
+/// Numbers of 16 bits, and what they are.
+fn numbers(rng: &mut Rng, half: Half, len: u32) -> (Vec<u8>, Vec<f64>) {
+    let one = |_| {
+        let sign = (rng.below(2) as u16) << 15;
+        match half {
+            Half::F16 => {
+                let bits = f16_bits(rng.below(1024) as u16, rng.below(4) as i32 - 3) | sign;
+                (bits, f16_value(bits))
+            }
+            Half::Bf16 => {
+                let bits = (127 - rng.below(4) as u16) << 7 | rng.below(128) as u16 | sign;
+                (bits, f64::from(f32::from_bits(u32::from(bits) << 16)))
+            }
+        }
+    };
+    let (bits, values): (Vec<u16>, Vec<f64>) = (0..len).map(one).unzip();
+    (bits.iter().flat_map(|b| b.to_le_bytes()).collect(), values)
+}
+
+#[test]
+fn halves_are_multiplied_by_tensor_cores() {
+    let mut rng = Rng(11);
+    for (half, [m, n, k], parts) in [
+        (Half::F16, [128, 128, 32], 1),
+        (Half::F16, [200, 136, 72], 1),
+        (Half::Bf16, [129, 264, 128], 1),
+        (Half::Bf16, [50, 128, 96], 1),
+        (Half::F16, [1, 8, 8], 1),
+        (Half::F16, [16, 128, 512], 4),
+        (Half::Bf16, [33, 136, 360], 5),
+        // Nine tiles of rows: more than a band.
+        (Half::F16, [1030, 256, 32], 1),
+    ] {
+        let p = product(half, [m, n, k], parts);
+        let (a, a_values) = numbers(&mut rng, half, m * k);
+        let (b, b_values) = numbers(&mut rng, half, n * k);
+        let (entry, blocks) = p.entry().unwrap();
+        let mut buffers = [a, b, vec![0xFF; (4 * parts * m * n) as usize]];
+        let done = launch(&entry, blocks, &mut buffers);
+        assert!(done.matrix_products > 0);
+        let [.., c] = buffers;
+        let (entry, blocks) = sum("sum", parts, m * n).unwrap();
+        let mut buffers = [c, vec![0xFF; (4 * m * n) as usize]];
+        launch(&entry, blocks, &mut buffers);
+        for (i, got) in buffers[1].chunks_exact(4).enumerate() {
+            let got = f64::from(f32::from_le_bytes(got.try_into().unwrap()));
+            let (row, column) = (i / n as usize, i % n as usize);
+            let k = k as usize;
+            let terms = (0..k).map(|t| a_values[row * k + t] * b_values[column * k + t]);
+            let (want, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
+            assert!(
+                (got - want).abs() <= 2e-6 * size,
+                "{p:?}, element {i}: {got}, expected {want}"
+            );
+        }
+    }
+}
+
+/// The checks find what they are for.
+#[test]
+fn without_waiting_there_are_faults() {
+    let p = product(Half::F16, [128, 128, 160], 1);
+    let (entry, blocks) = p.entry().unwrap();
+    let mut buffers = [
+        vec![0; 2 * 128 * 160],
+        vec![0; 2 * 128 * 160],
+        vec![0; 4 * 128 * 128],
+    ];
+    for (of, with, wrong) in [
+        ("    bar.sync 0;\n", "", Wrong::Race),
+        ("wait_group 1;", "wait_group 2;", Wrong::PendingCopy),
+        ("pieces[49152]", "pieces[49136]", Wrong::OutOfBounds),
+    ] {
+        let text = entry.text.replace(of, with);
+        assert_ne!(text, entry.text);
+        let fault = try_launch(&entry, &text, blocks, &mut buffers).unwrap_err();
+        assert_eq!(fault.wrong, wrong, "{fault}");
+    }
+}
+
+#[test]
+fn halves_assemble_without_spills() {
+    for ptxas in assemblers() {
+        for half in [Half::F16, Half::Bf16] {
+            for (shape, parts) in [
+                ([8192, 8192, 8192], 1),
+                ([16, 4096, 4096], 8),
+                ([64, 4096, 4096], 4),
+                ([200, 136, 72], 1),
+            ] {
+                let (entry, _) = product(half, shape, parts).entry().unwrap();
+                for gpu in GPUS {
+                    let text = lapidary_ptx::header(gpu) + &entry.text;
+                    let used = assemble(&ptxas, gpu, &text)["product"];
+                    println!("{} {half:?} {shape:?}: {used} registers", gpu.name());
+                    assert!(used <= 128);
+                }
+            }
+        }
+        let (entry, _) = sum("sum", 8, 65536).unwrap();
+        for gpu in GPUS {
+            assemble(&ptxas, gpu, &(lapidary_ptx::header(gpu) + &entry.text));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_product_is_refused() {
+    for (shape, parts) in [
+        ([0, 8, 8], 1),
+        ([8, 4, 8], 1),
+        ([8, 8, 12], 1),
+        ([8, 8, 64], 3),
+        ([8, 8, 64], 0),
+        ([1 << 15, 1 << 15, 64], 1),
+    ] {
+        assert!(
+            product(Half::F16, shape, parts).entry().is_err(),
+            "{shape:?}"
+        );
+    }
+    assert!(sum("sum", 0, 8).is_err());
+    assert!(sum("sum", 1 << 20, 1 << 20).is_err());
+}
