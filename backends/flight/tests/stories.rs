@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use lapidary_flight::compile::{Program, compile};
+use lapidary_flight::emit::project;
 use lapidary_flight::model::{Network, Quantization, Reference, Shape};
 use lapidary_flight::simulate::Machine;
 use lapidary_flight::timing::{Rates, predict};
@@ -200,4 +201,72 @@ fn times_and_faults() {
     assert!(Machine::new(&program).unwrap().step(512, 0).is_err());
     program.streams[0] = vec![0];
     assert!(Machine::new(&program).is_err());
+}
+
+#[test]
+fn the_emitted_engine_is_the_simulator() {
+    let Some(dense) = network(&DENSE) else { return };
+    if std::process::Command::new("g++")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        eprintln!("SKIPPED: there is no g++");
+        return;
+    }
+    let how = Quantization {
+        keep: 8,
+        tolerance: 0.01,
+    };
+    for network in [dense, network(&how).unwrap()] {
+        let mut program = compile(&network).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        // Past the end of the first bucket.
+        let tokens = [
+            1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426, 338, 401,
+        ];
+        let write = |program: &Program| {
+            for (name, bytes) in project(program, &tokens).unwrap() {
+                std::fs::write(folder.path().join(name), bytes).unwrap();
+            }
+        };
+        write(&program);
+        let flags = [
+            "-std=c++17",
+            "-O1",
+            "-Wall",
+            "-Wno-unknown-pragmas",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ];
+        let built = std::process::Command::new("g++")
+            .args(flags)
+            .args(["flight.cpp", "testbench.cpp", "-o", "bench"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(
+            built.status.success(),
+            "{}",
+            String::from_utf8_lossy(&built.stderr)
+        );
+        let run = || {
+            let bench = folder.path().join("bench");
+            let ran = std::process::Command::new(bench)
+                .current_dir(folder.path())
+                .output()
+                .unwrap();
+            (
+                ran.status.success(),
+                String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned(),
+            )
+        };
+        assert_eq!(run(), (true, "18 steps equal\n".to_owned()));
+        // Other weights are noticed, and so is what is no instruction.
+        program.image[100] ^= 64;
+        std::fs::write(folder.path().join("image.bin"), &program.image).unwrap();
+        assert!(run().1.contains("differs"));
+        std::fs::write(folder.path().join("stream_0.bin"), [0; 4]).unwrap();
+        assert!(run().1.contains("the engine reports 1"));
+    }
 }
