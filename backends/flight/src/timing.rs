@@ -36,7 +36,7 @@ impl Rates {
     pub fn assumptions(&self) -> String {
         format!(
             "clock {} MHz; memory {:.1} GB/s, of which a load reaches {}, whatever its length and channel, without latency; \
-             {} products per cycle of MV and {} of MM, zeros of sparse blocks included; {} numbers per cycle of MISC, twice for \
+             {} products per cycle of MV and {} of MM, zeros of sparse blocks included; {} numbers per cycle of MISC, or as many products of queries, keys and values, twice for \
              norms and softmax; an instruction is issued in no time; correction factor 1",
             self.clock_mhz,
             self.bandwidth / 1e9,

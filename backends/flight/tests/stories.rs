@@ -3,6 +3,7 @@
 
 use lapidary_flight::compile::{Program, compile};
 use lapidary_flight::emit::project;
+use lapidary_flight::isa::{LD, MV, decode, mask_bit};
 use lapidary_flight::model::{Network, Quantization, Reference, Shape};
 use lapidary_flight::simulate::Machine;
 use lapidary_flight::timing::{Rates, predict};
@@ -154,7 +155,8 @@ fn perplexity_is_near_the_float_models() {
         sum += top + scores.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - scores[pair[1]];
     }
     println!("perplexity of 256 tokens: {:.3}", (sum / 256.0).exp());
-    assert!((sum / 256.0).exp() < 8.0);
+    // The float model's is 4.633.
+    assert!((sum / 256.0).exp() < 4.633 * 1.02);
 }
 
 #[test]
@@ -269,4 +271,35 @@ fn the_emitted_engine_is_the_simulator() {
         std::fs::write(folder.path().join("stream_0.bin"), [0; 4]).unwrap();
         assert!(run().1.contains("the engine reports 1"));
     }
+}
+
+/// A token that is missing on both sides lets loads overtake the products that read what they overwrite.
+#[test]
+fn without_tokens_results_are_others() {
+    let Some(network) = network(&DENSE) else {
+        return;
+    };
+    let mut program = compile(&network).unwrap();
+    let expected = Reference::new(&network).step(1).unwrap();
+    assert_eq!(
+        Machine::new(&program).unwrap().step(1, 0).unwrap(),
+        expected
+    );
+    let mut stream = decode(&program.streams[0]).unwrap();
+    let bit = |class: usize, other: usize| 1 << mask_bit(class, other).unwrap();
+    for made in &mut stream {
+        let (field, mask) = match made.class {
+            LD => ("wait", bit(LD, MV)),
+            MV => ("release", bit(MV, LD)),
+            _ => continue,
+        };
+        made.set(field, made.get(field) & !mask).unwrap();
+    }
+    program.streams[0].clear();
+    stream
+        .iter()
+        .for_each(|made| made.encode(&mut program.streams[0]));
+    // Other scores, or an error where what was overwritten is read.
+    let result = Machine::new(&program).unwrap().step(1, 0);
+    assert_ne!(result, Ok(expected));
 }
