@@ -83,6 +83,11 @@ const LAYERS: &[Layer] = &[
         for_tests: &["lapidary-suite"],
     },
     Layer {
+        folder: "backends/flight",
+        ours: &[],
+        for_tests: &[],
+    },
+    Layer {
         folder: "backends/hls",
         ours: &["lapidary-abi", "lapidary-ir"],
         for_tests: &["lapidary-suite"],
