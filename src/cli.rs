@@ -344,12 +344,24 @@ pub struct Build {
     /// Target triple, or `ptx` for GPUs (default: this machine).
     #[arg(long)]
     pub target: Option<String>,
-    /// Of `--emit hls`: the FPGA to fit, `u280`, `vhk158` or `zcu102`. `--latency` is then the circuit's.
+    /// Of `--emit hls` and `flight`: the FPGA to fit, `u280`, `vhk158` or `zcu102`. `--latency` is then the circuit's.
     #[arg(long, default_value = "u280", value_parser = part)]
     pub part: &'static Part,
     /// Of `--emit hls`: inputs for the test bench, as `run --inputs` takes them (default: random numbers).
     #[arg(long, value_name = "DIR")]
     pub vectors: Option<PathBuf>,
+    /// Of `--emit flight`: so many weights of every 16 of an output are kept, the largest: 2, 4, 8 or all 16.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = kept)]
+    pub keep: u8,
+    /// Of `--emit flight`: 16 outputs get codes of 3 or 4 bits in place of 8 where their relative squared error is no larger.
+    #[arg(long, value_name = "ERROR", default_value_t = 0.0)]
+    pub tolerance: f64,
+}
+
+/// How many weights of 16 the overlay keeps.
+fn kept(text: &str) -> Result<u8, String> {
+    let n = text.parse().ok().filter(|n| [2, 4, 8, 16].contains(n));
+    n.ok_or_else(|| format!("`{text}` is none of 2, 4, 8 and 16"))
 }
 
 /// Kinds of artefact.
@@ -369,6 +381,9 @@ pub enum Emit {
     Image,
     /// A folder with a project for FPGAs: HLS C++, a test bench, a report of resources and cycles.
     Hls,
+    /// A folder with a Llama's checkpoint as instructions for an FPGA overlay after FlightLLM: the engine as HLS C++, its test bench,
+    /// memory image, streams, and predicted times.
+    Flight,
     /// The kernels as PTX, and beside it `NAME.image`, which holds them as its code, the program that launches them, and the
     /// weights.
     Ptx,

@@ -7,11 +7,17 @@ use std::ptr::NonNull;
 /// Alignment of every tensor's first element, as kernels expect.
 pub const ALIGN: usize = 64;
 
+/// What the allocator is asked for. Only memory of no more than its own alignment comes from the system as it is, zero and not in
+/// use until it is touched; any other would be written over whole.
+const ASKED: usize = 16;
+
 /// A buffer of bytes.
 pub struct Bytes {
     ptr: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// Bytes of the allocation before the first of ours.
+    skipped: usize,
 }
 
 // SAFETY: the buffer is plain owned memory.
@@ -27,10 +33,18 @@ impl Bytes {
             .max(1)
             .checked_next_multiple_of(ALIGN)
             .ok_or_else(fail)?;
-        let layout = Layout::from_size_align(capacity, ALIGN).map_err(|_| fail())?;
+        let layout = layout(capacity).ok_or_else(fail)?;
         // SAFETY: the layout's size is not zero.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
-        Ok(Bytes { ptr, len, capacity })
+        let begin = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
+        let skipped = begin.as_ptr().addr().next_multiple_of(ALIGN) - begin.as_ptr().addr();
+        // SAFETY: the layout has room for what is skipped, which is less than `ALIGN`.
+        let ptr = unsafe { begin.add(skipped) };
+        Ok(Bytes {
+            ptr,
+            len,
+            capacity,
+            skipped,
+        })
     }
 
     /// A copy of `source`.
@@ -70,14 +84,16 @@ impl Bytes {
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout.
-        unsafe {
-            dealloc(
-                self.ptr.as_ptr(),
-                Layout::from_size_align_unchecked(self.capacity, ALIGN),
-            )
+        if let Some(layout) = layout(self.capacity) {
+            // SAFETY: allocated in `zeroed` with this very layout, so many bytes before.
+            unsafe { dealloc(self.ptr.as_ptr().sub(self.skipped), layout) }
         }
     }
+}
+
+/// Room for so many bytes from a multiple of [`ALIGN`] on.
+fn layout(capacity: usize) -> Option<Layout> {
+    Layout::from_size_align(capacity.checked_add(ALIGN)?, ASKED).ok()
 }
 
 impl std::fmt::Debug for Bytes {

@@ -3,13 +3,14 @@
 //! [`write_exe`] puts them behind the prebuilt runtime stub, [`write_image`] in a file of their own for
 //! `include_model!`, [`write_ptx`] in one beside the text of a GPU's kernels; [`write_staticlib`] and [`write_dylib`] link them with the
 //! runtime behind a C interface, [`write_object`] makes one function without runtime; [`header`] writes their C headers; [`hls`] makes
-//! projects for FPGAs. [`write_listing`] is
+//! projects for FPGAs, [`flight`] instructions for an overlay on one. [`write_listing`] is
 //! for people. Every file is written beside its place and renamed when complete; weights stream through,
 //! except into object files.
 //! The same parts give the same bytes.
 
 mod archive;
 mod exe;
+pub mod flight;
 pub mod header;
 pub mod hls;
 mod library;

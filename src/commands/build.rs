@@ -13,8 +13,10 @@ use lapidary_passes::lower::Noticed;
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
-    if args.emit == Emit::Hls {
-        return super::hls::build(args);
+    match args.emit {
+        Emit::Hls => return super::hls::build(args),
+        Emit::Flight => return super::flight::build(args),
+        _ => {}
     }
     let target = match (&args.target, args.emit) {
         (None, Emit::Ptx) => Some("ptx"),
@@ -65,7 +67,7 @@ pub fn build(args: &Build) -> Result<(), Error> {
         Emit::Ptx => write_ptx(&args.output, &parts)?,
         Emit::Asm => write_listing(&args.output, &parts, &compiled.kernels, &options)?,
         // Done above: it makes no machine code.
-        Emit::Hls => {}
+        Emit::Hls | Emit::Flight => {}
     }
     write_recipe(args, &compiled)?;
     if let Some(compression) = &compiled.compression {

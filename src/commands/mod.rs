@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod compress;
 pub mod eval;
+mod flight;
 mod hls;
 pub mod inspect;
 mod kernels;

@@ -78,6 +78,10 @@ fn header(program: &Program) -> String {
     text
 }
 
+/// Runs the test bench under sanitizers.
+const MAKEFILE: &str = "check: bench\n\t./bench\nbench: flight.cpp testbench.cpp flight.h\n\t$(CXX) -std=c++17 -O1 -Wall \
+    -fsanitize=address,undefined -fno-sanitize-recover=all flight.cpp testbench.cpp -o bench\n.PHONY: check\n";
+
 /// The files of a project by their names; the test bench compares the steps of these tokens with the simulator.
 ///
 /// # Errors
@@ -100,6 +104,7 @@ pub fn project(program: &Program, tokens: &[usize]) -> Result<Vec<(String, Vec<u
             "testbench.cpp".to_owned(),
             include_bytes!("../include/testbench.cpp").to_vec(),
         ),
+        ("Makefile".to_owned(), MAKEFILE.as_bytes().to_vec()),
         ("image.bin".to_owned(), program.image.clone()),
         ("expected.bin".to_owned(), expected),
     ];

@@ -5,7 +5,7 @@
 //! in plain Rust, without instructions. [`compile`] makes a memory image and a stream of instructions of a decode step;
 //! [`simulate`] executes the encoded stream, [`emit`] writes an engine that does, as HLS C++; [`timing`] predicts what it takes.
 //!
-//! Absent: reading checkpoints, the graph IR, vendor tools.
+//! *Absent:* reading checkpoints (the command gives tensors by name), the graph IR, vendor tools.
 
 pub mod arith;
 pub mod compile;

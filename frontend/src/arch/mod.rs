@@ -27,6 +27,8 @@ mod qwen3;
 mod roberta;
 pub(crate) mod rope;
 
+pub use blocks::{Heads, Vocabulary};
+pub use llama::Sizes as LlamaSizes;
 pub use net::{Form, Net, Stop};
 
 use crate::checkpoint::config::Config;

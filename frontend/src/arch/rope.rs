@@ -25,7 +25,8 @@ pub struct Rope {
 /// What the frequencies are made of: today's `rope_parameters`, or older settings at the top level.
 #[derive(Debug)]
 pub struct Settings {
-    theta: f64,
+    /// The base of the angles.
+    pub theta: f64,
     /// The share of each head that is rotated.
     pub share: f64,
     scaling: Option<Config>,
@@ -78,6 +79,15 @@ impl Settings {
             share: 1.0,
             scaling: None,
         }
+    }
+
+    /// True if every number of a head turns, by angles that nothing scales.
+    pub fn is_plain(&self) -> Result<bool, Problem> {
+        let kind = match &self.scaling {
+            Some(scaling) => scaling.text(scaling.alias(&["rope_type", "type"]))?,
+            None => None,
+        };
+        Ok(self.share == 1.0 && kind.is_none_or(|kind| kind == "default"))
     }
 
     /// Angles per position of each of the pairs of `dim` numbers.
