@@ -40,7 +40,8 @@ pub fn write_flight(
     let failed = |reason: String| {
         Error::Usage {
         message: format!("{file}: {reason}"),
-        help: "the overlay runs Llama-shaped decoders whose heads are a multiple of those of keys, with sizes that are multiples of 16"
+        help: "the overlay runs Llama-shaped decoders that its buffers hold, whose heads are a multiple of those of keys and whose sizes are \
+               multiples of 16"
             .to_owned(),
     }
     };

@@ -12,6 +12,12 @@ use crate::simulate::{A, B, DEPTHS, FSB, GLOBAL, LINE, META, SCALE};
 /// Positions that share a stream: FlightLLM's buckets of decode steps.
 pub const BUCKET: usize = 16;
 
+/// Lines of the global buffer that an instruction stores.
+const MOST_LINES: usize = 1000;
+
+/// Bytes of all streams.
+const MOST_BYTES: usize = 1 << 30;
+
 /// A compiled network.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -460,13 +466,17 @@ pub fn compile(network: &Network) -> Result<Program, String> {
         normalize(&mut e, norm)?;
         e.product(&head, codes, result)?;
         let lines = shape.vocab.div_ceil(BLOCK);
-        let store = [
-            ("buffer", GLOBAL),
-            ("bank", result),
-            ("address", scores),
-            ("length", lines * 4),
-        ];
-        e.push(ST, &store, &[range(GLOBAL, result, lines)], &[])?;
+        // As many at a time as an instruction can say.
+        for first in (0..lines).step_by(MOST_LINES) {
+            let lines = MOST_LINES.min(lines - first);
+            let store = [
+                ("buffer", GLOBAL),
+                ("bank", result + first),
+                ("address", scores + first * 4),
+                ("length", lines * 4),
+            ];
+            e.push(ST, &store, &[range(GLOBAL, result + first, lines)], &[])?;
+        }
         let last = e.stream.len() - 1;
         let mut end = Instruction::new(SYS, &[])?;
         e.order(
@@ -476,6 +486,14 @@ pub fn compile(network: &Network) -> Result<Program, String> {
         e.stream.push(end);
         let mut encoded = Vec::with_capacity(e.stream.len() * CLASSES[LD].words);
         e.stream.iter().for_each(|made| made.encode(&mut encoded));
+        let all = (encoded.len() * 4).saturating_mul(shape.positions.div_ceil(BUCKET));
+        if all > MOST_BYTES {
+            return Err(format!(
+                "instructions for {} positions would take about {all} bytes, more than {MOST_BYTES}; a smaller \
+                 `max_position_embeddings` needs fewer",
+                shape.positions
+            ));
+        }
         streams.push(encoded);
     }
     Ok(Program {

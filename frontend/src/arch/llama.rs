@@ -135,7 +135,9 @@ impl Sizes {
             positions: config.size("max_position_embeddings")?,
             epsilon: RmsNorm::read(config, hidden)?.eps,
             theta: rope.theta,
-            begin: config.size_opt("bos_token_id")?,
+            begin: config
+                .float_opt("bos_token_id")?
+                .map(|token| token as usize),
         })
     }
 }
