@@ -72,7 +72,7 @@ def revision():
 def command_line(args, parser):
     """What to type for the same measurement; places on this machine are left out."""
     words = [f" --{name} {value}" for name, value in vars(args).items()
-             if name not in ("lapidary", "models", "out", "print", "write") and value != parser.get_default(name)]
+             if name not in ("lapidary", "models", "out", "print", "write", "ggml_mm") and value != parser.get_default(name)]
     return "benches/run" + "".join(words)
 
 
