@@ -26,11 +26,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import compare
 import models
+import results
 import suite
 from measure import OURS, Case, engines
 
 PEER = "onnxruntime"
-BEGIN, END = "<!-- lowbit: begin -->", "<!-- lowbit: end -->"
 
 # llama.cpp's formats of as many bits.
 GGML = {"4:32": "q4_0", "4:128": "q4_0", "2:64": "q2_K", "1.58:64": "tq2_0"}
@@ -186,9 +186,7 @@ def main():
     if not args.write:
         print(text)
         return
-    before, _, rest = suite.RESULTS.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    suite.RESULTS.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    results.write("lowbit", text)
 
 
 if __name__ == "__main__":

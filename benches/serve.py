@@ -18,9 +18,9 @@ import subprocess
 import tempfile
 import time
 
+import results
 import text
 
-BEGIN, END = "<!-- serve: begin -->", "<!-- serve: end -->"
 SLICE = 10
 
 
@@ -126,10 +126,7 @@ def main():
     table = "\n".join(lines)
     print(table)
     if args.write:
-        path = pathlib.Path(__file__).parent / "RESULTS.md"
-        results = path.read_text()
-        begin, end = results.index(BEGIN) + len(BEGIN), results.index(END)
-        path.write_text(results[:begin] + "\n\n" + table + "\n\n" + results[end:])
+        results.write("serve", table)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ import sys
 
 import models
 import report
+import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benches" / "RESULTS.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 # The name of the batch in networks that were not written here.
 BATCH_NAMES = {name: "N" for name in models.TRAINED}
@@ -79,7 +78,6 @@ def command_line(args, parser):
 def text(command, built, limits, float_result, code_result):
     versions = ", ".join(f"{n} {v}" for n, v in (float_result or code_result)["versions"].items())
     parts = [
-        BEGIN,
         f"Written by `{command}`. {built}; {versions}.",
         f"Machine: {processor()}, {os.cpu_count()} processors; load average {os.getloadavg()[2]:.1f} (15 minutes) at the end. "
         f"Its ceilings as `lapidary bench` measures them:\n\n{limits}",
@@ -92,7 +90,7 @@ def text(command, built, limits, float_result, code_result):
     for title, result in (("f32", float_result), ("int8 (QDQ)", code_result)):
         if result:
             parts.append(f"## {title}\n\n{report.tables(result['rows'])}".rstrip())
-    return "\n\n".join([*parts, END])
+    return "\n\n".join(parts)
 
 
 def main():
@@ -126,9 +124,7 @@ def main():
     if args.print:
         print(part)
         return
-    before, _, rest = RESULTS.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    RESULTS.write_text(before + part + after)
+    results.write("measured", part)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import tempfile
 
 import numpy as np
 
-BEGIN, END = "<!-- text: begin -->", "<!-- text: end -->"
+import results
+
 SHAPES = {
     # hidden, layers, heads, heads of keys, inner, vocabulary
     "110m": (768, 12, 12, 12, 2048, 32000),
@@ -162,10 +163,7 @@ def main():
     table = "\n".join(lines)
     print(table)
     if args.write:
-        path = pathlib.Path(__file__).parent / "RESULTS.md"
-        results = path.read_text()
-        begin, end = results.index(BEGIN) + len(BEGIN), results.index(END)
-        path.write_text(results[:begin] + "\n\n" + table + "\n\n" + results[end:])
+        results.write("text", table)
 
 
 if __name__ == "__main__":

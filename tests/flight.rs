@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use support::data::data;
 use support::lapidary;
 
 fn bundled(name: &str) -> PathBuf {
@@ -36,9 +37,7 @@ fn projects_of_the_command_pass_their_own_checks() {
         println!("skipped: there is no g++ or make");
         return;
     }
-    let data = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join("stories260k"));
-    let Some(model) = data.filter(|f| f.exists()) else {
-        println!("skipped: LAPIDARY_DATA does not name the folder with `stories260k`");
+    let Some(model) = data("stories260k") else {
         return;
     };
     let place = tempfile::tempdir().expect("a folder");

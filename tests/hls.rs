@@ -16,8 +16,9 @@ use lapidary_ir::encodings::{ENCODINGS, Encoding};
 use lapidary_ir::{Constant, ElemType, Module, Tensor, Type};
 use std::cell::Cell;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use support::data::data;
 use support::lapidary;
 
 fn has_compiler() -> bool {
@@ -26,15 +27,6 @@ fn has_compiler() -> bool {
         .all(|tool| Command::new(tool).arg("--version").output().is_ok());
     if !found {
         println!("skipped: there is no g++ or make");
-    }
-    found
-}
-
-fn data(of: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join(of));
-    let found = folder.filter(|f| f.exists());
-    if found.is_none() {
-        println!("skipped: LAPIDARY_DATA does not name the folder with `{of}`");
     }
     found
 }

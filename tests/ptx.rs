@@ -4,9 +4,12 @@
 //! `LAPIDARY_DATA` names the folder with the models, `LAPIDARY_PYTHON` a Python with `nvidia-cuda-nvcc`; without them the
 //! tests say that they are skipped. `LAPIDARY_WORKLOAD=unet` runs only networks with that in their name.
 
+#[path = "support/data.rs"]
+mod data;
 #[path = "support/gpu.rs"]
 mod gpu;
 
+use data::{data, reference};
 use gpu::Interpreter;
 use lapidary::backend;
 use lapidary::driver::{self, Compiled};
@@ -18,7 +21,6 @@ use lapidary_ir::encodings::{Constructor, ENCODINGS, Encoding};
 use lapidary_ir::target::Target;
 use lapidary_ir::tensor::{Tensor, Value};
 use lapidary_ir::{Constant, ElemType, Module, Type, eval};
-use lapidary_runtime::io::{npy, npz};
 use lapidary_runtime::{ModelOptions, Value as RunValue};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -30,15 +32,6 @@ fn options(gpu: &str) -> CompileOptions {
     let mut options = CompileOptions::host(1);
     options.generate_for(target, backend);
     options
-}
-
-fn data(of: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join(of));
-    let found = folder.filter(|f| f.exists());
-    if found.is_none() {
-        println!("skipped: LAPIDARY_DATA does not name the folder with `{of}`");
-    }
-    found
 }
 
 fn compile(path: &Path, dims: &[(&str, i64)], given: Option<&Given>) -> Result<Compiled, String> {
@@ -62,7 +55,7 @@ fn assemble(code: &[u8], assemblers: &[PathBuf]) -> Result<(), String> {
             _ => &assemblers[assemblers.len().saturating_sub(1)..],
         };
         for ptxas in some {
-            gpu::assemble(ptxas, gpu.name(), text.as_bytes())?;
+            gpu::assembled(ptxas, gpu, &text)?;
         }
     }
     Ok(())
@@ -73,8 +66,7 @@ fn run(compiled: Compiled, inputs: &[RunValue]) -> Result<Vec<RunValue>, String>
     let one = ModelOptions {
         threads: 1,
         pin: false,
-        huge_pages: false,
-        memory: None,
+        ..ModelOptions::default()
     };
     let model = compiled
         .load_on(Some(device), one)
@@ -103,23 +95,8 @@ fn near(want: &Tensor, got: &Tensor) -> Result<(), String> {
     }
 }
 
-fn reference(model: &Path) -> Option<(Vec<RunValue>, Vec<RunValue>)> {
-    let file = std::fs::read(model.with_extension("npz")).ok()?;
-    let members = npz::read(&file).ok()?;
-    let list = |prefix: &str| {
-        let member = |n: usize| members.iter().find(|m| m.0 == format!("{prefix}{n}"));
-        let read = |m: &(String, std::borrow::Cow<[u8]>)| npy::read(&m.1, None).map(RunValue::from);
-        (0..)
-            .map_while(member)
-            .map(read)
-            .collect::<Result<Vec<_>, _>>()
-            .ok()
-    };
-    Some((list("in")?, list("out")?))
-}
-
 fn network(model: &Path, assemblers: &[PathBuf]) -> Result<usize, String> {
-    let (inputs, wanted) = reference(model).ok_or("no reference")?;
+    let (inputs, wanted) = reference(model)?;
     let given = Given::from_runtime(&inputs);
     let compiled = compile(model, &[], Some(&given))?;
     let kernels = compiled.kernels.len();

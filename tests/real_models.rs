@@ -2,6 +2,10 @@
 //!
 //! `LAPIDARY_DATA` names the folder with the models and data; without it the tests say that they are skipped.
 
+#[path = "support/data.rs"]
+mod data;
+
+use data::data;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, driver};
 use lapidary_runtime::bytes::Bytes;
@@ -10,15 +14,6 @@ use lapidary_runtime::{Model, ModelOptions, Tensor, Value};
 use std::path::{Path, PathBuf};
 
 const THREADS: usize = 2;
-
-fn data(of: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join(of));
-    let found = folder.filter(|f| f.exists());
-    if found.is_none() {
-        println!("skipped: LAPIDARY_DATA does not name the folder with `{of}`");
-    }
-    found
-}
 
 fn load(path: &Path, dims: &[(&str, i64)], given: Option<&Given>) -> Model {
     let mut options = CompileOptions::host(THREADS);

@@ -4,11 +4,14 @@
 //! without it the test says that it is skipped. `LAPIDARY_WORKLOAD=unet` runs only networks with that in their
 //! name. Floats are compared with rtol 1e-4 and atol 1e-5, integers exactly.
 
+#[path = "support/data.rs"]
+mod data;
+
+use data::reference;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, driver, values};
 use lapidary_ir::tensor::{Data, Tensor, Value};
-use lapidary_runtime::io::{npy, npz};
-use lapidary_runtime::{ModelOptions, Value as RunValue};
+use lapidary_runtime::ModelOptions;
 use std::path::{Path, PathBuf};
 
 const RTOL: f64 = 1e-4;
@@ -25,22 +28,6 @@ fn networks() -> Option<Vec<PathBuf>> {
         .collect();
     found.sort();
     Some(found)
-}
-
-/// `in0`, `in1`, … and `out0`, `out1`, … of the reference.
-fn reference(model: &Path) -> Result<(Vec<RunValue>, Vec<RunValue>), String> {
-    let file = std::fs::read(model.with_extension("npz")).map_err(|e| e.to_string())?;
-    let members = npz::read(&file).map_err(|e| e.to_string())?;
-    let list = |prefix: &str| {
-        let member = |n: usize| members.iter().find(|m| m.0 == format!("{prefix}{n}"));
-        let read = |m: &(String, std::borrow::Cow<[u8]>)| npy::read(&m.1, None).map(RunValue::from);
-        (0..)
-            .map_while(member)
-            .map(read)
-            .collect::<Result<Vec<_>, _>>()
-    };
-    let read = || Ok((list("in")?, list("out")?));
-    read().map_err(|e: lapidary_runtime::RunError| e.to_string())
 }
 
 fn check(model: &Path, optimize: bool, threads: usize) -> Result<(), String> {

@@ -15,6 +15,7 @@ mod steps;
 mod support;
 mod trained;
 
+use self::support::data::data;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, driver, values};
 use lapidary_ir::{Module, text, verify};
@@ -32,15 +33,6 @@ const UNKNOWN: &[&str] = &["phimoe", "switch", "t5"];
 
 fn bundled() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/models")
-}
-
-fn data(of: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("LAPIDARY_DATA").map(|d| PathBuf::from(d).join(of));
-    let found = folder.filter(|f| f.exists());
-    if found.is_none() {
-        println!("skipped: LAPIDARY_DATA does not name the folder with `{of}`");
-    }
-    found
 }
 
 fn read(path: impl AsRef<Path>) -> Vec<u8> {

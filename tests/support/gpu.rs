@@ -1,10 +1,12 @@
 //! A device that runs PTX in the interpreter, and NVIDIA's assembler.
 
+#[path = "../../backends/ptx/tests/support/ptxas.rs"]
+mod ptxas;
+
+pub use self::ptxas::{assembled, assemblers};
 use lapidary_ptx_interp::{Launch, Module, Segment};
 use lapidary_runtime::RunError;
 use lapidary_runtime::device::{self, Device};
-use std::path::PathBuf;
-use std::process::Command;
 
 /// Runs launches in the interpreter, on the host's memory.
 pub struct Interpreter {
@@ -67,54 +69,4 @@ impl Device for Interpreter {
         let done = run.run(&mut segments);
         done.map(|_| ()).map_err(|fault| fail(fault.to_string()))
     }
-}
-
-/// NVIDIA's assemblers that are there; says so if none is.
-pub fn assemblers() -> Vec<PathBuf> {
-    let Ok(python) = std::env::var("LAPIDARY_PYTHON") else {
-        println!("skipped: LAPIDARY_PYTHON is not set");
-        return vec![];
-    };
-    let program = "import nvidia\nfor p in nvidia.__path__: print(p)";
-    let out = Command::new(python).args(["-c", program]).output();
-    let folders = out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    let found: Vec<PathBuf> = folders
-        .unwrap_or_default()
-        .lines()
-        .flat_map(|f| ["cuda_nvcc", "cu13"].map(|v| PathBuf::from(f).join(v).join("bin/ptxas")))
-        .filter(|p| p.exists())
-        .collect();
-    if found.is_empty() {
-        println!("skipped: there is no ptxas in that Python's packages");
-    }
-    found
-}
-
-/// Assembles a module; what the assembler refuses, or keeps in memory.
-pub fn assemble(ptxas: &PathBuf, gpu: &str, text: &[u8]) -> Result<(), String> {
-    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let file = folder.path().join("module.ptx");
-    std::fs::write(&file, text).map_err(|e| e.to_string())?;
-    let out = Command::new(ptxas)
-        .args(["-v", "-arch", gpu, "-o", "/dev/null"])
-        .arg(&file)
-        .output()
-        .map_err(|e| e.to_string())?;
-    let report = String::from_utf8_lossy(&out.stderr);
-    if !out.status.success() {
-        let head: Vec<&str> = report.lines().take(5).collect();
-        return Err(format!("{gpu}: {}", head.join("\n")));
-    }
-    let mut name = "";
-    for line in report.lines() {
-        if let Some((_, rest)) = line.split_once("Function properties for ") {
-            name = rest;
-        }
-        let spills = line.contains("bytes stack frame")
-            && !line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads");
-        if spills {
-            return Err(format!("{gpu}: `{name}`: {}", line.trim()));
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Small ONNX models and files of inputs, made by hand; and the command, run in bounded memory and time.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod data;
+
 use lapidary_frontend::onnx::proto::{
     AttributeProto, Dimension, EXTERNAL, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,

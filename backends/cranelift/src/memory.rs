@@ -4,11 +4,14 @@
 //! store branches around it. What exists by the column has two paths: when every column exists, which is
 //! tested at run time, vectors; otherwise a loop over the elements, through a stack slot.
 
+mod elements;
+mod vectors;
+
 use crate::function::{Fun, flags};
 use crate::tile::{LANES, Layout, Tile, in_vectors};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I8X16, I16X8, I32, I32X4, I64, I64X2};
-use cranelift_codegen::ir::{BlockArg, InstBuilder, StackSlot, Value};
+use cranelift_codegen::ir::types::{F32, F32X4, F64, I8, I32, I32X4, I64};
+use cranelift_codegen::ir::{BlockArg, InstBuilder, Value};
 use lapidary_abi::kernel::ZEROS_BYTES;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::{At, Axis, Class, Literal, Op, Stmt, TileElem, TileType};
@@ -342,59 +345,6 @@ impl<'k> Fun<'k, '_> {
         }
     }
 
-    fn load_elements(&mut self, ty: &TileType, place: &Place) -> Result<Tile, Error> {
-        self.load_elements_of(ty, place, &place.cols.clone())
-    }
-
-    /// Loads element by element; one that is missing is read from the zeros.
-    fn load_elements_of(
-        &mut self,
-        ty: &TileType,
-        place: &Place,
-        cols: &AxisValues,
-    ) -> Result<Tile, Error> {
-        let (row_masks, col_masks) = (self.mask_scalars(&place.rows), self.mask_scalars(cols));
-        let columns: Vec<Option<Value>> = (0..cols.len)
-            .map(|j| self.exists(cols, col_masks.as_deref(), j))
-            .collect();
-        let mut scalars = vec![];
-        for i in 0..place.rows.len {
-            let row = self.along(place.address, 0, &place.rows.at, i, place.size);
-            let row_exists = self.exists(&place.rows, row_masks.as_deref(), i);
-            for (j, &column) in columns.iter().enumerate() {
-                let (mut address, mut offset) = self.along(row.0, row.1, &cols.at, j, place.size);
-                let exists = match (row_exists, column) {
-                    (Some(a), Some(b)) => Some(self.b.ins().band(a, b)),
-                    (a, b) => a.or(b),
-                };
-                if let Some(exists) = exists {
-                    address = self.b.ins().iadd_imm_s(address, offset);
-                    offset = 0;
-                    let zeros = self.zeros();
-                    address = self.b.ins().select(exists, address, zeros);
-                }
-                let x = self.load_scalar(place.elem, address, offset);
-                scalars.push(x);
-            }
-        }
-        Ok(self.tile_of_scalars(ty, &scalars))
-    }
-
-    /// Loads through a zeroed stack slot, by a loop over what exists.
-    fn load_slowly(&mut self, ty: &TileType, place: &Place) -> Result<Tile, Error> {
-        let slot = self.slot(ty.len() as usize * 8);
-        let to = self.slot_addr(slot);
-        self.clear(to, ty.len() as usize * slot_size(ty.elem) as usize);
-        self.over_elements(place, |s, address, linear| {
-            let x = s.load_scalar(place.elem, address, 0);
-            let x = s.slot_form(ty.elem, x);
-            let at = s.element(to, linear, slot_size(ty.elem));
-            s.b.ins().store(flags(), x, at, 0);
-            Ok(())
-        })?;
-        Ok(self.reload(ty, to))
-    }
-
     fn clear(&mut self, to: Value, bytes: usize) {
         let zero = self.lanes_const(I32X4, [0; LANES]);
         for at in (0..bytes.next_multiple_of(16)).step_by(16) {
@@ -456,92 +406,6 @@ impl<'k> Fun<'k, '_> {
                 self.slot_form(tile.ty.elem, part)
             };
             self.b.ins().store(flags(), x, to, at);
-        }
-    }
-
-    /// Two nested loops over what exists; `body` gets an element's address and its position in the tile.
-    fn over_elements(
-        &mut self,
-        place: &Place,
-        body: impl FnOnce(&mut Self, Value, Value) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let rows = self.loop_axis(&place.rows);
-        let cols = self.loop_axis(&place.cols);
-        let len = place.cols.len as i64;
-        self.count(rows.count, |s, i| {
-            let row_exists = s.loop_exists(&rows, i);
-            s.when(row_exists, |s| {
-                let offset = s.loop_offset(&rows, i);
-                let row = s.element(place.address, offset, place.size);
-                let first = s.b.ins().imul_imm_s(i, len);
-                s.count(cols.count, |s, j| {
-                    let exists = s.loop_exists(&cols, j);
-                    s.when(exists, |s| {
-                        let offset = s.loop_offset(&cols, j);
-                        let address = s.element(row, offset, place.size);
-                        let linear = s.b.ins().iadd(first, j);
-                        body(s, address, linear)
-                    })
-                })
-            })
-        })
-    }
-
-    /// Puts an axis' offsets and mask in memory, where a loop can index them.
-    fn loop_axis(&mut self, axis: &AxisValues) -> LoopAxis {
-        let offsets = match &axis.at {
-            Offsets::Stride(s) => LoopOffsets::Stride(*s),
-            Offsets::Dynamic(s) => LoopOffsets::Dynamic(*s),
-            Offsets::Each(all) => {
-                let slot = self.slot(all.len() * 8);
-                let to = self.slot_addr(slot);
-                for (i, &offset) in all.iter().enumerate() {
-                    self.b.ins().store(flags(), offset, to, i as i32 * 8);
-                }
-                LoopOffsets::Slot(slot)
-            }
-        };
-        let mask = self.mask_scalars(axis).map(|mask| {
-            let slot = self.slot(mask.len());
-            let to = self.slot_addr(slot);
-            for (i, &bit) in mask.iter().enumerate() {
-                self.b.ins().store(flags(), bit, to, i as i32);
-            }
-            slot
-        });
-        let len = self.b.ins().iconst(I64, axis.len as i64);
-        let count = match axis.valid {
-            Some(valid) => {
-                let fewer = self.b.ins().icmp(IntCC::SignedLessThan, valid, len);
-                self.b.ins().select(fewer, valid, len)
-            }
-            None => len,
-        };
-        LoopAxis {
-            count,
-            offsets,
-            mask,
-        }
-    }
-
-    fn loop_exists(&mut self, axis: &LoopAxis, i: Value) -> Value {
-        let Some(slot) = axis.mask else {
-            return self.yes();
-        };
-        let from = self.slot_addr(slot);
-        let at = self.b.ins().iadd(from, i);
-        self.b.ins().load(I8, flags(), at, 0)
-    }
-
-    fn loop_offset(&mut self, axis: &LoopAxis, i: Value) -> Value {
-        match axis.offsets {
-            LoopOffsets::Stride(s) => self.b.ins().imul_imm_s(i, s),
-            LoopOffsets::Dynamic(s) => self.b.ins().imul(i, s),
-            LoopOffsets::Slot(slot) => {
-                let from = self.slot_addr(slot);
-                let at = self.element(from, i, 8);
-                self.b.ins().load(I64, flags(), at, 0)
-            }
         }
     }
 
@@ -699,147 +563,10 @@ impl<'k> Fun<'k, '_> {
         Ok(addresses)
     }
 
-    /// Four consecutive elements.
-    fn load_vector(&mut self, elem: TileElem, address: Value, offset: i64) -> Value {
-        let at = offset as i32;
-        match (elem.class(), signed(elem)) {
-            (Class::F32, _) => self.b.ins().load(F32X4, flags(), address, at),
-            (Class::Int { bits: 32, .. }, _) => self.b.ins().load(I32X4, flags(), address, at),
-            (Class::Int { bits: 16, .. }, true) => {
-                let halves = self.load_half(address, at, I16X8);
-                self.b.ins().swiden_low(halves)
-            }
-            (Class::Int { bits: 16, .. } | Class::Bits(16), _) => {
-                let halves = self.load_half(address, at, I16X8);
-                self.b.ins().uwiden_low(halves)
-            }
-            _ => {
-                let word = self.b.ins().load(I32, flags(), address, at);
-                let vector = self.b.ins().scalar_to_vector(I32X4, word);
-                let bytes = self.bits(I8X16, vector);
-                let halves = self.widen(elem, bytes, false);
-                let words = self.widen(elem, halves, false);
-                self.truth(elem, words)
-            }
-        }
-    }
-
-    fn load_half(&mut self, address: Value, at: i32, ty: cranelift_codegen::ir::Type) -> Value {
-        let word = self.b.ins().load(I64, flags(), address, at);
-        let vector = self.b.ins().scalar_to_vector(I64X2, word);
-        self.bits(ty, vector)
-    }
-
-    fn widen(&mut self, elem: TileElem, x: Value, high: bool) -> Value {
-        match (signed(elem), high) {
-            (true, false) => self.b.ins().swiden_low(x),
-            (true, true) => self.b.ins().swiden_high(x),
-            (false, false) => self.b.ins().uwiden_low(x),
-            (false, true) => self.b.ins().uwiden_high(x),
-        }
-    }
-
-    /// Loaded bytes of `bool` become masks.
-    fn truth(&mut self, elem: TileElem, words: Value) -> Value {
-        if elem.class() != Class::Bool {
-            return words;
-        }
-        let zero = self.lanes_const(I32X4, [0; LANES]);
-        self.b.ins().icmp(IntCC::NotEqual, words, zero)
-    }
-
-    /// Sixteen consecutive bytes as four vectors.
-    fn load_16_bytes(&mut self, elem: TileElem, address: Value, offset: i64) -> [Value; 4] {
-        let bytes = self.b.ins().load(I8X16, flags(), address, offset as i32);
-        let halves = [
-            self.widen(elem, bytes, false),
-            self.widen(elem, bytes, true),
-        ];
-        [(0, false), (0, true), (1, false), (1, true)].map(|(half, high)| {
-            let words = self.widen(elem, halves[half], high);
-            self.truth(elem, words)
-        })
-    }
-
-    /// Lanes in their type's range, two vectors into one of half the width.
-    fn halves(&mut self, elem: TileElem, a: Value, b: Value) -> Value {
-        // 16-bit unsigned values need the unsigned narrowing; all others fit a signed half.
-        match elem.class() {
-            Class::Int {
-                bits: 16,
-                signed: false,
-            }
-            | Class::Bits(16) => self.b.ins().unarrow(a, b),
-            _ => self.b.ins().snarrow(a, b),
-        }
-    }
-
-    fn quarters(&mut self, elem: TileElem, a: Value, b: Value) -> Value {
-        if signed(elem) {
-            self.b.ins().snarrow(a, b)
-        } else {
-            self.b.ins().unarrow(a, b)
-        }
-    }
-
-    /// Masks become ones.
-    fn ones(&mut self, elem: TileElem, x: Value) -> Value {
-        if elem.class() == Class::Bool {
-            let one = self.lanes_const(I32X4, [1; LANES]);
-            self.b.ins().band(x, one)
-        } else {
-            x
-        }
-    }
-
-    fn store_vector(&mut self, elem: TileElem, x: Value, address: Value, offset: i64) {
-        let at = offset as i32;
-        match elem.class() {
-            Class::F32 | Class::Int { bits: 32, .. } => {
-                self.b.ins().store(flags(), x, address, at);
-            }
-            Class::Int { bits: 16, .. } | Class::Bits(16) => {
-                let halves = self.halves(elem, x, x);
-                let words = self.bits(I64X2, halves);
-                let word = self.b.ins().extractlane(words, 0);
-                self.b.ins().store(flags(), word, address, at);
-            }
-            _ => {
-                let x = self.ones(elem, x);
-                let halves = self.halves(elem, x, x);
-                let bytes = self.quarters(elem, halves, halves);
-                let words = self.bits(I32X4, bytes);
-                let word = self.b.ins().extractlane(words, 0);
-                self.b.ins().store(flags(), word, address, at);
-            }
-        }
-    }
-
-    fn store_16_bytes(&mut self, elem: TileElem, x: &[Value], address: Value, offset: i64) {
-        let x: Vec<Value> = x.iter().map(|&v| self.ones(elem, v)).collect();
-        let low = self.halves(elem, x[0], x[1]);
-        let high = self.halves(elem, x[2], x[3]);
-        let bytes = self.quarters(elem, low, high);
-        self.b.ins().store(flags(), bytes, address, offset as i32);
-    }
-
     /// A constant index.
     pub fn index(&mut self, x: i64) -> Value {
         self.scalar_const(TileElem::Index, Literal::Int(x))
     }
-}
-
-/// An axis as a loop sees it.
-struct LoopAxis {
-    count: Value,
-    offsets: LoopOffsets,
-    mask: Option<StackSlot>,
-}
-
-enum LoopOffsets {
-    Stride(i64),
-    Dynamic(Value),
-    Slot(StackSlot),
 }
 
 fn slot_size(elem: TileElem) -> i64 {

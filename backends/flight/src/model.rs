@@ -185,7 +185,8 @@ impl Matrix {
 }
 
 impl Network {
-    /// Quantizes a network; `weight` gives a tensor by its name in a Llama checkpoint.
+    /// Quantizes a network; `weight` gives a tensor by its name in a Llama checkpoint, `lm_head.weight` as well where the scores have the
+    /// weights of the table.
     ///
     /// # Errors
     /// A tensor is missing or has another size, or the sizes are none that the engine has.
@@ -257,7 +258,7 @@ impl Network {
             let cos = (0..half).map(|i| unit(angle(i).cos()));
             cos.chain((0..half).map(|i| unit(angle(i).sin()))).collect()
         });
-        let head = weight("lm_head.weight").unwrap_or_else(|_| embedding.clone());
+        let head = tensor("lm_head.weight", shape.vocab * h)?;
         Ok(Network {
             angles: angles.collect(),
             embedding: embedding.chunks(h).map(padded).collect(),

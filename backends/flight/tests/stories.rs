@@ -28,6 +28,10 @@ fn network(how: &Quantization) -> Option<Network> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let weight = |name: &str| {
+        let name = match name {
+            "lm_head.weight" => "model.embed_tokens.weight",
+            name => name,
+        };
         let entry = header.get(name).ok_or_else(|| format!("no `{name}`"))?;
         let at = |i: usize| 8 + length + entry["data_offsets"][i].as_u64().unwrap() as usize;
         let floats = bytes[at(0)..at(1)].as_chunks::<4>().0.iter();

@@ -1,142 +1,29 @@
-//! The runtime's library operations mean what the reference evaluator says: on random operands both give the
-//! same elements, or both refuse. Every op that lowering turns into a library call is covered.
+//! What each op is given.
 
-use lapidary::values::{to_evaluator, to_runtime};
-use lapidary_abi::program::CallAttr;
+use super::random::Gen;
 use lapidary_ir::encodings::coded::rans::rans;
-use lapidary_ir::eval::eval_op;
-use lapidary_ir::tensor::{Data, Tensor, Value};
-use lapidary_ir::{Attr, Attrs, ElemType, Op};
-use lapidary_passes::lower::library::{DYNAMIC, LIBRARY, OTHERWISE};
-use lapidary_runtime::ops::{self, Call};
-use lapidary_runtime::{RunError, value};
-
-/// Random operands: the same on every run.
-struct Gen(u64);
-
-impl Gen {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number from `low` to `high`, both possible.
-    fn int(&mut self, low: i64, high: i64) -> i64 {
-        low + (self.next() % (high - low + 1) as u64) as i64
-    }
-
-    fn flag(&mut self) -> bool {
-        self.next() & 1 == 1
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.next() as usize % of.len()]
-    }
-
-    fn dims(&mut self, least: i64, most: i64) -> Vec<usize> {
-        let rank = self.int(least, most);
-        // Empty axes are rare.
-        (0..rank)
-            .map(|_| {
-                if self.int(0, 15) == 0 {
-                    0
-                } else {
-                    self.int(1, 4) as usize
-                }
-            })
-            .collect()
-    }
-
-    fn ints(&mut self, elem: ElemType, dims: &[usize], low: i64, high: i64) -> Value {
-        let n = dims.iter().product();
-        let values = (0..n).map(|_| self.int(low, high).into()).collect();
-        Tensor::from_int(elem, dims, values).into()
-    }
-
-    fn float(&mut self) -> f64 {
-        match self.int(0, 40) {
-            0 => f64::NAN,
-            1 => f64::INFINITY,
-            2 => -0.0,
-            3 => 1e20,
-            4..=15 => self.int(-3, 3) as f64,
-            _ => self.int(-100_000, 100_000) as f64 / 997.0,
-        }
-    }
-
-    /// Numbers without NaN and infinities.
-    fn plain(&mut self, elem: ElemType, dims: &[usize]) -> Value {
-        let n = dims.iter().product();
-        let values = (0..n)
-            .map(|_| self.int(-4000, 4000) as f64 / 1000.0)
-            .collect();
-        Tensor::from_f64(elem, dims, values).into()
-    }
-
-    fn texts(&mut self, dims: &[usize]) -> Value {
-        const WORDS: &[&str] = &[
-            "", "a", "b", "ab", " a  b ", "a,b,,c", "A", "Äb", "b a", "3", "-2.5", "x1",
-        ];
-        let n: usize = dims.iter().product();
-        let words = (0..n).map(|_| self.pick(WORDS).to_owned()).collect();
-        Tensor::new(ElemType::String, dims, Data::Str(words)).into()
-    }
-
-    /// A tensor of this type, with few distinct elements.
-    fn of(&mut self, elem: ElemType, dims: &[usize]) -> Value {
-        let n: usize = dims.iter().product();
-        match elem {
-            ElemType::String => self.texts(dims),
-            ElemType::C64 | ElemType::C128 => {
-                let pairs = (0..n)
-                    .map(|_| [0, 1].map(|_| self.int(-2, 2) as f64))
-                    .collect();
-                Tensor::new(elem, dims, Data::Complex(pairs)).into()
-            }
-            e if e.is_float() => {
-                let values = (0..n).map(|_| self.float()).collect();
-                Tensor::from_f64(e, dims, values).into()
-            }
-            e => self.ints(e, dims, -5, 9),
-        }
-    }
-
-    fn any(&mut self, dims: &[usize]) -> Value {
-        use ElemType::*;
-        let elem = self.pick(&[
-            F32, F64, F16, BF16, I64, I32, U8, I8, U4, I2, Bool, String, C64, F8E4M3FN,
-        ]);
-        self.of(elem, dims)
-    }
-
-    fn sequence(&mut self) -> Value {
-        let (dims, elem) = (
-            self.dims(1, 3),
-            self.pick(&[ElemType::F32, ElemType::String]),
-        );
-        let n = self.int(1, 4);
-        Value::Sequence((0..n).map(|_| self.of(elem, &dims)).collect())
-    }
-}
+use lapidary_ir::tensor::{Tensor, Value};
+use lapidary_ir::{Attr, Attrs, ElemType};
 
 /// An index operand.
-fn i64s(values: &[i64]) -> Value {
+pub fn i64s(values: &[i64]) -> Value {
     Tensor::ints(values).into()
 }
 
-fn dims_of(value: &Value) -> Vec<usize> {
+pub fn dims_of(value: &Value) -> Vec<usize> {
     value.as_tensor().map_or(vec![], |t| t.shape().to_vec())
 }
 
-struct Case {
-    operands: Vec<Option<Value>>,
-    attrs: Attrs,
-    results: usize,
+pub struct Case {
+    pub operands: Vec<Option<Value>>,
+    pub attrs: Attrs,
+    pub results: usize,
 }
 
-fn case<const N: usize, const M: usize>(operands: [Value; N], attrs: [(&str, Attr); M]) -> Case {
+pub fn case<const N: usize, const M: usize>(
+    operands: [Value; N],
+    attrs: [(&str, Attr); M],
+) -> Case {
     Case {
         operands: operands.into_iter().map(Some).collect(),
         attrs: attrs.into_iter().map(|(n, a)| (n.to_owned(), a)).collect(),
@@ -144,16 +31,16 @@ fn case<const N: usize, const M: usize>(operands: [Value; N], attrs: [(&str, Att
     }
 }
 
-fn axis(g: &mut Gen, rank: usize) -> Attr {
+pub fn axis(g: &mut Gen, rank: usize) -> Attr {
     Attr::Int(g.int(-(rank as i64), rank as i64 - 1))
 }
 
-fn seed(g: &mut Gen) -> (&'static str, Attr) {
+pub fn seed(g: &mut Gen) -> (&'static str, Attr) {
     ("seed", Attr::Float(g.int(0, 99) as f32))
 }
 
 /// Operands and attributes of an op; legal most of the time.
-fn make(op: &str, g: &mut Gen) -> Option<Case> {
+pub fn make(op: &str, g: &mut Gen) -> Option<Case> {
     use ElemType::{Bool, F16, F32, F64, I32, I64};
     let dims = g.dims(0, 4);
     let full = g.dims(1, 4);
@@ -709,133 +596,4 @@ fn make(op: &str, g: &mut Gen) -> Option<Case> {
         },
         _ => return None,
     })
-}
-
-/// Runs the runtime's operation as a compiled program would.
-fn run(op: &str, case: &Case) -> Result<Vec<value::Value>, RunError> {
-    let mut constants = Vec::new();
-    let mut attrs = Vec::new();
-    for def in Op::named(op).expect("an op").attrs {
-        let Some(attr) = case
-            .attrs
-            .get(def.name)
-            .cloned()
-            .or_else(|| def.default.value())
-        else {
-            continue;
-        };
-        let attr = match attr {
-            Attr::Int(v) => CallAttr::Int(v),
-            Attr::Ints(v) => CallAttr::Ints(v),
-            Attr::Float(v) => CallAttr::Float(v),
-            Attr::Floats(v) => CallAttr::Floats(v),
-            Attr::Str(v) => CallAttr::Str(v),
-            Attr::Strs(v) => CallAttr::Strs(v),
-            Attr::Elem(v) => CallAttr::Elem(v),
-            Attr::Type(_) => continue,
-            Attr::Tensor(t) => {
-                constants.push(to_runtime(&t.into())?);
-                CallAttr::Value(constants.len() as u32 - 1)
-            }
-        };
-        attrs.push((def.name.to_owned(), attr));
-    }
-    let operands = case
-        .operands
-        .iter()
-        .map(|o| o.as_ref().map(to_runtime).transpose());
-    let operands = operands.collect::<Result<Vec<_>, _>>()?;
-    let call = Call {
-        op,
-        attrs: &attrs,
-        operands: operands
-            .iter()
-            .map(|o| o.as_ref().map(value::Value::operand))
-            .collect(),
-        results: case.results,
-        constant: &|v| Ok(constants[v as usize].operand()),
-    };
-    let mut results = ops::find(op).expect("found")(&call)?;
-    results.truncate(case.results);
-    Ok(results)
-}
-
-/// Equality where NaN is NaN.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Tensor(a), Value::Tensor(b)) => {
-            let data = match (a.data(), b.data()) {
-                (Data::Float(a), Data::Float(b)) => a
-                    .iter()
-                    .zip(b)
-                    .all(|(a, b)| a == b || a.is_nan() && b.is_nan()),
-                (a, b) => a == b,
-            };
-            a.elem() == b.elem() && a.shape() == b.shape() && data
-        }
-        (Value::Sequence(a), Value::Sequence(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
-        }
-        (Value::Optional(Some(a)), Value::Optional(Some(b))) => same(a, b),
-        (a, b) => a == b,
-    }
-}
-
-fn names() -> impl Iterator<Item = &'static str> {
-    let always = LIBRARY.iter().map(|l| l.0);
-    always
-        .chain(DYNAMIC.iter().copied())
-        .chain(OTHERWISE.iter().copied())
-}
-
-#[test]
-fn the_runtime_has_every_library_op() {
-    for op in names() {
-        assert!(Op::named(op).is_some(), "`{op}` is no op");
-        assert!(ops::find(op).is_some(), "the runtime has no `{op}`");
-    }
-}
-
-#[test]
-fn library_ops_equal_the_evaluator() {
-    const ROUNDS: usize = 200;
-    let mut wrong = Vec::new();
-    for op in names() {
-        let mut g = Gen(op
-            .bytes()
-            .fold(7, |h: u64, b| h.wrapping_mul(31) + u64::from(b)));
-        let (mut legal, mut differing) = (0, 0);
-        for round in 0..ROUNDS {
-            let Some(case) = make(op, &mut g) else {
-                wrong.push(format!("{op}: no random operands"));
-                break;
-            };
-            let expected = eval_op(op, &case.operands, case.attrs.clone(), case.results);
-            let found = run(op, &case);
-            legal += usize::from(expected.is_ok());
-            let equal = match (&expected, &found) {
-                (Ok(e), Ok(f)) => {
-                    e.len() == f.len()
-                        && e.iter()
-                            .zip(f)
-                            .all(|(e, f)| to_evaluator(f).is_some_and(|f| same(e, &f)))
-                }
-                (e, f) => e.is_err() && f.is_err(),
-            };
-            if !equal {
-                differing += 1;
-                if differing <= 2 {
-                    let shapes: Vec<_> = case.operands.iter().flatten().map(dims_of).collect();
-                    wrong.push(format!(
-                        "{op}, round {round}: operands {shapes:?} {:?}\n{:?}\n  evaluator {expected:?}\n  runtime {found:?}",
-                        case.attrs, case.operands
-                    ));
-                }
-            }
-        }
-        if legal < ROUNDS / 4 {
-            wrong.push(format!("{op}: only {legal} of {ROUNDS} cases are legal"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
