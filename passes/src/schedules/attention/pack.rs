@@ -8,7 +8,7 @@ use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel};
 
 impl Attention {
-    /// Packs keys or values. Parameters: `src`, `dst`, then those of `batch`, `keys` that are [`Num::Sym`].
+    /// Packs keys or values. Parameters: `src`, `dst`, then those of `batch`, `keys` that are [`Num::Sym`](crate::schedules::Num::Sym).
     pub fn pack(&self, what: Packed) -> Kernel {
         let size = match what {
             Packed::Keys => self.size,
