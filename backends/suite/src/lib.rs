@@ -5,6 +5,7 @@
 
 mod blocks;
 pub mod kernels;
+mod packed;
 mod panels;
 
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
@@ -41,6 +42,8 @@ macro_rules! suite {
             blocks_are_rounded
             weights_become_numbers
             windows_of_numbers_and_codes
+            vectors_times_packed_weights
+            batches_times_packed_weights
         }
     };
     (functions; $($name:ident)*) => {

@@ -10,7 +10,7 @@
 use super::activation::{Fused, activated};
 use super::blocked;
 use super::codes::{self, TailValues};
-use super::expand::Facts;
+use super::expand::{Facts, Sums};
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
@@ -31,6 +31,9 @@ pub static RULES: &[Rule] = &[
         codes::takes(module, n, |shape| shape.len() == 2)
     }),
 ];
+
+/// Name of the kernel that multiplies numbers.
+pub const KERNEL: &str = "gemm";
 
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
@@ -189,19 +192,23 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         .map(KernelArg::Value)
         .collect();
     args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
-    let width = i64::from(plan.gemm.width);
-    let panels = plan.n.ceil_div(&Dim::from(width));
-    let rows = i64::from(plan.gemm.tile_rows());
-    let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
+    let (grid, per_block) = grid(&plan);
     let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k;
-    let per_block = plan.k.as_const().unwrap_or(256) * 2 * width * rows;
     low.launch(
-        plan.gemm.kernel("gemm"),
+        plan.gemm.kernel(KERNEL),
         &args,
         &grid,
         grain(per_block),
         &flops,
     )
+}
+
+/// Blocks of the product of numbers, and operations of one.
+pub fn grid(plan: &Plan) -> (Dim, i64) {
+    let (width, rows) = (i64::from(plan.gemm.width), i64::from(plan.gemm.tile_rows()));
+    let panels = plan.n.ceil_div(&Dim::from(width));
+    let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
+    (grid, plan.k.as_const().unwrap_or(256) * 2 * width * rows)
 }
 
 fn grain(per_block: i64) -> u32 {
@@ -263,7 +270,7 @@ pub fn dense(c: &Constant) -> Result<bytes::Bytes, String> {
 }
 
 /// The element of a product, with what `fused_linear` adds to it.
-fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+pub fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let mut y = sum(x, p)?;
     if x.n().op.name != "fused_linear" {
         return Ok(y);
@@ -278,6 +285,9 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
 }
 
 fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+    if let Some(&sums) = x.x.facts.sums.get(&x.node) {
+        return stored(x, p, sums);
+    }
     let (a, b, out) = (x.shape(0)?, x.shape(1)?, x.out_shape()?);
     let at = p.indices(&x.x.body, &out);
     let k = a
@@ -313,6 +323,19 @@ fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let b = x.b();
     let product = b.binary(Binary::Mul, l, r);
     Ok(b.reduce(ReduceKind::Sum, &[k], product))
+}
+
+/// A sum that a kernel has stored.
+fn stored(x: &mut Element, p: &Pos, sums: Sums) -> Result<E, OpError> {
+    let out = x.out_shape()?;
+    let at = p.linear(&out);
+    if sums.parts == 1 {
+        return Ok(x.x.stored(sums.value, ElemType::F32, at));
+    }
+    let part = x.b().loop_var(Dim::from(i64::from(sums.parts)));
+    let at = part.dim() * product(&out) + at;
+    let of_part = x.x.stored(sums.value, ElemType::F32, at);
+    Ok(x.b().reduce(ReduceKind::Sum, &[part], of_part))
 }
 
 #[cfg(test)]

@@ -69,6 +69,7 @@ impl Lowerer {
                 inlined: HashSet::new(),
                 contents: HashMap::new(),
                 channels: HashMap::new(),
+                sums: HashMap::new(),
             },
             target,
             options,
@@ -170,6 +171,7 @@ impl Lowerer {
                 noticed.sort_by_key(|(n, _)| *n);
                 noticed.into_iter().map(|(_, n)| n).collect()
             },
+            choices: self.blocked.choices(),
             arena_bytes: self.program.arena_bytes,
             unshared_bytes,
         };

@@ -7,6 +7,7 @@
 
 use super::function;
 use lapidary_ir::kernel::contraction::{self, Facts, Kind};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv};
 use lapidary_ir::kernel::sparse::{self, Form};
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Stmt, TileElem, TileType, Unary, Var,
@@ -71,6 +72,11 @@ pub fn count(launch: &Launch, target: &Target) -> Amounts {
     };
     let extents: Vec<i64> = kernel.grid.iter().map(|e| walk.extent(e)).collect();
     if extents.contains(&0) {
+        return walk.amounts;
+    }
+    if let Some((work, shape, units)) = packed_product(kernel, launch.sizes) {
+        walk.amounts.add(work, shape, units);
+        walk.whole(&[0, 1, 2, 3].map(Buf));
         return walk.amounts;
     }
     for ends in 0..1u32 << extents.len().min(AXES) {
@@ -500,6 +506,26 @@ fn whole(f: Binary, a: i64, b: i64) -> Option<i64> {
         Binary::Ge => is(a >= b),
         _ => None,
     }
+}
+
+/// The work of a kernel that is canonical as a whole: rows that are not there are computed with the others.
+fn packed_product(kernel: &Kernel, sizes: &[Option<i64>]) -> Option<(Work, u32, f64)> {
+    let (weights, rows, m) = match Gemv::of(kernel) {
+        Some(g) => (g.weights.clone(), g.batch, g.m),
+        None => {
+            let b = Batch::of(kernel)?;
+            (b.weights.clone(), b.tile(), b.m)
+        }
+    };
+    let given = sizes.last().copied().flatten();
+    let m = m.map(i64::from).or(given).unwrap_or(1).max(0);
+    let tiles = (m as u64).div_ceil(u64::from(rows)) as f64;
+    let work = match weights.bits() {
+        Bits::Four => Work::Blocks4,
+        Bits::Eight => Work::Blocks8,
+    };
+    let codes = weights.code_bytes() as f64 * 8.0 / f64::from(weights.bits().count());
+    Some((work, rows, 2.0 * f64::from(rows) * tiles * codes))
 }
 
 fn of_blocks(format: blocks::Format) -> Work {
