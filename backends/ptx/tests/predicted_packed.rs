@@ -10,10 +10,11 @@
 
 mod support;
 
-use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Weights};
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
 use lapidary_ir::target::Feature;
 use lapidary_ptx::occupancy::Multiprocessor;
-use lapidary_ptx::packed::halves::{Half, Product};
+use lapidary_ptx::packed::halves::halves;
 use lapidary_ptx::packed::{gemv, marlin};
 use lapidary_ptx::{Entry, GPUS};
 use std::fmt::Write;
@@ -254,15 +255,15 @@ fn table(ptxas: &Path) -> String {
             row(&mut table, machine, &what, (time, by), ratio, goal);
         }
         let size = 8192u32;
-        let product = Product {
+        let product = Halves {
             name: "p".to_owned(),
-            half: Half::F16,
-            m: size,
+            elem: ElemType::F16,
+            m: Some(size),
             n: size,
             k: size,
             parts: 1,
         };
-        let (entry, blocks) = product.entry().unwrap();
+        let (entry, blocks) = (halves(&product), product.grid(size));
         let side = f64::from(size);
         let work = Work {
             entry,

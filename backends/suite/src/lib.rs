@@ -44,6 +44,7 @@ macro_rules! suite {
             windows_of_numbers_and_codes
             vectors_times_packed_weights
             batches_times_packed_weights
+            products_of_halves
         }
     };
     (functions; $($name:ident)*) => {

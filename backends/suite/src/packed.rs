@@ -1,7 +1,7 @@
 //! Kernels for weights that stay packed, which are canonical as a whole: backends with entries of their own for them write those.
 
 use super::*;
-use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Weights};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
 use lapidary_ir::{ElemType, Tensor};
 
 fn bytes(of: ElemType, numbers: Vec<f64>) -> Vec<u8> {
@@ -70,5 +70,28 @@ pub fn batches_times_packed_weights(backend: &Backend) {
         ];
         let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
         check(backend, &batch.kernel(), &buffers, sizes, 1e-4);
+    }
+}
+
+/// Products of halves, by parts of their columns.
+pub fn products_of_halves(backend: &Backend) {
+    let mut rng = Rng(33);
+    for (n, k, parts, m, known, elem) in [
+        (136, 72, 1, 5, true, ElemType::F16),
+        (16, 96, 3, 33, true, ElemType::BF16),
+        (8, 64, 2, 130, false, ElemType::F16),
+    ] {
+        let halves = Halves {
+            name: "halves".to_owned(),
+            elem,
+            m: known.then_some(m),
+            n,
+            k,
+            parts,
+        };
+        let [a, b] = [m, n].map(|rows| bytes(elem, numbers(&mut rng, rows * k)));
+        let buffers = [a, b, vec![0; (4 * parts * m * n) as usize]];
+        let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
+        check(backend, &halves.kernel(), &buffers, sizes, 1e-4);
     }
 }

@@ -11,11 +11,12 @@ pub use marlin::marlin;
 
 use crate::Entry;
 use lapidary_ir::kernel::Kernel;
-use lapidary_ir::kernel::packed::{Batch, Gemv};
+use lapidary_ir::kernel::packed::{Batch, Gemv, Halves};
 
 /// The entry of a kernel that one is written for; `None` for any other.
 pub(crate) fn entry(kernel: &Kernel) -> Option<Entry> {
     let gemv = || Gemv::of(kernel).map(|g| gemv(&g));
     let marlin = || Batch::of(kernel).map(|b| marlin(&b));
-    gemv().or_else(marlin)
+    let halves = || Halves::of(kernel).map(|h| halves::halves(&h));
+    gemv().or_else(marlin).or_else(halves)
 }

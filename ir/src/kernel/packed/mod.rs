@@ -14,9 +14,11 @@
 
 mod batch;
 mod gemv;
+mod halves;
 
 pub use batch::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
 pub use gemv::{Gemv, MOST_BATCH, WARPS};
+pub use halves::{DEPTH, Halves};
 
 use crate::ElemType;
 use crate::backend::Error;
