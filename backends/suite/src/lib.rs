@@ -6,6 +6,7 @@
 mod blocks;
 pub mod kernels;
 mod panels;
+mod softmax;
 
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
 use lapidary_ir::backend::{Code, Error};
@@ -41,6 +42,7 @@ macro_rules! suite {
             blocks_are_rounded
             weights_become_numbers
             windows_of_numbers_and_codes
+            scores_become_weights
         }
     };
     (functions; $($name:ident)*) => {

@@ -31,6 +31,7 @@ pub mod map;
 mod math;
 pub mod moves;
 pub mod pattern;
+pub mod softmax;
 pub mod sparse;
 pub mod text;
 pub mod verify;

@@ -96,6 +96,40 @@ fn statement(pattern: &Kernel, kernel: &Kernel, p: &Stmt, k: &Stmt, found: &mut 
                 return false;
             }
         }
+        (
+            Op::If {
+                condition,
+                then_body,
+                then_yields,
+                else_body,
+                else_yields,
+            },
+            Op::If {
+                condition: k_condition,
+                then_body: k_then_body,
+                then_yields: k_then_yields,
+                else_body: k_else_body,
+                else_yields: k_else_yields,
+            },
+        ) => {
+            if !found.bind(pattern, kernel, *condition, *k_condition) {
+                return false;
+            }
+            for (inner, k_inner, yields, k_yields) in [
+                (then_body, k_then_body, then_yields, k_then_yields),
+                (else_body, k_else_body, else_yields, k_else_yields),
+            ] {
+                let same = yields.len() == k_yields.len()
+                    && body(pattern, kernel, inner, k_inner, found)
+                    && yields
+                        .iter()
+                        .zip(k_yields)
+                        .all(|(&p, &k)| found.bind(pattern, kernel, p, k));
+                if !same {
+                    return false;
+                }
+            }
+        }
         (Op::If { .. }, _) | (_, Op::If { .. } | Op::For { .. }) => return false,
         (p_op, k_op) => {
             let (uses, k_uses) = (lists(p_op), lists(k_op));

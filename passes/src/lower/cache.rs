@@ -21,6 +21,9 @@ use lapidary_ir::ops::attention::cache::Rounding;
 use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
 
+/// Numbers of a cache line.
+const LINE_NUMBERS: i64 = 16;
+
 /// A cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache {
@@ -215,7 +218,12 @@ pub fn append(
     args.extend(super::attention::unknown([batch, &of_x[1], capacity]));
     let grid = batch * &Dim::from(heads) * tokens;
     let moved = batch * &Dim::from(heads) * &of_x[1] * Dim::from(size);
-    let grain = super::attention::grain(size);
+    // Each number of a key goes to a cache line of its own, those of a value follow each other.
+    let per_number = match cache.what {
+        Packed::Keys => LINE_NUMBERS,
+        Packed::Values => 1,
+    };
+    let grain = super::attention::grain(size * per_number);
     low.launch(kernel, &args, &grid, grain, &moved)?;
     Ok(states)
 }

@@ -27,9 +27,8 @@ use super::{Bound, Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
-use lapidary_ir::kernel::{
-    Axis, Binary, Buf, Extent, Kernel, Literal, TileElem, TileType, Unary, Var,
-};
+use lapidary_ir::kernel::softmax::reciprocal;
+use lapidary_ir::kernel::{Axis, Binary, Buf, Extent, Kernel, Literal, TileElem, TileType, Var};
 
 /// Keys of a run: scores of a tile are then 28 KiB.
 const RUN: i64 = 512;
@@ -276,12 +275,7 @@ impl Attention {
                     base = add(&mut b, base, skip);
                 }
             }
-            MaskAt {
-                buf,
-                base,
-                by_row,
-                condition: m.condition,
-            }
+            MaskAt { buf, base, by_row }
         });
 
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
@@ -345,11 +339,8 @@ impl Attention {
                     (key0, here),
                     rows_left,
                 );
-                b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
-                    let row = add(b, position, r);
-                    self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
-                    vec![]
-                });
+                let keys = (key0, here);
+                self.weigh(b, &scratch, mask.as_ref(), (rows_here, position), keys);
                 let result = self.direct().then_some((y, y_at, y_row));
                 self.weighted(b, &scratch, source, (key0, here), rows_left, result);
                 vec![]
@@ -528,7 +519,6 @@ struct MaskAt {
     buf: Buf,
     base: Var,
     by_row: Option<Var>,
-    condition: bool,
 }
 
 fn scalar() -> TileType {
@@ -562,14 +552,6 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
         c_at,
         cols: None,
     }
-}
-
-/// `1 / sum`, or zero where nothing may be attended.
-fn reciprocal(b: &mut KernelBuilder, sum: Var) -> Var {
-    let nothing = b.constant(scalar(), Literal::Float(0.0));
-    let empty = b.binary(Binary::Eq, sum, nothing);
-    let inverse = b.unary(Unary::Reciprocal, sum);
-    b.select(empty, nothing, inverse)
 }
 
 #[cfg(test)]

@@ -88,6 +88,14 @@ impl<'m> Session<'m> {
         self.state.bytes()
     }
 
+    /// Makes room for so many tokens of a sequence at once: nothing is moved while sequences grow to that.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
+        if tokens > self.capacity {
+            self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
+        }
+        Ok(())
+    }
+
     /// Begins a sequence, the last one now.
     pub fn join(&mut self) -> Result<(), Error> {
         let rows = self.past.len() + 1;
@@ -195,9 +203,7 @@ impl<'m> Session<'m> {
         tokens: usize,
         scores: Option<&Vec<u8>>,
     ) -> Result<(), Error> {
-        if tokens > self.capacity {
-            self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
-        }
+        self.reserve(tokens)?;
         self.state.take_over(kept, 1)?;
         self.past[0] = tokens;
         if let Some(scores) = scores {
