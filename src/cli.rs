@@ -128,7 +128,7 @@ pub struct Model {
     #[arg(long)]
     pub round_activations: bool,
     /// Keep the keys and values of all but the newest tokens in so many bits, 8, 4 or 2; two numbers are for keys and for values.
-    /// A little less exact, and a third of the memory or less.
+    /// A little less exact, and a third of the memory or less. With 16, all tokens are halves: half of the memory.
     #[arg(long, value_name = "BITS", value_parser = parse_kv)]
     pub kv: Option<[i64; 2]>,
     /// Print a machine-readable report to standard output.
@@ -499,17 +499,17 @@ fn parse_deviations(text: &str) -> Result<[f32; 3], String> {
     }
 }
 
-/// Bits of keys and values, or of each.
+/// Bits of keys and values, or of each; halves of both or of none.
 fn parse_kv(text: &str) -> Result<[i64; 2], String> {
     let bits: Option<Vec<i64>> = text
         .split(',')
-        .map(|n| n.trim().parse().ok().filter(|n| [2, 4, 8].contains(n)))
+        .map(|n| n.trim().parse().ok().filter(|n| [2, 4, 8, 16].contains(n)))
         .collect();
     match bits.as_deref() {
         Some(&[both]) => Ok([both, both]),
-        Some(&[keys, values]) => Ok([keys, values]),
+        Some(&[keys, values]) if (keys == 16) == (values == 16) => Ok([keys, values]),
         _ => Err(format!(
-            "`{text}` is not 8, 4 or 2, or two of them like 4,2"
+            "`{text}` is not 16, 8, 4 or 2, or two of the last three like 4,2"
         )),
     }
 }

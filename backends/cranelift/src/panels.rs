@@ -8,7 +8,7 @@ use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
     ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MASK_ADDED, MASK_BOOL, MASK_NONE, MoveF32,
-    RoundBlocks, SoftmaxF32, UnaryF32, UnpackBlocks,
+    RoundBlocks, SoftmaxF32, UnaryF32, UnpackBlocks, WidenF16,
 };
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
@@ -17,6 +17,7 @@ use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
 use lapidary_ir::kernel::softmax::{self, Rest, Softmax};
 use lapidary_ir::kernel::sparse::{self, Rows};
+use lapidary_ir::kernel::widen::{self, Widen};
 use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileType, Var};
 use std::mem::offset_of;
 
@@ -65,6 +66,8 @@ impl<'k> Fun<'k, '_> {
             self.map(&m)?;
         } else if let Some(x) = softmax::recognise(&self.facts, stmt) {
             self.softmax(&x)?;
+        } else if let Some(w) = widen::recognise(&self.facts, stmt) {
+            self.widen_halves(&w)?;
         } else {
             return Ok(false);
         }
@@ -245,6 +248,19 @@ impl<'k> Fun<'k, '_> {
             scale: scale,
         });
         self.call_micro_kernel(Import::SoftmaxF32, size_of::<SoftmaxF32>(), &fields);
+        Ok(())
+    }
+
+    fn widen_halves(&mut self, w: &Widen) -> Result<(), Error> {
+        let (src, dst) = (self.at(w.src, 2)?, self.at(w.dst, 4)?);
+        let (zero, n) = (self.index(0), self.scalar(w.n)?);
+        let n = self.count_of(zero, n);
+        let fields = fields!(WidenF16 {
+            src: src,
+            dst: dst,
+            n: n,
+        });
+        self.call_micro_kernel(Import::WidenF16, size_of::<WidenF16>(), &fields);
         Ok(())
     }
 

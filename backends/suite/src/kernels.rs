@@ -2,7 +2,7 @@
 
 pub use super::blocks::{blocks_are_rounded, products_of_blocks, weights_become_numbers};
 pub use super::panels::{sparse_products_and_their_panels, sparse_products_of_codes};
-pub use super::softmax::scores_become_weights;
+pub use super::softmax::{halves_become_numbers, scores_become_weights};
 use super::*;
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;

@@ -43,6 +43,7 @@ macro_rules! suite {
             weights_become_numbers
             windows_of_numbers_and_codes
             scores_become_weights
+            halves_become_numbers
         }
     };
     (functions; $($name:ident)*) => {

@@ -1,9 +1,10 @@
-//! Rows of scores to weights.
+//! What attention does between its products: rows of scores to weights, and halves of caches to numbers.
 
 use super::*;
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::softmax::{Mask, Rest, Softmax, softmax};
+use lapidary_ir::kernel::widen::{Widen, widen};
 use lapidary_ir::kernel::*;
 
 const ROWS: i64 = 3;
@@ -125,4 +126,35 @@ pub fn scores_become_weights(backend: &Backend) {
             check(backend, &kernel(form, exact), &buffers, &[keys], 1e-5);
         }
     }
+}
+
+/// Halves from somewhere on, every kind of them among them.
+pub fn halves_become_numbers(backend: &Backend) {
+    const N: i64 = 96;
+    let mut b = KernelBuilder::new("widen");
+    let (x, y) = (
+        b.buffer("x", ElemType::F16, false),
+        b.buffer("y", ElemType::F32, true),
+    );
+    let block = b.grid(Extent::Const(2));
+    let n = b.index(N);
+    let from = b.binary(Binary::Mul, block, n);
+    let zero = b.index(0);
+    let scratch = b.scratch(ElemType::F32, N as u32);
+    let w = Widen {
+        src: (x, from),
+        dst: (scratch, zero),
+        n,
+    };
+    widen(&mut b, w);
+    let all = b.load(scratch, zero, &[N as u32], vec![Axis::stride(1)]);
+    b.store(y, from, vec![Axis::stride(1)], all);
+    let kernel = b.finish();
+    // Zeros, the least and the largest of both kinds, infinities, and others.
+    let bits = |i: i64| match i {
+        0..8 => [0, 0x8000, 1, 0x83ff, 0x400, 0x7bff, 0x7c00, 0xfc00][i as usize],
+        _ => (i * 631 % 0x7c00) as u16 | ((i as u16 & 1) << 15),
+    };
+    let x: Vec<u8> = (0..2 * N).flat_map(|i| bits(i).to_le_bytes()).collect();
+    check(backend, &kernel, &[x, vec![0; 8 * N as usize]], &[], 0.0);
 }

@@ -35,6 +35,7 @@ pub mod softmax;
 pub mod sparse;
 pub mod text;
 pub mod verify;
+pub mod widen;
 pub mod window;
 
 pub use class::Class;

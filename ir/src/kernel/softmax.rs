@@ -12,6 +12,8 @@
 
 use super::build::KernelBuilder;
 use super::contraction::{Facts, PANEL};
+use super::legalize::legalize_but;
+use super::map::function_of;
 use super::pattern::unify;
 use super::*;
 
@@ -283,7 +285,12 @@ fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>, lanes:
     b.select(there, x, other)
 }
 
-/// Recognises what [`softmax()`] writes; not with a softcap, which no micro-kernel computes.
+/// As backends with micro-kernels get it: single exponentials are expanded, those of vectors are not.
+fn expanded(kernel: Kernel) -> Kernel {
+    legalize_but(kernel, &|f, ty| function_of(f, ty).is_some())
+}
+
+/// Recognises what [`softmax()`] writes, before its exponentials are expanded and after it; not with a softcap, which no micro-kernel computes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Softmax> {
     let Op::For { begin, body, .. } = &stmt.op else {
         return None;
@@ -341,7 +348,9 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Softmax> {
             let mut pattern_kernel = b.finish();
             // The loop alone: the index that it begins at is a constant of somebody else.
             pattern_kernel.body.remove(0);
-            let found = unify(&pattern_kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+            let stmts = std::slice::from_ref(stmt);
+            let found = unify(&pattern_kernel, facts.kernel(), stmts)
+                .or_else(|| unify(&expanded(pattern_kernel), facts.kernel(), stmts))?;
             let var = |v: Option<Var>| match v {
                 Some(v) => found.var(v).map(Some),
                 None => Some(None),
@@ -420,7 +429,7 @@ mod tests {
                     Rest::Sum(l),
                     Rest::Divided,
                 ][case / 8],
-                lanes: 8,
+                lanes: 16,
                 exact: case % 3 == 0,
             };
             softmax(&mut b, x);
@@ -431,14 +440,25 @@ mod tests {
             softmax(&mut b, bounded);
             let kernel = b.finish();
             super::super::verify::verify(&kernel).expect("valid");
-            let facts = Facts::new(&kernel);
-            let loops: Vec<&Stmt> = kernel
-                .body
-                .iter()
-                .filter(|s| matches!(s.op, Op::For { .. }))
-                .collect();
-            assert_eq!(recognise(&facts, loops[0]), Some(x));
-            assert_eq!(recognise(&facts, loops[1]), None);
+            for kernel in [kernel.clone(), expanded(kernel)] {
+                let facts = Facts::new(&kernel);
+                let loops: Vec<&Stmt> = kernel
+                    .body
+                    .iter()
+                    .filter(|s| matches!(s.op, Op::For { .. }))
+                    .collect();
+                let found = recognise(&facts, loops[0]).expect("the form");
+                assert_eq!((found.lanes, found.exact), (x.lanes, x.exact));
+                assert_eq!(found.first.is_some(), x.first.is_some());
+                assert_eq!(found.end.is_some(), x.end.is_some());
+                let form = |x: &Softmax| {
+                    let mask = x.mask.map(|m| (m.buf, m.pitch.is_some()));
+                    (x.s, mask, std::mem::discriminant(&x.rest))
+                };
+                assert_eq!(form(&found), form(&x));
+                assert_eq!(facts.int(found.here), Some(40));
+                assert_eq!(recognise(&facts, loops[1]), None);
+            }
         }
     }
 }

@@ -139,7 +139,7 @@ pub(super) fn plan(module: &Module, n: NodeId, cached: bool) -> Option<Plan> {
             left: node.int("left_window_size").ok().filter(|&l| l >= 0),
             softcap: softcap.map(|c| c as f32),
             stored: match cached {
-                true => Stored::Cached,
+                true => Stored::Cached(ElemType::F32),
                 false => Stored::Packed,
             },
         },
@@ -154,8 +154,10 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let mut plan = plan(&low.facts.module, n, caches.is_some())
         .ok_or_else(|| OpError::new("has no schedule, and was not decomposed"))?;
     let out = low.facts.module.node(n).results[0];
-    if let Some([Some(keys), Some(values)]) = caches.map(|both| both.map(|c| c.codes())) {
-        plan.schedule.stored = Stored::Coded { keys, values };
+    if let Some([keys, values]) = caches.map(|both| both.map(|c| c.held())) {
+        plan.schedule.stored = cache::stored(keys, values).ok_or_else(|| {
+            OpError::new("has caches of keys and of values that do not go together")
+        })?;
     }
     let a = &plan.schedule;
     let mut buffers = vec![plan.q];

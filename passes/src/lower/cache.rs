@@ -6,18 +6,18 @@
 //! => append (x, at, cache)                   in place, in the panels that attention reads
 //!    attention (q, cache, ..)
 //! ```
-//! Neither is an input or output of the program then: the cache is a state of it. Where a `round_cache` is between the two, older
-//! tokens are codes, and the cache is the three states of [`crate::schedules::cache::coded`].
+//! Neither is an input or output of the program then: the cache is a state of it. Where a `round_cache` is between the two, it holds
+//! halves, or older tokens are codes, and the cache is the three states of [`crate::schedules::cache::coded`].
 
 use super::attention::plan;
 use super::{KernelArg, Lowerer};
-use crate::schedules::attention::Packed;
+use crate::schedules::attention::{Packed, Stored};
 use crate::schedules::cache::Append;
 use crate::schedules::cache::coded::{AppendCoded, Codes};
 use lapidary_ir::graph::Def;
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::ops::attention::cache::Rounding;
+use lapidary_ir::ops::attention::cache::{HALF, Rounding};
 use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -40,12 +40,36 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// How older tokens are stored, unless as numbers.
-    pub fn codes(&self) -> Option<Codes> {
-        self.rounding.map(|(_, r)| Codes {
-            bits: r.bits,
-            window: r.window,
-        })
+    /// What tokens are stored as.
+    pub fn held(&self) -> Held {
+        match self.rounding {
+            None => Held::Numbers(ElemType::F32),
+            Some((_, r)) if r.bits == HALF => Held::Numbers(ElemType::F16),
+            Some((_, r)) => Held::Codes(Codes {
+                bits: r.bits,
+                window: r.window,
+            }),
+        }
+    }
+}
+
+/// What tokens are stored as in a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Panels of numbers of this type.
+    Numbers(ElemType),
+    /// Codes, but for the first and the newest.
+    Codes(Codes),
+}
+
+/// How attention finds keys and values that caches hold; none if it cannot with both.
+pub fn stored(keys: Held, values: Held) -> Option<Stored> {
+    match (keys, values) {
+        (Held::Numbers(of), Held::Numbers(other)) => (of == other).then_some(Stored::Cached(of)),
+        (Held::Codes(keys), Held::Codes(values)) => {
+            (keys.window == values.window).then_some(Stored::Coded { keys, values })
+        }
+        _ => None,
     }
 }
 
@@ -110,8 +134,7 @@ impl Caches {
                 return None;
             }
             let both = [cache(n, Packed::Keys)?, cache(n, Packed::Values)?];
-            let [keys, values] = both.map(|c| c.codes().map(|codes| codes.window));
-            (keys == values).then_some((n, both))
+            stored(both[0].held(), both[1].held()).map(|_| (n, both))
         };
         Caches(module.top().nodes.iter().filter_map(both).collect())
     }
@@ -154,8 +177,8 @@ pub fn append(
     let (count, panel) = (Dim::from(heads), Dim::from(size));
     // Columns of values are in panels of their own.
     let columns = &count * panel.ceil_div(&width);
-    let (states, kernel, tokens) = match cache.codes() {
-        None => {
+    let (states, kernel, tokens) = match cache.held() {
+        Held::Numbers(elem) => {
             let shape = match cache.what {
                 Packed::Keys => [count, capacity.floor_div(&width), panel * width],
                 Packed::Values => [columns, capacity.clone(), width],
@@ -167,11 +190,12 @@ pub fn append(
                 tokens: num(&of_x[1]),
                 capacity: num(capacity),
                 what: cache.what,
+                elem,
             };
-            let own = vec![(String::new(), ElemType::F32, shape)];
+            let own = vec![(String::new(), elem, shape)];
             (own, kernel.kernel(), of_x[1].clone())
         }
-        Some(form) => {
+        Held::Codes(form) => {
             let [slots, bytes, two] = [form.slots(), form.group_bytes(), 2].map(Dim::from);
             // Rows of groups, and groups of a row.
             let (recent, rows, groups) = match cache.what {
@@ -291,8 +315,8 @@ mod tests {
     }
 
     #[test]
-    fn caches_of_codes_hold_what_was_rounded() {
-        for bits in [[8, 8], [4, 2], [2, 4]] {
+    fn caches_of_codes_and_of_halves_hold_what_was_rounded() {
+        for bits in [[16, 16], [8, 8], [4, 2], [2, 4]] {
             check_states(Some(bits));
         }
     }
@@ -337,7 +361,13 @@ mod tests {
             assert_eq!(names, ["q", "k", "v", "past"]);
             assert_eq!(
                 (lowered.program.outputs.len(), lowered.program.states.len()),
-                (1, if kv.is_some() { 6 } else { 2 })
+                (
+                    1,
+                    match kv {
+                        None | Some([16, 16]) => 2,
+                        Some(_) => 6,
+                    }
+                )
             );
             const ROOM: usize = 192;
             let empty = || Value::from(numbers(&[2, ROOM, 2 * size], 0));

@@ -83,7 +83,8 @@ pub struct Options {
     /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
     /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
     pub caches: bool,
-    /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8. A little less exact.
+    /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8, or 16 of both for halves. A little
+    /// less exact.
     pub kv: Option<[i64; 2]>,
 }
 

@@ -11,7 +11,7 @@ use lapidary_ir::kernel::sparse::{self, Form};
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Stmt, TileElem, TileType, Unary, Var,
 };
-use lapidary_ir::kernel::{blocks, map, moves, softmax};
+use lapidary_ir::kernel::{blocks, map, moves, softmax, widen};
 use lapidary_ir::speeds::Work;
 use lapidary_ir::target::Target;
 use std::collections::{BTreeMap, HashMap};
@@ -306,6 +306,9 @@ impl<'a> Walk<'a> {
             let mask: Vec<Buf> = x.mask.iter().map(|m| m.buf).collect();
             self.whole(&mask);
             (Work::Exp, 0, length(self, x.rows) * length(self, x.here))
+        } else if let Some(w) = widen::recognise(&self.facts, stmt) {
+            self.whole(&[w.src.0, w.dst.0]);
+            (Work::Copy, 0, length(self, w.n))
         } else {
             return false;
         };

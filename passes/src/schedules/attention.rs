@@ -11,7 +11,7 @@
 //!   y = o / l                                             zero where nothing may be attended
 //! ```
 //! Keys and values that lie in caches ([`super::cache`]) are in panels already: `keys` is then how many there is room for, and
-//! the queries are the last of those that are filled. Of caches of codes ([`super::cache::coded`]) a run is made numbers in
+//! the queries are the last of those that are filled. Of caches of halves or codes ([`super::cache::coded`]) a run is made `f32` in
 //! scratch memory first.
 //!
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
@@ -95,8 +95,8 @@ pub struct Attention {
 pub enum Stored {
     /// In tensors that are packed for it.
     Packed,
-    /// In caches, of which only the first rows are filled.
-    Cached,
+    /// In caches of `f32` or `f16`, of which only the first rows are filled.
+    Cached(ElemType),
     /// In such caches whose older tokens are codes.
     Coded {
         /// Keys.
@@ -143,7 +143,7 @@ impl Attention {
     }
 
     fn run(&self) -> i64 {
-        if matches!(self.stored, Stored::Coded { .. }) {
+        if self.is_decoded() {
             return source::RUN;
         }
         self.keys
@@ -483,13 +483,20 @@ impl Attention {
         whole_lanes(self.keys, LANES).unwrap_or(any)
     }
 
+    /// True if a run becomes `f32` in scratch memory first.
+    fn is_decoded(&self) -> bool {
+        matches!(
+            self.stored,
+            Stored::Coded { .. } | Stored::Cached(ElemType::F16)
+        )
+    }
+
     fn cached(&self) -> bool {
         self.stored != Stored::Packed
     }
 
     fn one_run(&self) -> bool {
-        let coded = matches!(self.stored, Stored::Coded { .. });
-        !coded && self.keys.known().is_some_and(|k| k <= self.run())
+        !self.is_decoded() && self.keys.known().is_some_and(|k| k <= self.run())
     }
 
     /// True if rows are whole vectors.

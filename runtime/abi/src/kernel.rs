@@ -40,10 +40,12 @@ pub enum Import {
     UnpackBlocks = 9,
     /// `fn(*const SoftmaxF32)`: rows of scores to the weights of a running softmax.
     SoftmaxF32 = 10,
+    /// `fn(*const WidenF16)`: halves to numbers.
+    WidenF16 = 11,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 11;
+pub const IMPORT_COUNT: usize = 12;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -552,3 +554,15 @@ pub struct SoftmaxF32 {
 
 /// Rows of [`SoftmaxF32::s`] are read and written in whole vectors of at most so many elements.
 pub const SOFTMAX_LANES: usize = 16;
+
+/// Each of `n` halves as an `f32`, exactly.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WidenF16 {
+    /// Operands: bits of halves.
+    pub src: *const u16,
+    /// Results.
+    pub dst: *mut f32,
+    /// How many: a multiple of [`PANEL_F32`].
+    pub n: usize,
+}

@@ -147,10 +147,10 @@ impl<'m> Session<'m> {
     /// Whether a sequence of `past` tokens can go on from fewer as if there had been no more.
     pub(crate) fn can_forget(&self, past: usize, len: usize) -> bool {
         let codes = |p: &Port| {
-            !matches!(
+            matches!(
                 p.ty,
                 ValueType::Tensor {
-                    elem: ElemType::F32,
+                    elem: ElemType::U8,
                     ..
                 }
             )

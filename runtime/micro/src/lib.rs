@@ -49,6 +49,7 @@ mod sparse_f32;
 mod sparse_i8;
 mod unary_f32;
 mod unpack_blocks;
+mod widen_f16;
 mod window_f32;
 #[cfg(target_arch = "x86_64")]
 mod window_i8;
@@ -145,6 +146,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         round_blocks::portable as *const c_void,
         unpack_blocks::portable as *const c_void,
         softmax_f32::portable::entry as *const c_void,
+        widen_f16::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -160,6 +162,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             round_blocks::avx2 as *const c_void,
             unpack_blocks::avx2 as *const c_void,
             softmax_f32::avx2::entry as *const c_void,
+            widen_f16::avx2 as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -173,6 +176,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             round_blocks::avx512 as *const c_void,
             unpack_blocks::avx512 as *const c_void,
             softmax_f32::avx512::entry as *const c_void,
+            widen_f16::avx512 as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -186,6 +190,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             round_blocks::avx512 as *const c_void,
             unpack_blocks::avx512 as *const c_void,
             softmax_f32::avx512::entry as *const c_void,
+            widen_f16::avx512 as *const c_void,
         ]);
         match level {
             Level::Portable => {}
