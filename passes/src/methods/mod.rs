@@ -33,6 +33,7 @@ pub mod palette;
 pub mod pattern;
 pub mod pruning;
 pub mod quest;
+pub mod quip;
 pub mod refit;
 pub mod rtn;
 pub mod smoothquant;
@@ -75,6 +76,7 @@ pub static METHODS: &[&Method] = &[
     &levels::NVFP4,
     &levels::FP8,
     &quest::QUEST,
+    &quip::QUIP,
     &gptvq::GPTVQ,
     &gptvq::AQLM,
     &bitstack::BITSTACK,
