@@ -56,14 +56,14 @@ pub fn e8p_absolutes() -> Vec<[i8; DIM]> {
 
 /// What the low byte of a code does to its absolute vector: whether each coordinate is negated, and whether 1/4 is then
 /// subtracted (else it is added).
-fn signs(byte: u8) -> ([bool; DIM], bool) {
+pub fn e8p_negated(byte: u8) -> ([bool; DIM], bool) {
     let odd = byte.count_ones() % 2 == 1;
     let byte = byte ^ u8::from(odd);
     (PLACES.map(|p| byte >> p & 1 == 1), odd)
 }
 
-/// The low byte of the code that negates these coordinates of an absolute vector and shifts down or up; an even number is
-/// negated.
+/// The inverse of [`e8p_negated`]: the low byte of the code that negates these coordinates, of which there is an even number, and
+/// shifts down or up.
 pub fn e8p_signs(negated: [bool; DIM], down: bool) -> u8 {
     let bits = negated.iter().zip(PLACES);
     let byte = bits.fold(0, |byte, (&n, p)| byte | u8::from(n) << p);
@@ -78,7 +78,7 @@ pub fn e8p() -> Encoding {
     // In quarters, so that all of it is whole.
     let absolutes = e8p_absolutes().into_iter().flatten();
     let absolutes = absolutes.map(|v| i128::from(2 * v)).collect();
-    let all = || (0..=u8::MAX).map(signs);
+    let all = || (0..=u8::MAX).map(e8p_negated);
     let minus = |negative: bool| if negative { -1 } else { 1 };
     let factors = all().flat_map(|(negated, _)| negated.map(minus)).collect();
     let shifts = all().map(|(_, down)| minus(down)).collect();
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn signs_are_found_again() {
         for byte in 0..=u8::MAX {
-            let (negated, down) = signs(byte);
+            let (negated, down) = e8p_negated(byte);
             assert_eq!(e8p_signs(negated, down), byte);
             assert_eq!(negated.iter().filter(|n| **n).count() % 2, 0);
         }

@@ -132,8 +132,24 @@ pub struct QuipParts {
     pub scale: f64,
     /// Codes `[O, runs]` of each table, coarse to fine.
     pub codes: Vec<Vec<u16>>,
-    /// What the codes stand for, scaled: `[O, 8 runs]`.
-    pub turned: Matrix,
+}
+
+impl QuipParts {
+    /// The decoded turned weight, `[O, 8 runs]`.
+    pub fn decode_turned(&self, grid: &Grid) -> Matrix {
+        Matrix::from_rows(self.rows, self.runs * DIM, |r, out| {
+            for (run, out) in out.chunks_exact_mut(DIM).enumerate() {
+                let code = |table: usize| {
+                    let codes = self.codes.get(table);
+                    codes.map_or(0, |c| c[r * self.runs + run])
+                };
+                let values = grid.vector([code(0), code(1)]);
+                out.iter_mut()
+                    .zip(values)
+                    .for_each(|(o, v)| *o = v * self.scale);
+            }
+        })
+    }
 }
 
 /// Codes of a turned weight `[O, 8 n]`, with a scale of type `elem`: by the column sweep of the turned Hessian, in the weight's own
@@ -169,7 +185,6 @@ pub fn quip(
         runs: turned.cols() / DIM,
         scale,
         codes: (0..grid.tables()).map(codes).collect(),
-        turned: Matrix::from_fn(rows.len(), turned.cols(), |r, c| rows[r].values[c]),
     }
 }
 
@@ -177,15 +192,16 @@ pub fn quip(
 #[derive(Default)]
 struct QuipRow {
     codes: Vec<[u16; 2]>,
-    values: Vec<f64>,
+    /// What the last run became.
+    values: [f64; DIM],
 }
 
 impl QuipRow {
     /// Rounds the next run.
     fn push(&mut self, run: &[f64], grid: &Grid, scale: f64) {
-        let (codes, values) = grid.round(&std::array::from_fn(|i| run[i] / scale));
+        let codes = grid.round(&std::array::from_fn(|i| run[i] / scale));
         self.codes.push(codes);
-        self.values.extend(values.map(|v| v * scale));
+        self.values = grid.vector(codes).map(|v| v * scale);
     }
 }
 
@@ -210,7 +226,7 @@ impl Rounding for Runs<'_> {
     }
 
     fn round(&self, row: &mut QuipRow, _: usize, column: usize, _: f64) -> f64 {
-        row.values[column]
+        row.values[column % DIM]
     }
 }
 

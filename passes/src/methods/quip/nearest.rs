@@ -59,12 +59,18 @@ impl E8p {
             let least = (0..DIM).min_by(|i, j| cost(i).total_cmp(&cost(j)));
             least.into_iter().for_each(|i| below[i] = !below[i]);
         }
-        let value = |i: usize| if below[i] { -a[i] } else { a[i] } + shift(down);
-        let values = std::array::from_fn(value);
         // The last coordinate of the table is negative already where an odd number of them is.
         below[DIM - 1] ^= negative;
         let code = (k as u16) << 8 | u16::from(lattice::e8p_signs(below, down));
-        (code, values)
+        (code, self.vector(code))
+    }
+
+    /// The vector of a code.
+    pub fn vector(&self, code: u16) -> [f64; DIM] {
+        let (a, _, negative) = self.entries[usize::from(code >> 8)];
+        let (mut below, down) = lattice::e8p_negated(code as u8);
+        below[DIM - 1] ^= negative;
+        std::array::from_fn(|i| if below[i] { -a[i] } else { a[i] } + shift(down))
     }
 }
 
@@ -135,27 +141,37 @@ impl Grid {
         1 + usize::from(self.residual.is_some())
     }
 
-    /// Codes of `x` in each table (0 where there is no second), and what they add up to: the nearest vector of the first
-    /// table, and the nearest in the second one of what is left.
-    pub fn round(&self, x: &[f64; DIM]) -> ([u16; 2], [f64; DIM]) {
+    /// Codes of `x` in each table (0 where there is no second): the nearest vector of the first table, and the nearest in the
+    /// second one of what is left.
+    pub fn round(&self, x: &[f64; DIM]) -> [u16; 2] {
         let (first, values) = self.first.nearest(x);
         let Some((table, finer)) = self.residual else {
-            return ([first, 0], values);
+            return [first, 0];
         };
         let left: [f64; DIM] = std::array::from_fn(|i| (x[i] - values[i]) * finer);
-        let (second, rest) = match table {
+        let second = match table {
             Residual::E8 => self.nearest_short(&left),
-            Residual::E8p => self.first.nearest(&left),
+            Residual::E8p => self.first.nearest(&left).0,
         };
-        let sum = std::array::from_fn(|i| values[i] + rest[i] / finer);
-        ([first, second], sum)
+        [first, second]
     }
 
-    fn nearest_short(&self, x: &[f64; DIM]) -> Entry {
+    /// What codes of [`Grid::round`] add up to.
+    pub fn vector(&self, [first, second]: [u16; 2]) -> [f64; DIM] {
+        let values = self.first.vector(first);
+        let (rest, finer) = match self.residual {
+            None => return values,
+            Some((Residual::E8, finer)) => (self.short[usize::from(second)], finer),
+            Some((Residual::E8p, finer)) => (self.first.vector(second), finer),
+        };
+        std::array::from_fn(|i| values[i] + rest[i] / finer)
+    }
+
+    fn nearest_short(&self, x: &[f64; DIM]) -> u16 {
         let far = |v: &[f64; DIM]| -> f64 { v.iter().zip(x).map(|(v, x)| (v - x).powi(2)).sum() };
         let all = self.short.iter().enumerate();
         let best = all.min_by(|a, b| far(a.1).total_cmp(&far(b.1)));
-        best.map_or((0, [0.0; DIM]), |(k, v)| (k as u16, *v))
+        best.map_or(0, |(k, _)| k as u16)
     }
 }
 
@@ -197,7 +213,7 @@ mod tests {
         let runs = runs(20_000, 3);
         let of = |x: &[f64; DIM]| {
             let x = x.map(|v| v * reach);
-            far(&x, &grid.round(&x).1)
+            far(&x, &grid.vector(grid.round(&x)))
         };
         let sum: f64 = runs.iter().map(of).sum();
         sum / (runs.len() * DIM) as f64 / (reach * reach)

@@ -28,13 +28,13 @@ fn the_turned_hessian_measures_the_turned_weight() {
 }
 
 /// The codes of a layer with and without its Hessian.
-fn both(bits: u32) -> (Sides, QuipParts, QuipParts) {
+fn both(grid: &Grid) -> (Sides, QuipParts, QuipParts) {
     let t = tl1();
-    let (sides, grid) = (Sides::new(128, 256, 0), Grid::of(bits).expect("known"));
+    let sides = Sides::new(128, 256, 0);
     let turned = sides.turn(&t.w);
     let prepared = prepare(&sides.turn_hessian(&t.stats.hessian), DAMPING, false);
-    let plain = quip(&turned, None, &grid, ElemType::F16);
-    let fed = quip(&turned, Some(&prepared), &grid, ElemType::F16);
+    let plain = quip(&turned, None, grid, ElemType::F16);
+    let fed = quip(&turned, Some(&prepared), grid, ElemType::F16);
     (sides, plain, fed)
 }
 
@@ -43,9 +43,10 @@ fn feedback_gains_and_so_do_bits() {
     let t = tl1();
     let mut last = f64::INFINITY;
     for (bits, normal) in [(2, 0.0916), (3, 0.0298), (4, 0.00875)] {
-        let (sides, plain, fed) = both(bits);
-        let lost = mse(&t.w, &sides.turn_back(&plain.turned));
-        let rel = |p: &QuipParts| t.rel(&sides.turn_back(&p.turned));
+        let grid = Grid::of(bits).expect("known");
+        let (sides, plain, fed) = both(&grid);
+        let lost = mse(&t.w, &sides.turn_back(&plain.decode_turned(&grid)));
+        let rel = |p: &QuipParts| t.rel(&sides.turn_back(&p.decode_turned(&grid)));
         assert!((lost / normal - 1.0).abs() < 0.1, "{bits}: {lost}");
         assert!(rel(&fed) < 0.5 * rel(&plain), "{bits}");
         assert!(rel(&fed) < 0.5 * last);
@@ -70,11 +71,11 @@ fn the_sweep_is_block_feedback() {
         let reaction = errors.mul(&h.block(0..n, n..24)).mul(&behind);
         for r in 0..6 {
             let run = std::array::from_fn(|i| (w[(r, n + i)] + reaction[(r, i)]) / fed.scale);
-            let found = grid.round(&run).1;
+            let found = grid.vector(grid.round(&run));
             (0..DIM).for_each(|i| values[(r, n + i)] = found[i] * fed.scale);
         }
     }
-    assert!(values.sub(&fed.turned).square_sum() < 1e-20);
+    assert!(values.sub(&fed.decode_turned(&grid)).square_sum() < 1e-20);
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn terms_are_the_parts_turned_back_and_of_their_bits() {
             let sides = Sides::new(rows, columns, 3);
             let grid = Grid::of(bits).expect("known");
             let parts = quip(&sides.turn(&w), None, &grid, ElemType::F16);
-            let want = sides.turn_back(&parts.turned);
+            let want = sides.turn_back(&parts.decode_turned(&grid));
             assert!(mse(&want, &decoded(&found.encoding)) < 1e-10);
             let codes = (rows * columns.next_multiple_of(8)) as u64 * u64::from(bits) / 8;
             // Tables and signs beside the codes.
@@ -123,8 +124,9 @@ fn turning_spreads_outliers() {
     let mut w = random(32, 64, 4);
     (0..32).for_each(|r| w[(r, 9)] *= 30.0);
     let grid = Grid::of(2).expect("known");
-    let straight = quip(&w, None, &grid, ElemType::F16).turned;
+    let straight = quip(&w, None, &grid, ElemType::F16).decode_turned(&grid);
     let sides = Sides::new(32, 64, 1);
-    let turned = sides.turn_back(&quip(&sides.turn(&w), None, &grid, ElemType::F16).turned);
+    let turned =
+        sides.turn_back(&quip(&sides.turn(&w), None, &grid, ElemType::F16).decode_turned(&grid));
     assert!(mse(&w, &turned) < 0.5 * mse(&w, &straight));
 }
