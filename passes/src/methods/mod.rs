@@ -14,6 +14,7 @@
 
 pub mod awq;
 pub mod bitstack;
+pub mod dkm;
 pub mod entropy;
 pub mod eora;
 pub mod factor;
@@ -128,6 +129,8 @@ pub struct Settings {
     pub rank: usize,
     /// Stored bits for each weight, where a method can meet any number of them; 0 asks for `bits`.
     pub rate: f64,
+    /// How softly values are assigned while a palette is made, as [`dkm::soften`] takes it; 0 for the exact optimum.
+    pub temperature: f64,
     /// Start of the random numbers, where there are any.
     pub seed: u64,
 }
@@ -144,6 +147,7 @@ impl Default for Settings {
             pattern: Pattern::Rows { sparsity: 0.5 },
             rank: 0,
             rate: 0.0,
+            temperature: 0.0,
             seed: 0,
         }
     }
