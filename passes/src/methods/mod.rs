@@ -5,7 +5,7 @@
 //! input gives the same candidate. Each file has a *numeric core* (a function from matrices to plain parts: codes,
 //! scales, tables, masks, factors) and a last step that writes the parts as an encoding term. What is about more than one
 //! weight, or changes a layer's bias or inputs as well, is public here and not in the list: [`smoothquant`], the covariance
-//! settings of [`lowrank`], [`filters`], and all of [`structured`]. Cores take shapes as they are stated; [`Layer::new`] is
+//! settings of [`lowrank`], [`filters`], [`bct`], and all of [`structured`]. Cores take shapes as they are stated; [`Layer::new`] is
 //! where they are checked.
 //!
 //! Shared by them: [`matrix`] and [`factor`] (linear algebra), [`statistics`] (calibration), [`groups`] and [`grid`] (uniform
@@ -13,6 +13,7 @@
 //! are kept) and `sparse` (their terms).
 
 pub mod awq;
+pub mod bct;
 pub mod bitstack;
 pub mod dkm;
 pub mod entropy;
