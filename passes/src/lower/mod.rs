@@ -85,6 +85,8 @@ pub struct Options {
     pub caches: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8. A little less exact.
     pub kv: Option<[i64; 2]>,
+    /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
+    pub evictable: bool,
 }
 
 impl Default for Options {
@@ -96,6 +98,7 @@ impl Default for Options {
             round: false,
             caches: false,
             kv: None,
+            evictable: false,
         }
     }
 }
@@ -441,6 +444,10 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     encode(&mut module);
     if let Some(bits) = options.kv {
         kv::round(&mut module, bits).map_err(|e| failed(&module, "round_cache", e))?;
+    }
+    if options.evictable {
+        let possible = caches(&module, options).evictable(&module);
+        possible.map_err(|e| failed(&module, "attention", e))?;
     }
     decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.

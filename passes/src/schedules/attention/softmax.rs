@@ -159,7 +159,7 @@ impl Attention {
 }
 
 /// `cap * tanh(x / cap)`.
-fn bounded(b: &mut KernelBuilder, x: Var, cap: f32) -> Var {
+pub(super) fn bounded(b: &mut KernelBuilder, x: Var, cap: f32) -> Var {
     let [cap, inverse] =
         [cap, 1.0 / cap].map(|number| b.constant(scalar(), Literal::Float(f64::from(number))));
     let x = b.binary(Binary::Mul, x, inverse);
