@@ -7,6 +7,7 @@ use clap::{
 };
 use lapidary::calibrate::SAMPLES;
 use lapidary_hls::parts::{Part, part};
+use lapidary_language::evict::{Budget as KvBudget, Policy};
 use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::Budget;
 use lapidary_server::Serving;
@@ -260,7 +261,9 @@ impl FromArgMatches for Server {
 pub struct Defaults(pub Options);
 
 /// Those that are no single text's, and no client's business.
-const OF_SERVER: [&str; 9] = [
+const OF_SERVER: [&str; 11] = [
+    "kv-budget",
+    "kv-evict",
     "parallel",
     "max-tokens",
     "temperature",
@@ -341,6 +344,10 @@ pub struct Build {
     /// Of a language model's checkpoint: a program that can also answer requests by HTTP (`--listen`), as `serve` does.
     #[arg(long, conflicts_with = "scores")]
     pub with_server: bool,
+    /// Of a language model's checkpoint: a program that counts how much attention cached tokens get, so that it takes
+    /// `--kv-budget` and `--kv-evict`. Steps are a little slower.
+    #[arg(long, conflicts_with = "scores")]
+    pub kv_evictable: bool,
     /// Target triple, or `ptx` for GPUs (default: this machine).
     #[arg(long)]
     pub target: Option<String>,
@@ -578,6 +585,12 @@ pub struct Eval {
     /// Only so many windows, the first ones.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
     pub windows: Option<usize>,
+    /// Keep at most N tokens in the caches of keys and values, or a share of a window as 25%, as a program does that writes text.
+    #[arg(long, value_name = "N")]
+    pub kv_budget: Option<KvBudget>,
+    /// Of `--kv-budget`: which tokens are kept: ems (default), h2o or recent.
+    #[arg(long, value_name = "POLICY", requires = "kv_budget")]
+    pub kv_evict: Option<Policy>,
 }
 
 fn parse_dim(text: &str) -> Result<(String, i64), String> {

@@ -9,7 +9,7 @@ use crate::specialize::{Given, specialize};
 use crate::work::WorkFolder;
 use lapidary_abi::program::{File, Program};
 use lapidary_frontend::onnx::ImportOptions;
-use lapidary_frontend::{checkpoint, gguf};
+use lapidary_frontend::{Form, checkpoint, gguf};
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
@@ -73,6 +73,8 @@ pub struct CompileOptions {
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
     pub stepwise: bool,
+    /// Such a model counts the attention that tokens get, so that its caches may lose some.
+    pub evictable: bool,
     /// Told what begins, for people who wait.
     pub progress: Progress,
 }
@@ -120,6 +122,7 @@ impl CompileOptions {
             round: false,
             kv: None,
             stepwise: false,
+            evictable: false,
             progress: Progress::default(),
         }
     }
@@ -132,6 +135,7 @@ impl CompileOptions {
             round: self.round,
             kv: self.kv,
             caches: self.stepwise,
+            evictable: self.stepwise && self.evictable,
             ..lower::Options::default()
         }
     }
@@ -188,7 +192,12 @@ pub struct Compiled {
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
     options.progress.stage("import");
     if options.stepwise {
-        return lapidary_frontend::import_stepwise(path, &options.dims).map_err(Error::Import);
+        let form = match options.evictable {
+            true => Form::Evictable,
+            false => Form::Stepwise,
+        };
+        return lapidary_frontend::import_language(path, &options.dims, form)
+            .map_err(Error::Import);
     }
     let options = ImportOptions {
         dims: options.dims.clone(),

@@ -45,6 +45,13 @@ pub fn build(args: &Build) -> Result<(), Error> {
             help: "give the folder of a decoder's checkpoint with its `tokenizer.json`".to_owned(),
         });
     }
+    if args.kv_evictable && !writes {
+        return Err(Error::Usage {
+            message: format!("{file}: `--kv-evictable` is for executables that write text"),
+            help: "give the folder of a decoder's checkpoint with its `tokenizer.json`".to_owned(),
+        });
+    }
+    options.evictable = args.kv_evictable;
     let compiled = if writes {
         driver::compile_text(path, &file, &options)?
     } else {

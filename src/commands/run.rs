@@ -19,7 +19,8 @@ use std::time::Instant;
 pub fn run(args: &Run) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
-    let options = args.model.options(args.target.as_deref())?;
+    let mut options = args.model.options(args.target.as_deref())?;
+    options.evictable = args.text.0.kv_budget.is_some();
     let Some(folder) = &args.inputs else {
         return write(args, options);
     };
@@ -133,7 +134,7 @@ fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
         None => None,
     };
     let (model, files) = loaded(path, args.model.thread_count(), options)?;
-    let generator = Generator::new(model, files);
+    let generator = Generator::new(model, files).and_then(|g| g.within_budget(&args.text.0));
     match generator.and_then(|g| language::run(&g, draft, &args.text.0)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Usage {

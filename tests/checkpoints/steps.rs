@@ -44,7 +44,7 @@ fn highest(scores: &[f32]) -> u32 {
 
 /// A session of one sequence.
 fn begun(model: &Model) -> Result<Session<'_>, String> {
-    let mut session = Session::new(model).map_err(|e| e.to_string())?;
+    let mut session = Session::new(model, None).map_err(|e| e.to_string())?;
     session.join().map_err(|e| e.to_string())?;
     Ok(session)
 }

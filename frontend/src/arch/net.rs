@@ -4,6 +4,7 @@ use super::Architecture;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::weights::Weights;
 use crate::error::{Problem, Problems};
+use lapidary_ir::attended::POSITION;
 use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
@@ -54,7 +55,7 @@ pub struct Net<'c> {
     scope: String,
     constants: HashMap<String, ValueId>,
     form: Form,
-    /// What a network that is [`Form::Stepwise`] takes, once its tokens are there.
+    /// What a network takes that is not [`Form::Whole`], once its tokens are there.
     step: Option<Step>,
 }
 
@@ -68,6 +69,8 @@ pub enum Form {
     /// caches, to which those of the given tokens are added. A prompt in parts, a token at a time, and tokens of which each is
     /// to be judged are all such steps.
     Stepwise,
+    /// The same where the caches may have lost tokens: another input counts those that came before.
+    Evictable,
 }
 
 /// Inputs of a step.
@@ -75,6 +78,8 @@ pub enum Form {
 struct Step {
     /// Tokens of each sequence that the caches hold, `i64[batch]`.
     past: ValueId,
+    /// Tokens that each sequence has had, `i64[batch]`.
+    position: ValueId,
     /// Those and the given ones.
     filled: ValueId,
     /// Which of the given tokens are scored, `i64[batch,wanted]`.
@@ -115,7 +120,7 @@ impl<'c> Net<'c> {
 
     /// The module, unless something is wrong: weights that nothing used are, too.
     pub(crate) fn finish(self, architecture: &Architecture) -> Option<Module> {
-        if self.form == Form::Stepwise && self.step.is_none() {
+        if self.form != Form::Whole && self.step.is_none() {
             let model_type = architecture.model_type;
             let reason = format!("`{model_type}` is an encoder, which writes no text");
             self.problems
@@ -193,18 +198,24 @@ impl<'c> Net<'c> {
     /// The tokens of a decoder, `i64[batch,seq]`.
     pub fn tokens(&mut self) -> Built {
         let ids = self.input("input_ids");
-        if self.form == Form::Stepwise {
+        let form = self.form;
+        if form != Form::Whole {
             let mut each = |name: &str, dims: &[&str]| {
                 let ty = Type::tensor(ElemType::I64, dims.iter().map(|d| Dim::sym(d)));
                 self.module.add_input(Module::TOP, name, ty)
             };
             let past = each("past", &["batch"]);
             let wanted = each("wanted", &["batch", "wanted"]);
+            let position = match form {
+                Form::Evictable => each(POSITION, &["batch"]),
+                Form::Stepwise | Form::Whole => past,
+            };
             let mut b = self.b();
             let new = b.lens(&[Len::Of(ids, 1)])?;
             let filled = b.op("add", &[past, new])?;
             self.step = Some(Step {
                 past,
+                position,
                 filled,
                 wanted,
             });
@@ -219,7 +230,7 @@ impl<'c> Net<'c> {
         let own = b.iota(Len::Of(ids, 1))?;
         let own = b.unsqueeze(own, &[0])?;
         let Some(step) = step else { return Ok(own) };
-        let before = b.unsqueeze(step.past, &[1])?;
+        let before = b.unsqueeze(step.position, &[1])?;
         Ok(b.op("add", &[before, own])?)
     }
 

@@ -270,7 +270,7 @@ impl Softmax {
 }
 
 /// `cap * tanh(x / cap)`.
-fn bounded(b: &mut KernelBuilder, x: Var, cap: f32) -> Var {
+pub fn bounded(b: &mut KernelBuilder, x: Var, cap: f32) -> Var {
     let [cap, inverse] = [cap, 1.0 / cap].map(|number| scalar(b, f64::from(number)));
     let x = b.binary(Binary::Mul, x, inverse);
     let x = b.unary(Unary::Tanh, x);

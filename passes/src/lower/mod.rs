@@ -86,6 +86,8 @@ pub struct Options {
     /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8, or 16 of both for halves. A little
     /// less exact.
     pub kv: Option<[i64; 2]>,
+    /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
+    pub evictable: bool,
 }
 
 impl Default for Options {
@@ -97,6 +99,7 @@ impl Default for Options {
             round: false,
             caches: false,
             kv: None,
+            evictable: false,
         }
     }
 }
@@ -442,6 +445,10 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     encode(&mut module);
     if let Some(bits) = options.kv {
         kv::round(&mut module, bits).map_err(|e| failed(&module, "round_cache", e))?;
+    }
+    if options.evictable {
+        let possible = caches(&module, options).evictable(&module);
+        possible.map_err(|e| failed(&module, "attention", e))?;
     }
     decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.

@@ -16,6 +16,7 @@
 //!
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+mod attended;
 mod pack;
 mod softmax;
 mod source;
@@ -88,6 +89,9 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// Where keys and values are.
     pub stored: Stored,
+    /// Cached tokens have a number that is added to their scores, and how much attention they get is counted
+    /// ([`lapidary_abi::attended`]); without a mask, of [`Stored::Cached`] only.
+    pub counted: bool,
 }
 
 /// Where keys and values are.
@@ -200,8 +204,10 @@ impl Attention {
             .collect()
     }
 
-    /// The kernel. Parameters: `q`, keys, values, `mask`?, `filled` if keys are cached, `y`, then those of `batch`, `queries`, `keys` that are
-    /// [`Num::Sym`]. Keys and values are one buffer each, or the three of a cache of codes.
+    /// The kernel. Parameters: `q`, keys, values, `mask`?, `filled` if keys are cached, `attended` and `softmax` if it is counted, `y`,
+    /// then those of `batch`, `queries`, `keys` that are [`Num::Sym`]. Keys and values are one buffer each, or the three of a cache of
+    /// codes. `softmax` gets what makes probabilities of scores, the maximum of each row and one over its sum,
+    /// `f32[batch][heads][queries][2]`.
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
         let q = b.buffer("q", ElemType::F32, false);
@@ -217,6 +223,10 @@ impl Attention {
         let filled = self
             .cached()
             .then(|| b.buffer("filled", ElemType::I64, false));
+        let counted = self.counted.then(|| {
+            let read = b.buffer("attended", ElemType::F32, false);
+            (read, b.buffer("softmax", ElemType::F32, true))
+        });
         let y = b.buffer("y", ElemType::F32, true);
         let n = Extents {
             batch: self.batch.bind(&mut b, "batch"),
@@ -277,6 +287,10 @@ impl Attention {
             }
             MaskAt { buf, base, by_row }
         });
+        let mask = match counted {
+            Some((read, _)) => Some(self::attended::bias(&mut b, read, kv_index, n.keys.var)),
+            None => mask,
+        };
 
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
         let nothing = b.constant(scalar(), Literal::Float(0.0));
@@ -352,6 +366,14 @@ impl Attention {
         b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
             let sum = b.load(scratch.l, r, &[], vec![]);
             let inverse = reciprocal(b, sum);
+            if let Some((_, softmax)) = counted {
+                let row = add(b, row0, r);
+                let to = self.softmax_at(b, n.queries.var, (at, head, row));
+                let most = b.load(scratch.m, r, &[], vec![]);
+                b.store(softmax, to, vec![], most);
+                let next = super::add_const(b, to, 1);
+                b.store(softmax, next, vec![], inverse);
+            }
             let from = mul_const(b, r, width);
             let skip = mul_const(b, r, y_row);
             let to = add(b, y_at, skip);
@@ -496,7 +518,8 @@ impl Attention {
     }
 
     fn one_run(&self) -> bool {
-        !self.is_decoded() && self.keys.known().is_some_and(|k| k <= self.run())
+        let whole = !self.is_decoded() && !self.counted;
+        whole && self.keys.known().is_some_and(|k| k <= self.run())
     }
 
     /// True if rows are whole vectors.

@@ -163,7 +163,7 @@ fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool,
         huge_pages: own.huge_pages,
         memory: own.memory,
     };
-    let generator = Generator::load(image, loading)?;
+    let generator = Generator::load(image, loading)?.within_budget(options)?;
     if extension.is_asked() {
         let loaded = Loaded {
             generator,

@@ -34,7 +34,7 @@ impl<'g, R: Reader> Engine<'g, R> {
     /// Of no texts yet, at most so many at a time.
     pub fn new(generator: &'g Generator, most: usize) -> Result<Engine<'g, R>, Error> {
         Ok(Engine {
-            session: Session::new(generator.model())?,
+            session: generator.session()?,
             generator,
             most: most.max(1),
             running: vec![],

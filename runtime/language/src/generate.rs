@@ -2,8 +2,10 @@
 
 use crate::Error;
 use crate::engine::Engine;
+use crate::evict::Eviction;
+use crate::options::Options;
 use crate::sampling::{Sampling, Scored};
-use crate::session::vocabulary_size;
+use crate::session::{Session, vocabulary_size};
 use crate::settings::Settings;
 use crate::speculate::{self, Draft};
 use crate::vocabulary::Vocabulary;
@@ -21,6 +23,7 @@ pub struct Generator {
     vocabulary: Vocabulary,
     settings: Settings,
     files: Vec<File>,
+    eviction: Option<Eviction>,
 }
 
 /// What is asked for.
@@ -101,6 +104,7 @@ impl Generator {
             settings: Settings::read(&files)?,
             model,
             files,
+            eviction: None,
         })
     }
 
@@ -118,7 +122,40 @@ impl Generator {
             vocabulary: vocabulary.unwrap_or_else(failed)?,
             settings: Settings::read(&files)?,
             files,
+            eviction: None,
         })
+    }
+
+    /// The same with caches within the budget that the options ask for, if they do.
+    ///
+    /// # Errors
+    /// The budget cannot be used, or what else is asked for needs all tokens.
+    pub fn within_budget(mut self, options: &Options) -> Result<Generator, Error> {
+        let wrong = |message: &str, help: &str| Err(Error::new(message, help));
+        let Some(budget) = options.kv_budget else {
+            return match options.kv_evict {
+                Some(_) => wrong(
+                    "`--kv-evict` says what is evicted where there is a budget",
+                    "give `--kv-budget` as well",
+                ),
+                None => Ok(self),
+            };
+        };
+        if options.draft.is_some() || options.prompt_cache.is_some() {
+            return wrong(
+                "`--draft` and `--prompt-cache` go back to earlier tokens, which `--kv-budget` evicts",
+                "give one of the two",
+            );
+        }
+        let policy = options.kv_evict.unwrap_or_default();
+        self.eviction = Some(Eviction::new(policy, budget, self.settings.context)?);
+        self.session().map(drop)?;
+        Ok(self)
+    }
+
+    /// A session of no sequence yet.
+    pub(crate) fn session(&self) -> Result<Session<'_>, Error> {
+        Session::new(&self.model, self.eviction.clone())
     }
 
     /// The model.

@@ -2,7 +2,7 @@
 //!
 //! A model that was compiled step by step takes tokens and keeps their keys and values ([`session`]). Around it: its
 //! tokenizer ([`vocabulary`]), the choice of the next token ([`sampling`]), the loop of the two for several texts at a time
-//! ([`engine`], [`writing`]), what is asked of it ([`generate`]), templates of conversations ([`chat`]), what the model's files say of all these ([`settings`]), and the command line of an
+//! ([`engine`], [`writing`]), what is asked of it ([`generate`]), templates of conversations ([`chat`]), caches within a budget ([`evict`]), what the model's files say of all these ([`settings`]), and the command line of an
 //! executable ([`options`], [`cli`]). Models that write no text carry none of it: this crate has a stub of its own.
 
 mod batch;
@@ -10,6 +10,7 @@ pub mod chat;
 pub mod cli;
 pub mod engine;
 mod error;
+pub mod evict;
 pub mod generate;
 pub mod options;
 mod prompt_cache;

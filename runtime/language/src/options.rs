@@ -1,6 +1,7 @@
 //! What whoever runs a language model may choose: one table, from which the command line of an executable, its help and the
 //! options of `lapidary run` are made.
 
+use crate::evict::{Budget, Policy};
 use crate::generate::Request;
 use crate::sampling::Sampling;
 use crate::settings::Settings;
@@ -44,6 +45,10 @@ pub struct Options {
     pub prompt_cache: Option<PathBuf>,
     /// A model that proposes tokens.
     pub draft: Option<PathBuf>,
+    /// How many tokens caches may hold; else all.
+    pub kv_budget: Option<Budget>,
+    /// Which tokens they keep.
+    pub kv_evict: Option<Policy>,
     /// The prompt is a user's message of a conversation.
     pub chat: bool,
     /// Repeat the prompt before the text.
@@ -138,6 +143,28 @@ pub static FLAGS: &[Flag] = &[
         whole: true,
         set: |o, v| {
             o.draft = Some(v.into());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "kv-budget",
+        value: Some("N"),
+        help: "keep at most N tokens in the caches of keys and values, or a share of the context as 25%; needs a program that was \
+               built with --kv-evictable",
+        whole: true,
+        set: |o, v| {
+            o.kv_budget = Some(v.parse()?);
+            Ok(())
+        },
+    },
+    Flag {
+        name: "kv-evict",
+        value: Some("POLICY"),
+        help: "of --kv-budget: which tokens are kept. ems: with most attention for each query or lately, others merged into like \
+               ones (default); h2o: with most attention; recent: the newest",
+        whole: true,
+        set: |o, v| {
+            o.kv_evict = Some(v.parse()?);
             Ok(())
         },
     },
