@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Compile a model in memory and run it on given inputs.
     Run(Run),
-    /// Compile a language model in memory and answer requests in the form of the OpenAI interface.
+    /// Compile a language model or an encoder in memory and answer requests in the form of the OpenAI interface.
     Serve(Serve),
     /// Compile a model into an executable, library, object or listing.
     Build(Build),
@@ -143,10 +143,10 @@ pub struct Run {
     /// The model and how to compile it.
     #[command(flatten)]
     pub model: Model,
-    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`. Without it, a language model writes text.
+    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`. Without it, a language model writes text, an encoder embeds it.
     #[arg(long, value_name = "DIR")]
     pub inputs: Option<PathBuf>,
-    /// What a language model is to write.
+    /// What a language model is to write, or an encoder to embed.
     #[command(flatten)]
     pub text: Text,
     /// Folder that gets the outputs, in the same kind of files. Without it they are summarised on standard output.
@@ -261,10 +261,11 @@ impl FromArgMatches for Server {
 pub struct Defaults(pub Options);
 
 /// Those that are no single text's, and no client's business.
-const OF_SERVER: [&str; 11] = [
+const OF_SERVER: [&str; 12] = [
     "kv-budget",
     "kv-evict",
     "parallel",
+    "dimensions",
     "max-tokens",
     "temperature",
     "top-k",
@@ -338,7 +339,8 @@ pub struct Build {
     /// What to write.
     #[arg(long, value_enum, default_value_t = Emit::Exe)]
     pub emit: Emit,
-    /// Of a language model's checkpoint: a program that gives scores of tokens (`--inputs`), not one that writes text.
+    /// Of a language model's checkpoint: a program that gives scores of tokens (an encoder's: states) for `--inputs`, not one that
+    /// writes text or embeds it.
     #[arg(long)]
     pub scores: bool,
     /// Of a language model's checkpoint: a program that can also answer requests by HTTP (`--listen`), as `serve` does.

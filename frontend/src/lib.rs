@@ -13,7 +13,7 @@ pub mod gguf;
 pub mod onnx;
 mod text;
 
-pub use arch::Form;
+pub use arch::{Form, Purpose};
 pub use error::{ImportError, Problem};
 pub use files::{map, map_source};
 

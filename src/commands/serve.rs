@@ -1,9 +1,9 @@
-//! `lapidary serve`: a language model in memory, for clients of the OpenAI interface.
+//! `lapidary serve`: a language model or an encoder in memory, for clients of the OpenAI interface.
 
 use super::run;
 use crate::cli::Serve;
 use lapidary::Error;
-use lapidary_language::Generator;
+use lapidary_language::Program;
 use lapidary_language::cli::Loaded;
 
 /// Runs the command.
@@ -19,9 +19,9 @@ pub fn serve(args: &Serve) -> Result<(), Error> {
         file: file.clone(),
         error,
     };
-    let generator = Generator::new(model, files).and_then(|g| g.within_budget(&args.text.0));
+    let program = Program::new(model, files).and_then(|p| p.within_budget(&args.text.0));
     let loaded = Loaded {
-        generator: generator.map_err(wrong)?,
+        program: program.map_err(wrong)?,
         name: name.map_or_else(|| file.clone(), |n| n.to_string_lossy().into_owned()),
         pin: true,
     };

@@ -1,8 +1,9 @@
 //! Windows as a program reads them that writes text with caches within a budget: piece by piece, with evictions between.
 
 use super::unfit;
-use crate::driver::{self, CompileOptions};
+use crate::driver::CompileOptions;
 use crate::error::Error;
+use crate::language;
 use lapidary_ir::ElemType;
 use lapidary_language::Session;
 use lapidary_language::evict::{Budget, Eviction, Policy};
@@ -36,7 +37,7 @@ impl Stepwise {
             evictable: true,
             ..options.clone()
         };
-        let model = driver::compile_text(path, &file, &options)?.load(loading)?;
+        let model = language::compile_text(path, &file, &options)?.load(loading)?;
         let failed = |error| Error::Text {
             file: file.clone(),
             error,

@@ -33,7 +33,7 @@ pub(super) fn str(path: &Path) -> &str {
 }
 
 /// A tokenizer whose token n is byte n, for so many tokens (at most 128, which are characters).
-fn bytes_tokenizer(tokens: u32) -> String {
+pub(super) fn bytes_tokenizer(tokens: u32) -> String {
     // The alphabet of byte-level tokenizers: printable bytes are themselves, others follow from 256 on.
     let mut spare = 256;
     let mut letter = |b: u32| match b {

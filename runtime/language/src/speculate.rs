@@ -36,7 +36,7 @@ impl Draft {
     pub fn new(model: Model, files: &[File], of: &Generator) -> Result<Draft, Error> {
         let (own, other) = (
             vocabulary_size(model.inputs(), model.outputs())?,
-            of.tokens(),
+            of.vocabulary().size(),
         );
         let tokenizer = |files| file(files, settings::TOKENIZER);
         if own != other || tokenizer(files) != tokenizer(of.files()) {
