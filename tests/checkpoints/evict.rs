@@ -227,6 +227,12 @@ fn after(model: &Model, eviction: Option<Eviction>, ids: &[u32], steps: &[usize]
         .unwrap_or_else(|e| panic!("{e}"));
         assert!(session.cached(0) <= most && session.cached(1) <= most);
     }
+    assert_eq!(session.len(1), 1 + steps.iter().sum::<usize>());
+    if most < 250 {
+        let mut whole = Session::new(model, None).expect("memory");
+        whole.join().and_then(|()| whole.join()).expect("memory");
+        assert!(2 * session.cache_bytes() <= whole.cache_bytes());
+    }
     session.scores(1).collect()
 }
 

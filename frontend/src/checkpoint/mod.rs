@@ -26,9 +26,10 @@ const REMEDY: &str = "is the checkpoint complete, and in the form that transform
 /// Inputs are `input_ids` `i64[batch,seq]` and, of encoders, `attention_mask` and `token_type_ids` of the same type. The
 /// output is `logits` `f32[batch,seq,vocabulary]`, of encoders `last_hidden_state` `f32[batch,seq,width]`.
 ///
-/// [`Form::Stepwise`] networks also take `past` and `last`, `i64[batch]`, and the caches of every layer,
+/// [`Form::Stepwise`] networks also take `past`, `i64[batch]`, and `wanted`, `i64[batch,wanted]`, and the caches of every layer,
 /// `f32[batch,capacity,width]`, which they give back with the keys and values of the given tokens; their `logits` are
-/// `f32[batch,1,vocabulary]`, of token `last` of those given. Those of [`Form::Embedding`] give `embedding`, `f32[batch,width]`.
+/// `f32[batch,wanted,vocabulary]`, of those of the given tokens. [`Form::Evictable`] ones take `position`, `i64[batch]`, too. Those of
+/// [`Form::Embedding`] give `embedding`, `f32[batch,width]`.
 pub fn import_folder(
     folder: &Path,
     dims: &BTreeMap<String, i64>,

@@ -76,13 +76,14 @@ impl<'m> Session<'m> {
                 "build it with `--kv-evictable`",
             ));
         }
+        let first = FIRST.min(most(eviction.as_ref()));
         Ok(Session {
             eviction,
             read: vec![],
             vocabulary: vocabulary_size(model.inputs(), model.outputs())?,
             model,
-            state: room(model, 1, FIRST)?,
-            capacity: FIRST,
+            state: room(model, 1, first)?,
+            capacity: first,
             past: vec![],
             scores: Bytes::zeroed(0)?,
         })
@@ -121,8 +122,7 @@ impl<'m> Session<'m> {
 
     /// Makes room for so many tokens of a sequence at once: nothing is moved while sequences grow to that.
     pub fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
-        let most = self.eviction.as_ref().map_or(usize::MAX, |e| e.budget);
-        let tokens = tokens.min(most);
+        let tokens = tokens.min(most(self.eviction.as_ref()));
         if tokens > self.capacity {
             self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
         }
@@ -163,9 +163,10 @@ impl<'m> Session<'m> {
     pub fn clear(&mut self) -> Result<(), Error> {
         self.past.clear();
         self.read.clear();
-        if self.capacity > FIRST || self.state.rows() > 1 {
-            self.state = room(self.model, 1, FIRST)?;
-            self.capacity = FIRST;
+        let first = FIRST.min(most(self.eviction.as_ref()));
+        if self.capacity > first || self.state.rows() > 1 {
+            self.state = room(self.model, 1, first)?;
+            self.capacity = first;
         }
         Ok(())
     }
@@ -301,7 +302,8 @@ impl<'m> Session<'m> {
         let needed = longest + each;
         if needed > self.capacity {
             // They double when they are full, so that tokens are moved about once each.
-            let capacity = needed.max(2 * self.capacity).next_multiple_of(UNIT);
+            let doubled = (2 * self.capacity).min(most(self.eviction.as_ref()));
+            let capacity = needed.max(doubled).next_multiple_of(UNIT);
             self.resize(self.state.rows(), capacity)?;
         }
         let of = |numbers: &mut dyn Iterator<Item = i64>| -> Vec<u8> {
@@ -361,6 +363,12 @@ impl<'m> Session<'m> {
         (self.state, self.capacity) = (state, capacity);
         Ok(())
     }
+}
+
+/// Most tokens of a sequence that caches ever need room for.
+fn most(eviction: Option<&Eviction>) -> usize {
+    let budget = eviction.map_or(usize::MAX, |e| e.budget);
+    budget.checked_next_multiple_of(UNIT).unwrap_or(usize::MAX)
 }
 
 fn room(model: &Model, rows: usize, capacity: usize) -> Result<State, Error> {

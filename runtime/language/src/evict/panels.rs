@@ -37,36 +37,20 @@ struct Layer<'s> {
 
 /// The layers of one sequence.
 fn layers(state: &mut State, sequence: usize) -> Result<Vec<Layer<'_>>, Error> {
-    let own = |(dims, memory): (&'_ [usize], _)| -> Option<([usize; 3], &mut [u8])> {
-        let memory: &mut [u8] = memory;
+    let mut parts = state.parts_mut().map(|(dims, memory)| {
         let &[rows, a, b, c] = dims else { return None };
         let len = memory.len() / rows.max(1);
         let own = memory.get_mut(sequence * len..(sequence + 1) * len)?;
-        Some(([a, b, c], own))
-    };
-    let mut parts = state.parts_mut().map(own);
+        (len == a * b * c * size_of::<f32>()).then_some(([a, b, c], own))
+    });
     let mut layers = vec![];
     while let Some(keys) = parts.next() {
-        let layer = (|| {
-            let ([heads, _, numbers], keys) = keys?;
-            let ([columns, _, width], values) = parts.next()??;
-            let ([_, rows, capacity], attended) = parts.next()??;
-            let whole = heads > 0 && width > 0 && rows == ROWS;
-            whole.then(|| Layer {
-                keys,
-                values,
-                attended,
-                heads,
-                capacity,
-                size: numbers / width,
-                width,
-                panels: columns / heads,
-            })
-        })();
+        let both = [parts.next().flatten(), parts.next().flatten()];
+        let layer = Layer::of(keys, both);
         layers.push(layer.ok_or_else(|| {
             Error::new(
                 "the caches are not laid out as they should be",
-                "report this",
+                "build the model again",
             )
         })?);
     }
@@ -98,7 +82,32 @@ pub(crate) fn forget(state: &mut State, sequence: usize) -> Result<(), Error> {
     Ok(())
 }
 
-impl Layer<'_> {
+/// A part's lengths after its rows, and its memory.
+type Own<'s> = ([usize; 3], &'s mut [u8]);
+
+impl<'s> Layer<'s> {
+    /// Of its three parts, if they fit together.
+    fn of(keys: Option<Own<'s>>, [values, attended]: [Option<Own<'s>>; 2]) -> Option<Layer<'s>> {
+        let ([heads, places, numbers], keys) = keys?;
+        let ([columns, capacity, width], values) = values?;
+        let (counted, attended) = attended?;
+        let whole = width > 0 && heads > 0 && numbers.is_multiple_of(width);
+        let fits = whole
+            && places * width == capacity
+            && columns.is_multiple_of(heads)
+            && counted == [heads, ROWS, capacity];
+        fits.then(|| Layer {
+            keys,
+            values,
+            attended,
+            heads,
+            capacity,
+            size: numbers / width,
+            width,
+            panels: columns / heads,
+        })
+    }
+
     fn key_at(&self, head: usize, token: usize, j: usize) -> usize {
         let panel = head * (self.capacity / self.width) + token / self.width;
         (panel * self.size + j) * self.width + token % self.width
