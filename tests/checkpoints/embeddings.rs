@@ -2,7 +2,7 @@
 //! evaluator gives and that are pooled here.
 
 use super::generate::{build, bytes_tokenizer, checkpoint, endless, lapidary, run as start, str};
-use super::server::{Server, python_with_openai};
+use super::server::{Server, the_openai_client_passes};
 use super::*;
 use lapidary::language;
 use lapidary_frontend::Purpose;
@@ -411,21 +411,8 @@ fn what_there_is_no_room_for_is_refused_and_clients_may_leave() {
 
 #[test]
 fn the_openai_client_understands_embeddings() {
-    let Some(python) = python_with_openai() else {
-        return;
-    };
-    let server = Server::of(&bert(&[]), &["--parallel", "4", "--queue", "200"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/embeddings.py");
-    let address = format!("http://{}", server.address());
-    let done = Command::new(python).arg(script).arg(address).output();
-    let done = done.expect("Python starts");
-    assert!(
-        done.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&done.stdout),
-        String::from_utf8_lossy(&done.stderr)
-    );
-    server.settle();
+    let options = ["--parallel", "4", "--queue", "200"];
+    the_openai_client_passes(&bert(&[]), &options, "embeddings.py");
 }
 
 #[test]

@@ -37,10 +37,6 @@ impl Server {
         Server::start(command, args)
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
         let limit = Some(Duration::from_secs(60));
@@ -257,7 +253,7 @@ fn texts_are_those_of_the_command_whoever_else_asks() {
 }
 
 /// The Python of `LAPIDARY_PYTHON`, if it has the client; says so if there is none.
-pub(super) fn python_with_openai() -> Option<std::ffi::OsString> {
+fn python_with_openai() -> Option<std::ffi::OsString> {
     let Some(python) = std::env::var_os("LAPIDARY_PYTHON") else {
         println!("skipped: LAPIDARY_PYTHON does not name a Python with openai");
         return None;
@@ -272,15 +268,20 @@ pub(super) fn python_with_openai() -> Option<std::ffi::OsString> {
 
 #[test]
 fn the_openai_client_understands_the_server() {
+    let folder = checkpoint(128, endless());
+    with_template(&folder);
+    the_openai_client_passes(&folder, &["--parallel", "2", "--queue", "6"], "client.py");
+}
+
+/// Runs a script of this folder against a server of a model; skipped, visibly, without the client.
+pub(super) fn the_openai_client_passes(model: &tempfile::TempDir, options: &[&str], script: &str) {
     let Some(python) = python_with_openai() else {
         return;
     };
-    let folder = checkpoint(128, endless());
-    with_template(&folder);
-    let server = Server::of(&folder, &["--parallel", "2", "--queue", "6"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/client.py");
+    let server = Server::of(model, options);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints");
     let done = Command::new(python)
-        .arg(script)
+        .arg(folder.join(script))
         .arg(format!("http://{}", server.address))
         .output()
         .expect("Python starts");

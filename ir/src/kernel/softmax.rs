@@ -12,9 +12,7 @@
 
 use super::build::KernelBuilder;
 use super::contraction::{Facts, PANEL};
-use super::legalize::legalize_but;
-use super::map::function_of;
-use super::pattern::unify;
+use super::pattern::{loop_alone, written};
 use super::*;
 
 /// What is added to scores, or hides them.
@@ -285,11 +283,6 @@ fn existing(b: &mut KernelBuilder, x: Var, other: Var, left: Option<Var>, lanes:
     b.select(there, x, other)
 }
 
-/// As backends with micro-kernels get it: single exponentials are expanded, those of vectors are not.
-fn expanded(kernel: Kernel) -> Kernel {
-    legalize_but(kernel, &|f, ty| function_of(f, ty).is_some())
-}
-
 /// Recognises what [`softmax()`] writes, before its exponentials are expanded and after it; not with a softcap, which no micro-kernel computes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Softmax> {
     let Op::For { begin, body, .. } = &stmt.op else {
@@ -345,12 +338,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Softmax> {
                 exact,
             };
             softmax(&mut b, pattern);
-            let mut pattern_kernel = b.finish();
-            // The loop alone: the index that it begins at is a constant of somebody else.
-            pattern_kernel.body.remove(0);
-            let stmts = std::slice::from_ref(stmt);
-            let found = unify(&pattern_kernel, facts.kernel(), stmts)
-                .or_else(|| unify(&expanded(pattern_kernel), facts.kernel(), stmts))?;
+            let found = written(loop_alone(b), facts, std::slice::from_ref(stmt))?;
             let var = |v: Option<Var>| match v {
                 Some(v) => found.var(v).map(Some),
                 None => Some(None),
@@ -399,6 +387,7 @@ fn exponentials(facts: &Facts, stmt: &Stmt) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pattern::expanded;
     use super::*;
 
     #[test]

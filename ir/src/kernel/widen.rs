@@ -9,8 +9,7 @@
 
 use super::build::KernelBuilder;
 use super::contraction::{Facts, PANEL};
-use super::legalize::legalize;
-use super::pattern::unify;
+use super::pattern::{loop_alone, written};
 use super::*;
 
 /// What [`widen()`] does.
@@ -61,12 +60,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Widen> {
         n,
     };
     widen(&mut b, pattern);
-    let mut pattern = b.finish();
-    // The loop alone: the index that it begins at is a constant of somebody else.
-    pattern.body.remove(0);
-    let stmts = std::slice::from_ref(stmt);
-    let found = unify(&pattern, facts.kernel(), stmts)
-        .or_else(|| unify(&legalize(pattern), facts.kernel(), stmts))?;
+    let found = written(loop_alone(b), facts, std::slice::from_ref(stmt))?;
     Some(Widen {
         src: (found.buf(src)?, found.var(src_at)?),
         dst: (found.buf(dst)?, found.var(dst_at)?),
@@ -76,6 +70,7 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Widen> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pattern::expanded;
     use super::*;
 
     #[test]
@@ -95,7 +90,7 @@ mod tests {
             widen(&mut b, w);
             let kernel = b.finish();
             super::super::verify::verify(&kernel).expect("valid");
-            for kernel in [kernel.clone(), legalize(kernel)] {
+            for kernel in [kernel.clone(), expanded(kernel)] {
                 let facts = Facts::new(&kernel);
                 let last = kernel.body.last().expect("the loop");
                 let found = recognise(&facts, last);
