@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How much text a server writes a second for one client and for eight, and whether its memory grows under load.
 
-  benches/serve.py [--shape 110m] [--weights 4] [--threads 2] [--clients 1,8] [--seconds 120] [--tokens 64] [--prompt 32]
+  benches/serve.py [--shape 110m] [--weights 4] [--kv f32] [--threads 2] [--clients 1,8] [--seconds 120] [--tokens 64] [--prompt 32]
                    [--lapidary PATH] [--out FOLDER] [--program PATH] [--write]
 
 The model is that of `benches/text.py`, built with `--with-server`. Clients ask again as soon as they are answered, every second one by
@@ -75,6 +75,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="110m")
     parser.add_argument("--weights", default="4")
+    parser.add_argument("--kv", default="f32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clients", default="1,8")
     parser.add_argument("--seconds", type=float, default=120)
@@ -89,8 +90,8 @@ def main():
     if program is None:
         out = pathlib.Path(args.out or tempfile.mkdtemp())
         text.write_model(out / args.shape, text.SHAPES[args.shape])
-        program = out / f"{args.shape}-{args.weights}-server"
-        text.build(args.lapidary, out / args.shape, args.weights, program, more=["--with-server"])
+        program = out / f"{args.shape}-{args.weights}-{args.kv}-server"
+        text.build(args.lapidary, out / args.shape, args.weights, program, args.kv, ["--with-server"])
     server = subprocess.Popen([program, "--listen", "127.0.0.1:0", "--threads", str(args.threads)], stdout=subprocess.PIPE, text=True)
     try:
         port = int(server.stdout.readline().rsplit(":", 1)[1])
@@ -112,7 +113,7 @@ def main():
     mean = {n: sum(all) / len(all) for n, all in rates.items()}
     some = [memory[i] for i in sorted({round(i * (len(memory) - 1) / 4) for i in range(5)})]
     lines = [
-        f"Written by `benches/serve.py --shape {args.shape} --weights {args.weights} --threads {args.threads} --seconds {args.seconds:.0f}`: "
+        f"Written by `benches/serve.py --shape {args.shape} --weights {args.weights} --kv {args.kv} --threads {args.threads} --seconds {args.seconds:.0f}`: "
         f"prompts of {args.prompt} tokens, texts of {args.tokens}, {sum(map(len, rates.values()))} slices of {SLICE} s.",
         "",
         "| clients | tokens/s | of one client's |",

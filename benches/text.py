@@ -2,7 +2,7 @@
 """How fast executables write text: tokens per second by `--stats`, and the bytes of weights that this reads a second.
 
   benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 16,512] [--rounds 3]
-                  [--kv f32,8,4] [--llama-bench PATH]
+                  [--kv f32,16,8,4] [--llama-bench PATH]
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which

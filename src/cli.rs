@@ -7,6 +7,7 @@ use clap::{
 };
 use lapidary::calibrate::SAMPLES;
 use lapidary_hls::parts::{Part, part};
+use lapidary_language::evict::{Budget as KvBudget, Policy};
 use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::Budget;
 use lapidary_server::Serving;
@@ -26,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Compile a model in memory and run it on given inputs.
     Run(Run),
-    /// Compile a language model in memory and answer requests in the form of the OpenAI interface.
+    /// Compile a language model or an encoder in memory and answer requests in the form of the OpenAI interface.
     Serve(Serve),
     /// Compile a model into an executable, library, object or listing.
     Build(Build),
@@ -132,7 +133,7 @@ pub struct Model {
     #[arg(long)]
     pub half_activations: bool,
     /// Keep the keys and values of all but the newest tokens in so many bits, 8, 4 or 2; two numbers are for keys and for values.
-    /// A little less exact, and a third of the memory or less.
+    /// A little less exact, and a third of the memory or less. With 16, all tokens are halves: half of the memory.
     #[arg(long, value_name = "BITS", value_parser = parse_kv)]
     pub kv: Option<[i64; 2]>,
     /// Print a machine-readable report to standard output.
@@ -146,10 +147,10 @@ pub struct Run {
     /// The model and how to compile it.
     #[command(flatten)]
     pub model: Model,
-    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`. Without it, a language model writes text.
+    /// Folder with `input_0.pb` …, `NAME.npy` … or one `.npz`. Without it, a language model writes text, an encoder embeds it.
     #[arg(long, value_name = "DIR")]
     pub inputs: Option<PathBuf>,
-    /// What a language model is to write.
+    /// What a language model is to write, or an encoder to embed.
     #[command(flatten)]
     pub text: Text,
     /// Folder that gets the outputs, in the same kind of files. Without it they are summarised on standard output.
@@ -264,8 +265,11 @@ impl FromArgMatches for Server {
 pub struct Defaults(pub Options);
 
 /// Those that are no single text's, and no client's business.
-const OF_SERVER: [&str; 9] = [
+const OF_SERVER: [&str; 12] = [
+    "kv-budget",
+    "kv-evict",
     "parallel",
+    "dimensions",
     "max-tokens",
     "temperature",
     "top-k",
@@ -339,12 +343,17 @@ pub struct Build {
     /// What to write.
     #[arg(long, value_enum, default_value_t = Emit::Exe)]
     pub emit: Emit,
-    /// Of a language model's checkpoint: a program that gives scores of tokens (`--inputs`), not one that writes text.
+    /// Of a language model's checkpoint: a program that gives scores of tokens (an encoder's: states) for `--inputs`, not one that
+    /// writes text or embeds it.
     #[arg(long)]
     pub scores: bool,
     /// Of a language model's checkpoint: a program that can also answer requests by HTTP (`--listen`), as `serve` does.
     #[arg(long, conflicts_with = "scores")]
     pub with_server: bool,
+    /// Of a language model's checkpoint: a program that counts how much attention cached tokens get, so that it takes
+    /// `--kv-budget` and `--kv-evict`. Steps are a little slower.
+    #[arg(long, conflicts_with = "scores")]
+    pub kv_evictable: bool,
     /// Target triple, or `ptx` for GPUs (default: this machine).
     #[arg(long)]
     pub target: Option<String>,
@@ -503,17 +512,17 @@ fn parse_deviations(text: &str) -> Result<[f32; 3], String> {
     }
 }
 
-/// Bits of keys and values, or of each.
+/// Bits of keys and values, or of each; halves of both or of none.
 fn parse_kv(text: &str) -> Result<[i64; 2], String> {
     let bits: Option<Vec<i64>> = text
         .split(',')
-        .map(|n| n.trim().parse().ok().filter(|n| [2, 4, 8].contains(n)))
+        .map(|n| n.trim().parse().ok().filter(|n| [2, 4, 8, 16].contains(n)))
         .collect();
     match bits.as_deref() {
         Some(&[both]) => Ok([both, both]),
-        Some(&[keys, values]) => Ok([keys, values]),
+        Some(&[keys, values]) if (keys == 16) == (values == 16) => Ok([keys, values]),
         _ => Err(format!(
-            "`{text}` is not 8, 4 or 2, or two of them like 4,2"
+            "`{text}` is not 16, 8, 4 or 2, or two of the last three like 4,2"
         )),
     }
 }
@@ -582,6 +591,12 @@ pub struct Eval {
     /// Only so many windows, the first ones.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
     pub windows: Option<usize>,
+    /// Keep at most N tokens in the caches of keys and values, or a share of a window as 25%, as a program does that writes text.
+    #[arg(long, value_name = "N")]
+    pub kv_budget: Option<KvBudget>,
+    /// Of `--kv-budget`: which tokens are kept: ems (default), h2o or recent.
+    #[arg(long, value_name = "POLICY", requires = "kv_budget")]
+    pub kv_evict: Option<Policy>,
 }
 
 fn parse_dim(text: &str) -> Result<(String, i64), String> {

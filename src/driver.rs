@@ -7,14 +7,13 @@ use crate::calibrate::Calibration;
 use crate::error::Error;
 use crate::specialize::{Given, specialize};
 use crate::work::WorkFolder;
-use lapidary_abi::program::{File, Program};
+use lapidary_abi::program::Program;
+use lapidary_frontend::Form;
 use lapidary_frontend::onnx::ImportOptions;
-use lapidary_frontend::{checkpoint, gguf};
 use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
-use lapidary_language::settings;
 use lapidary_passes::compress::{
     self, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store, Weight,
 };
@@ -76,6 +75,8 @@ pub struct CompileOptions {
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
     pub stepwise: bool,
+    /// Such a model counts the attention that tokens get, so that its caches may lose some.
+    pub evictable: bool,
     /// Told what begins, for people who wait.
     pub progress: Progress,
 }
@@ -124,6 +125,7 @@ impl CompileOptions {
             halves: false,
             kv: None,
             stepwise: false,
+            evictable: false,
             progress: Progress::default(),
         }
     }
@@ -137,6 +139,7 @@ impl CompileOptions {
             halves: self.halves,
             kv: self.kv,
             caches: self.stepwise,
+            evictable: self.stepwise && self.evictable,
             ..lower::Options::default()
         }
     }
@@ -193,7 +196,12 @@ pub struct Compiled {
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
     options.progress.stage("import");
     if options.stepwise {
-        return lapidary_frontend::import_stepwise(path, &options.dims).map_err(Error::Import);
+        let form = match options.evictable {
+            true => Form::Evictable,
+            false => Form::Stepwise,
+        };
+        return lapidary_frontend::import_language(path, &options.dims, form)
+            .map_err(Error::Import);
     }
     let options = ImportOptions {
         dims: options.dims.clone(),
@@ -382,78 +390,6 @@ fn lower_module(
             file: file.to_owned(),
             errors,
         })
-}
-
-/// Whether `path` is a model that can write text: the folder of a decoder's checkpoint with its tokenizer, or a GGUF file with a
-/// vocabulary.
-pub fn writes_text(path: &Path) -> bool {
-    match is_gguf(path) {
-        // What is wrong with a file is said where it is imported.
-        true => !matches!(gguf::texts(path), Ok(None)),
-        false => path.join(settings::TOKENIZER).is_file() && checkpoint::writes_text(path),
-    }
-}
-
-/// Whether the path names a GGUF file.
-pub fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == gguf::ENDING)
-}
-
-/// The files that a program which writes text carries.
-pub(crate) fn text_files(path: &Path) -> Result<Vec<File>, Error> {
-    let file = |name: &str, text| File {
-        name: name.to_owned(),
-        text,
-    };
-    if is_gguf(path) {
-        let texts = gguf::texts(path).map_err(Error::Import)?;
-        let texts = texts.into_iter().flatten();
-        return Ok(texts.map(|(name, text)| file(name, text)).collect());
-    }
-    let mut files = vec![];
-    for name in settings::FILES {
-        let path = path.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => files.push(file(name, text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::File { path, error }),
-        }
-    }
-    Ok(files)
-}
-
-/// Compiles a language model to a program that writes text: step by step, for any number of sequences, with the files that
-/// its tokenizer and settings are read from. Compression looks at the model as it predicts whole sequences.
-pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result<Compiled, Error> {
-    if let Some(name) = options.dims.keys().next() {
-        return Err(Error::Usage {
-            message: format!(
-                "`--dim {name}=…`: a program that writes text decides its dimensions itself"
-            ),
-            help: "`build --scores` makes one that gives scores of tokens".to_owned(),
-        });
-    }
-    let stepwise = CompileOptions {
-        stepwise: true,
-        compression: None,
-        ..options.clone()
-    };
-    let mut module = import(path, &stepwise)?;
-    let mut report = None;
-    if options.compression.is_some() {
-        let mut whole = import(path, options)?;
-        report = compress(&mut whole, file, options)?;
-        if let Some(report) = &report {
-            compress::transfer(&whole, report, &mut module).map_err(|error| Error::Compress {
-                file: file.to_owned(),
-                error,
-            })?;
-        }
-    }
-    let mut compiled = compile(module, file, &stepwise, None)?;
-    compiled.compression = report;
-    compiled.program.files = text_files(path)?;
-    Ok(compiled)
 }
 
 impl Compiled {

@@ -12,6 +12,7 @@ pub mod calibrate;
 pub mod driver;
 pub mod error;
 pub mod eval;
+pub mod language;
 pub mod profile;
 pub mod report;
 pub mod specialize;

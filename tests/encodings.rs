@@ -5,7 +5,7 @@ use lapidary::backend::native;
 use lapidary::{CompileOptions, driver, values};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::encodings::sampling::Sampler;
-use lapidary_ir::encodings::{Encoding, affine, dense, int};
+use lapidary_ir::encodings::{Encoding, affine, codebook, dense, int, lattice, rotate, scale, sum};
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Module, Tensor, Type, ValueId, eval};
 use lapidary_runtime::ModelOptions;
@@ -54,34 +54,30 @@ fn near(got: &Tensor, want: &Tensor) -> bool {
     got.shape() == want.shape() && a.iter().zip(&b).all(close)
 }
 
-fn check(seed: u64) {
-    let mut s = Sampler::new(seed, 1 + (seed % 3) as u32);
+/// Terms and their uses, on every code generator and with the evaluator.
+fn check(label: &str, s: &mut Sampler, terms: &[Encoding]) {
     let (mut m, fresh) = (Module::new("terms"), Cell::new(0));
-    let (mut inputs, mut terms) = (vec![], vec![]);
-    for _ in 0..12 {
-        let elem = s.one_of(&[ElemType::F32, ElemType::F32, ElemType::F16, ElemType::U8]);
-        let rank = s.one_of(&[1, 2, 2, 2, 3]);
-        let shape = s.shape(rank);
-        let e = s.term(elem, &shape);
+    let (mut inputs, mut of) = (vec![], vec![]);
+    for e in terms {
         let term = m.add_constant("w", Constant::new(e.clone()));
         let mut b = Builder::new(&mut m, Module::TOP, "use", &fresh);
-        let made = uses(&mut b, term, &e, &mut s);
+        let made = uses(&mut b, term, e, s);
         for (y, input) in made {
             m.region_mut(Module::TOP).outputs.push(y);
             m.output_names.push(format!("y{}", m.output_names.len()));
             inputs.extend(input);
-            terms.push(e.to_string());
+            of.push(e.to_string());
         }
     }
     let given: Vec<Value> = inputs.iter().cloned().map(Value::from).collect();
-    let want = eval::run(&m, given).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    let want = eval::run(&m, given).unwrap_or_else(|e| panic!("{label}: {e}"));
     for backend in native() {
         for optimize in [false, true] {
             let mut options = CompileOptions::host(1);
             options.optimize = optimize;
             options.generate_for(options.target.clone(), backend);
             let compiled = driver::compile(m.clone(), "terms", &options, None);
-            let compiled = compiled.unwrap_or_else(|e| panic!("seed {seed}: {e}\n{terms:#?}"));
+            let compiled = compiled.unwrap_or_else(|e| panic!("{label}: {e}\n{of:#?}"));
             let run = ModelOptions {
                 threads: 1,
                 pin: false,
@@ -94,16 +90,16 @@ fn check(seed: u64) {
                 .collect();
             let got = loaded
                 .run(&given)
-                .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{terms:#?}"));
-            for ((got, want), term) in got.iter().zip(&want).zip(&terms) {
+                .unwrap_or_else(|e| panic!("{label}: {e}\n{of:#?}"));
+            for ((got, want), term) in got.iter().zip(&want).zip(&of) {
                 let (Some(Value::Tensor(got)), Value::Tensor(want)) =
                     (values::to_evaluator(got), want)
                 else {
-                    panic!("seed {seed}: no tensor");
+                    panic!("{label}: no tensor");
                 };
                 assert!(
                     near(&got, want),
-                    "seed {seed}, {}: {term}\n{got:?}\n{want:?}",
+                    "{label}, {}: {term}\n{got:?}\n{want:?}",
                     backend.name
                 );
             }
@@ -178,5 +174,31 @@ fn compressed_filters_convolve() {
 
 #[test]
 fn compiled_terms_decode_as_they_are_defined() {
-    (0..24).for_each(check);
+    for seed in 0..24 {
+        let mut s = Sampler::new(seed, 1 + (seed % 3) as u32);
+        let term = |s: &mut Sampler| {
+            let elem = s.one_of(&[ElemType::F32, ElemType::F32, ElemType::F16, ElemType::U8]);
+            let rank = s.one_of(&[1, 2, 2, 2, 3]);
+            let shape = s.shape(rank);
+            s.term(elem, &shape)
+        };
+        let terms: Vec<Encoding> = (0..12).map(|_| term(&mut s)).collect();
+        check(&format!("seed {seed}"), &mut s, &terms);
+    }
+}
+
+/// Generated tables of 65536 vectors, and Hadamard matrices that are opened as a product of two.
+#[test]
+fn vectors_of_the_lattice_are_turned_back() {
+    let mut s = Sampler::new(1, 0);
+    let codes = |s: &mut Sampler, limit| s.codes(&[3, 32], limit);
+    let first = codebook::codebook(ElemType::F32, lattice::e8p(), codes(&mut s, 1 << 16));
+    let second = codebook::codebook(ElemType::F32, lattice::e8(), codes(&mut s, 256));
+    let finer = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [1, 1], vec![0.5]));
+    let sum = sum::sum(
+        ElemType::F32,
+        vec![first, scale::scale(ElemType::F32, finer, second)],
+    );
+    let turned = rotate::hadamard(ElemType::F32, 1, 256, sum);
+    check("lattice", &mut s, &[turned]);
 }

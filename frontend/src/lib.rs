@@ -13,7 +13,7 @@ pub mod gguf;
 pub mod onnx;
 mod text;
 
-pub use arch::Form;
+pub use arch::{Form, Purpose};
 pub use error::{ImportError, Problem};
 pub use files::{map, map_source};
 
@@ -32,11 +32,15 @@ pub fn import(path: &Path, options: &onnx::ImportOptions) -> Result<Module, Impo
     }
 }
 
-/// Imports a language model as [`Form::Stepwise`]: a folder, or a file that ends in `.gguf`.
-pub fn import_stepwise(path: &Path, dims: &BTreeMap<String, i64>) -> Result<Module, ImportError> {
+/// Imports a language model in a form, such as [`Form::Stepwise`]: a folder, or a file that ends in `.gguf`.
+pub fn import_language(
+    path: &Path,
+    dims: &BTreeMap<String, i64>,
+    form: Form,
+) -> Result<Module, ImportError> {
     match kind(path) {
-        Kind::Checkpoint => checkpoint::import_folder(path, dims, Form::Stepwise),
-        Kind::Gguf => gguf::import_file(path, dims, Form::Stepwise),
+        Kind::Checkpoint => checkpoint::import_folder(path, dims, form),
+        Kind::Gguf => gguf::import_file(path, dims, form),
         Kind::Text | Kind::Onnx => {
             let mut problems = error::Problems::new("use the folder of a checkpoint");
             problems.add(

@@ -38,7 +38,7 @@ pub use attr::{Attr, Attrs};
 pub use constant::Constant;
 pub use dim::Dim;
 pub use graph::{ConstId, Module, NodeId, RegionId, ValueId};
-pub use lapidary_abi::{ElemType, minifloat};
+pub use lapidary_abi::{ElemType, attended, minifloat};
 pub use ops::Op;
 pub use tensor::Tensor;
 pub use types::{TensorType, Type};

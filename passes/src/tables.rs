@@ -209,6 +209,39 @@ mod tests {
         }
     }
 
+    /// What programs look up is what `methods/bct.rs` defines, and loses what its tests say.
+    #[test]
+    fn activations_are_tables_of_their_formulas() {
+        let gelu = |x: f64| 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2);
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let cases: [(&str, &dyn Fn(f64) -> f64, f64, f64); 4] = [
+            ("gelu", &gelu, 4.0 / 127.0, 4.0 / 127.0),
+            ("gelu", &gelu, 8.0 / 127.0, 8.0 / 127.0),
+            ("sigmoid", &sigmoid, 6.0 / 127.0, 1.0 / 127.0),
+            ("exp", &f64::exp, 1.0 / 127.0, 2.72 / 127.0),
+        ];
+        for (op, f, from, to) in cases {
+            let mut module = Module::new("t");
+            let fresh = Cell::new(0);
+            let x = module.add_input(Module::TOP, "x", Type::tensor(ElemType::I8, [256i64]));
+            let mut b = Builder::new(&mut module, Module::TOP, "n", &fresh);
+            let [from_scale, to_scale] = [from, to].map(|v| b.scalar(ElemType::F32, v));
+            let zero = b.constant(&Tensor::from_int(ElemType::I8, [], vec![0]));
+            let number = b.op("dequantize_linear", &[x, from_scale, zero]);
+            let y = b.op(op, &[number.expect("numbers")]).expect("a function");
+            let y = b.op("quantize_linear", &[y, to_scale, zero]);
+            let y = y.expect("codes");
+            module.region_mut(Module::TOP).outputs.push(y);
+            assert_eq!(tabulate(&mut module), 1);
+            let codes = (0..128).chain(-128..0).collect();
+            let codes = Tensor::from_int(ElemType::I8, [256], codes);
+            let found = eval::run(&module, vec![codes.into()]).expect("it evaluates");
+            let found = found[0].as_tensor().and_then(Tensor::to_i64s);
+            let want = crate::methods::bct::table(f, from, to).map(i64::from);
+            assert_eq!(found.expect("codes"), want, "{op}");
+        }
+    }
+
     #[test]
     fn two_values_are_no_table() {
         let made = check(ElemType::U8, |b, x| {

@@ -6,7 +6,7 @@ use lapidary_abi::image::{Trailer, checksum};
 use std::io::Write;
 use std::path::Path;
 
-/// The prebuilt runtime that the executable of a language model begins with.
+/// The prebuilt runtime that the executable of a language model, or of an encoder for texts, begins with.
 static LANGUAGE_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/language-stub"));
 
 /// The same with a server.
@@ -15,11 +15,11 @@ static SERVER_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/server-stu
 /// The prebuilt runtime that any other executable begins with.
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
-/// Writes an executable: it needs no toolchain, here or where it runs. Only of a language model can be one that serves clients.
+/// Writes an executable: it needs no toolchain, here or where it runs. Only that of a program for texts can serve clients.
 pub fn write_exe(path: &Path, parts: &Parts, server: bool) -> Result<(), Error> {
     parts.require_own_runtime("an executable")?;
-    // What is kept between runs is a text so far.
-    let stub = match (parts.program.states.is_empty(), server) {
+    // Only programs for texts carry files: their tokenizers.
+    let stub = match (parts.program.files.is_empty(), server) {
         (true, _) => STUB,
         (false, false) => LANGUAGE_STUB,
         (false, true) => SERVER_STUB,

@@ -7,7 +7,8 @@ use lapidary::artefact::{
     write_staticlib, write_text,
 };
 use lapidary::report::html;
-use lapidary::{Compiled, Error, driver};
+use lapidary::{Compiled, Error, driver, language};
+use lapidary_frontend::Purpose;
 use lapidary_passes::compress;
 use lapidary_passes::lower::{Choice, Noticed};
 
@@ -38,18 +39,28 @@ pub fn build(args: &Build) -> Result<(), Error> {
     }
     let file = args.model.file();
     let path = &args.model.model;
-    let writes = args.emit == Emit::Exe && !args.scores && driver::writes_text(path);
-    if args.with_server && !writes {
+    let texts = args.emit == Emit::Exe && !args.scores;
+    let purpose = language::purpose(path).filter(|_| texts);
+    if args.with_server && purpose.is_none() {
         return Err(Error::Usage {
-            message: format!("{file}: `--with-server` is for executables that write text"),
+            message: format!("{file}: `--with-server` is for executables that write or embed text"),
+            help: "give the folder of a language model's checkpoint with its `tokenizer.json`"
+                .to_owned(),
+        });
+    }
+    if args.kv_evictable && purpose != Some(Purpose::WriteText) {
+        return Err(Error::Usage {
+            message: format!("{file}: `--kv-evictable` is for executables that write text"),
             help: "give the folder of a decoder's checkpoint with its `tokenizer.json`".to_owned(),
         });
     }
-    let compiled = if writes {
-        driver::compile_text(path, &file, &options)?
-    } else {
-        let module = driver::import(path, &options)?;
-        driver::compile(module, &file, &options, None)?
+    options.evictable = args.kv_evictable;
+    let compiled = match purpose {
+        Some(purpose) => language::compile_for(purpose, path, &file, &options)?,
+        None => {
+            let module = driver::import(path, &options)?;
+            driver::compile(module, &file, &options, None)?
+        }
     };
     let parts = Parts {
         file: &file,

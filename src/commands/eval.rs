@@ -31,7 +31,11 @@ pub fn eval(args: &Eval) -> Result<(), Error> {
         let mut options = args.model.options(None)?;
         options.compression = options.compression.filter(|_| compressed);
         options.kv = options.kv.filter(|_| compressed);
-        LanguageModel::load(path, &options, threads, seq)
+        let limit = args
+            .kv_budget
+            .filter(|_| compressed)
+            .map(|budget| (args.kv_evict.unwrap_or_default(), budget));
+        LanguageModel::load(path, &options, threads, seq, limit)
     };
     let mut model = load(model_path, true, args.seq)?;
     let seq = model.seq;

@@ -1,12 +1,12 @@
-//! `lapidary run`: compile in memory for the inputs at hand, and run; or let a language model write text.
+//! `lapidary run`: compile in memory for the inputs at hand, and run; or let a language model write text, an encoder embed it.
 
 use super::{print, run_error};
 use crate::cli::{Cli, Run};
 use clap::CommandFactory;
 use lapidary::specialize::Given;
-use lapidary::{CompileOptions, Compiled, Error, driver, values};
+use lapidary::{CompileOptions, Compiled, Error, driver, language, values};
 use lapidary_abi::program::File;
-use lapidary_language::{Generator, cli as language};
+use lapidary_language::{Program, cli};
 use lapidary_runtime::cli::show;
 use lapidary_runtime::device::Device;
 use lapidary_runtime::io::folder::{read_inputs, write_outputs};
@@ -19,7 +19,8 @@ use std::time::Instant;
 pub fn run(args: &Run) -> Result<(), Error> {
     let file = args.model.file();
     let failed = run_error(&file);
-    let options = args.model.options(args.target.as_deref())?;
+    let mut options = args.model.options(args.target.as_deref())?;
+    options.evictable = args.text.0.kv_budget.is_some();
     let Some(folder) = &args.inputs else {
         return write(args, options);
     };
@@ -91,31 +92,31 @@ fn model_options(threads: usize) -> ModelOptions {
     }
 }
 
-/// A language model that is ready to write text, and the files of its checkpoint.
+/// A language model that is ready to write text, or an encoder to embed it; and the files that belong to it.
 pub(super) fn loaded(
     path: &Path,
     threads: usize,
     options: CompileOptions,
 ) -> Result<(Model, Vec<File>), Error> {
     let file = path.display().to_string();
-    if !driver::writes_text(path) {
+    let Some(purpose) = language::purpose(path) else {
         return Err(Error::Usage {
-            message: format!("{file}: is no decoder with a tokenizer, so it writes no text"),
+            message: format!("{file}: is no language model with a tokenizer, so it neither writes text nor embeds it"),
             help: "a checkpoint needs its `tokenizer.json`, a GGUF file a vocabulary; other models take --inputs DIR"
                 .to_owned(),
         });
-    }
-    let mut compiled = driver::compile_text(path, &file, &options)?;
+    };
+    let mut compiled = language::compile_for(purpose, path, &file, &options)?;
     // With its spinner, which would stand in the text.
     drop(options);
     let files = std::mem::take(&mut compiled.program.files);
     Ok((compiled.load(model_options(threads))?, files))
 }
 
-/// Lets a language model write text.
+/// Lets a language model write text, or an encoder embed it.
 fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
     let (path, file) = (&args.model.model, args.model.file());
-    if !path.is_dir() && !driver::is_gguf(path) {
+    if !path.is_dir() && !language::is_gguf(path) {
         let message =
             "`--inputs DIR` is missing: only a language model's folder or GGUF file runs without\n";
         let kind = clap::error::ErrorKind::MissingRequiredArgument;
@@ -133,8 +134,8 @@ fn write(args: &Run, options: CompileOptions) -> Result<(), Error> {
         None => None,
     };
     let (model, files) = loaded(path, args.model.thread_count(), options)?;
-    let generator = Generator::new(model, files);
-    match generator.and_then(|g| language::run(&g, draft, &args.text.0)) {
+    let program = Program::new(model, files).and_then(|p| p.within_budget(&args.text.0));
+    match program.and_then(|p| cli::run(&p, draft, &args.text.0)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Usage {
             message: "some requests could not be answered".to_owned(),

@@ -1,15 +1,17 @@
-//! `lapidary serve`: a language model in memory, for clients of the OpenAI interface.
+//! `lapidary serve`: a language model or an encoder in memory, for clients of the OpenAI interface.
 
 use super::run;
 use crate::cli::Serve;
 use lapidary::Error;
-use lapidary_language::Generator;
+use lapidary_language::Program;
 use lapidary_language::cli::Loaded;
 
 /// Runs the command.
 pub fn serve(args: &Serve) -> Result<(), Error> {
     let (path, file) = (&args.model.model, args.model.file());
-    let (model, files) = run::loaded(path, args.model.thread_count(), args.model.options(None)?)?;
+    let mut options = args.model.options(None)?;
+    options.evictable = args.text.0.kv_budget.is_some();
+    let (model, files) = run::loaded(path, args.model.thread_count(), options)?;
     // A folder that is given as `.` has a name, too.
     let whole = path.canonicalize();
     let name = whole.as_deref().unwrap_or(path).file_name();
@@ -17,8 +19,9 @@ pub fn serve(args: &Serve) -> Result<(), Error> {
         file: file.clone(),
         error,
     };
+    let program = Program::new(model, files).and_then(|p| p.within_budget(&args.text.0));
     let loaded = Loaded {
-        generator: Generator::new(model, files).map_err(wrong)?,
+        program: program.map_err(wrong)?,
         name: name.map_or_else(|| file.clone(), |n| n.to_string_lossy().into_owned()),
         pin: true,
     };

@@ -4,13 +4,16 @@
 //! A text is cut into windows of `seq` tokens that do not overlap. The model sees a window's tokens, and predicts for each
 //! the one that follows it; what is left at the end and fills no window is not used.
 
+mod budget;
 pub mod inputs;
 pub mod score;
 pub mod tokens;
 
 use crate::driver::{self, CompileOptions};
 use crate::error::Error;
-use inputs::TokenInputs;
+pub use budget::Limit;
+use budget::Stepwise;
+use inputs::{SEQ, TokenInputs};
 use lapidary_ir::{ElemType, Module, Type};
 use lapidary_runtime::{Model, ModelOptions, Value};
 use score::{Rows, Score, compare, score};
@@ -19,14 +22,25 @@ use std::path::Path;
 /// A compiled language model, for windows of one length.
 pub struct LanguageModel {
     file: String,
-    model: Model,
-    inputs: TokenInputs,
-    logits: usize,
+    kind: Kind,
     threads: usize,
     /// Length of a window.
     pub seq: usize,
     /// Numbers of a prediction, where they are known.
     pub vocabulary: Option<usize>,
+}
+
+/// How it reads a window.
+enum Kind {
+    /// At once.
+    Whole {
+        model: Model,
+        inputs: TokenInputs,
+        /// Which output the predictions are.
+        logits: usize,
+    },
+    /// In pieces.
+    Stepwise(Stepwise),
 }
 
 /// A model that is not one to evaluate.
@@ -56,14 +70,31 @@ fn logits_output(module: &Module) -> Option<usize> {
 }
 
 impl LanguageModel {
-    /// Compiles the model at `path` for windows of `seq` tokens; without it, of as many as the model is made for.
+    /// Compiles the model at `path` for windows of `seq` tokens; without it, of as many as the model is made for. With a limit,
+    /// it is one that writes text with such caches.
     pub fn load(
         path: &Path,
         options: &CompileOptions,
         threads: usize,
         seq: Option<usize>,
+        limit: Option<Limit>,
     ) -> Result<LanguageModel, Error> {
         let file = path.display().to_string();
+        let loading = ModelOptions {
+            threads,
+            ..ModelOptions::default()
+        };
+        if let Some(limit) = limit {
+            let seq = seq.unwrap_or(SEQ);
+            let model = Stepwise::load(path, options, loading, seq, limit)?;
+            return Ok(LanguageModel {
+                file,
+                threads,
+                seq,
+                vocabulary: Some(model.vocabulary),
+                kind: Kind::Stepwise(model),
+            });
+        }
         let module = driver::import(path, options)?;
         let logits = logits_output(&module)
             .ok_or_else(|| unfit(&file, "no output predicts tokens".to_owned()))?;
@@ -72,16 +103,15 @@ impl LanguageModel {
         let vocabulary = |ty: &Type| ty.shape()?.last()?.as_const().map(|n| n as usize);
         let vocabulary = vocabulary(&module.value(out).ty);
         let compiled = driver::compile(module, &file, options, Some(&inputs.given()))?;
-        let model = compiled.load(ModelOptions {
-            threads,
-            ..ModelOptions::default()
-        })?;
+        let model = compiled.load(loading)?;
         Ok(LanguageModel {
             file,
-            model,
             seq: inputs.seq,
-            inputs,
-            logits,
+            kind: Kind::Whole {
+                model,
+                inputs,
+                logits,
+            },
             threads,
             vocabulary,
         })
@@ -101,9 +131,18 @@ impl LanguageModel {
                 help: "were the tokens made by this model's tokenizer, and are their numbers of the right width?".to_owned(),
             });
         }
-        self.inputs.show(window).map_err(failed)?;
-        let mut outputs = self.model.run(&self.inputs.values).map_err(failed)?;
-        Ok(outputs.swap_remove(self.logits))
+        match &mut self.kind {
+            Kind::Whole {
+                model,
+                inputs,
+                logits,
+            } => {
+                inputs.show(window).map_err(failed)?;
+                let mut outputs = model.run(&inputs.values).map_err(failed)?;
+                Ok(outputs.swap_remove(*logits))
+            }
+            Kind::Stepwise(model) => model.logits(&self.file, window),
+        }
     }
 
     fn rows<'v>(&self, logits: &'v Value) -> Result<Rows<'v>, Error> {

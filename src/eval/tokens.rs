@@ -1,7 +1,7 @@
 //! Tokens to evaluate on: numbers in a file, or a text that a tokenizer encodes.
 
-use crate::driver::{is_gguf, text_files};
 use crate::error::Error;
+use crate::language::{is_gguf, text_files};
 use lapidary_language::settings::TOKENIZER;
 use lapidary_language::vocabulary::{Tokenizer, tokenizer};
 use lapidary_runtime::io::npy;

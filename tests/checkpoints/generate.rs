@@ -33,7 +33,7 @@ pub(super) fn str(path: &Path) -> &str {
 }
 
 /// A tokenizer whose token n is byte n, for so many tokens (at most 128, which are characters).
-fn bytes_tokenizer(tokens: u32) -> String {
+pub(super) fn bytes_tokenizer(tokens: u32) -> String {
     // The alphabet of byte-level tokenizers: printable bytes are themselves, others follow from 256 on.
     let mut spare = 256;
     let mut letter = |b: u32| match b {
@@ -187,19 +187,23 @@ fn compressed_programs_write_too() {
         assert_eq!(status, Some(0), "{message}");
         assert_eq!(out[..3], want[..3]);
     }
-    // Keys and values of a few bits.
-    let narrow = build(&folder, &["--kv", "8,4"]);
+    // Keys and values of a few bits, and as halves.
     let long: Vec<u8> = prompt.iter().copied().cycle().take(100).collect();
-    let texts = ["1", "2"].map(|threads| {
-        let args = ["--max-tokens", "16", "--threads", threads];
-        let (status, out, message) = self::run(&narrow, &args, &long);
-        assert_eq!(status, Some(0), "{message}");
-        out
-    });
-    assert_eq!(texts[0], texts[1]);
-    let refused = ["build", str(folder.path()), "-o", "nowhere", "--kv", "3"];
-    let (status, _, message) = lapidary(&refused, b"");
-    assert_eq!(status, Some(2), "{message}");
+    for kv in ["8,4", "16"] {
+        let narrow = build(&folder, &["--kv", kv]);
+        let texts = ["1", "2"].map(|threads| {
+            let args = ["--max-tokens", "16", "--threads", threads];
+            let (status, out, message) = self::run(&narrow, &args, &long);
+            assert_eq!(status, Some(0), "{message}");
+            out
+        });
+        assert_eq!(texts[0], texts[1]);
+    }
+    for kv in ["3", "16,4", "4,16"] {
+        let refused = ["build", str(folder.path()), "-o", "nowhere", "--kv", kv];
+        let (status, _, message) = lapidary(&refused, b"");
+        assert_eq!(status, Some(2), "{message}");
+    }
     let small = build(&folder, &["--size", "0.3x"]);
     let (status, out, message) = self::run(&small, &["--max-tokens", "16"], &prompt);
     assert_eq!((status, out.len()), (Some(0), 17), "{message}");

@@ -5,6 +5,8 @@
 //! it say that they are skipped.
 
 mod commands;
+mod embeddings;
+mod evict;
 mod formats;
 mod generate;
 mod refused;

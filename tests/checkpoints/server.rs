@@ -7,14 +7,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server of the bundled Llama; it ends when this is dropped.
-struct Server {
+/// A server; it ends when this is dropped.
+pub(super) struct Server {
     process: Child,
     address: SocketAddr,
 }
 
 impl Server {
-    fn start(mut command: Command, args: &[&str]) -> Server {
+    pub(super) fn start(mut command: Command, args: &[&str]) -> Server {
         command.args(["--listen", "127.0.0.1:0", "--threads", "2"]);
         command.args(args).stdout(Stdio::piped());
         let mut process = command.spawn().expect("it starts");
@@ -31,7 +31,7 @@ impl Server {
         }
     }
 
-    fn of(folder: &tempfile::TempDir, args: &[&str]) -> Server {
+    pub(super) fn of(folder: &tempfile::TempDir, args: &[&str]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lapidary"));
         command.args(["serve", str(folder.path())]);
         Server::start(command, args)
@@ -45,7 +45,7 @@ impl Server {
     }
 
     /// A request whose answer ends with the connection.
-    fn send(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
+    pub(super) fn send(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
         let mut stream = self.connect();
         let head = format!(
             "{method} {path} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -57,7 +57,7 @@ impl Server {
         stream
     }
 
-    fn post(&self, path: &str, body: &serde_json::Value) -> Answer {
+    pub(super) fn post(&self, path: &str, body: &serde_json::Value) -> Answer {
         received(self.send("POST", path, body.to_string().as_bytes()))
     }
 
@@ -73,7 +73,7 @@ impl Server {
     }
 
     /// Waits until there are no texts left.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         let begin = Instant::now();
         while self.texts() > 0 {
             assert!(begin.elapsed() < Duration::from_secs(20), "texts are left");
@@ -105,14 +105,14 @@ impl Drop for Server {
     }
 }
 
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub status: u16,
     head: String,
-    body: String,
+    pub body: String,
 }
 
 impl Answer {
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
@@ -126,7 +126,7 @@ impl Answer {
     }
 }
 
-fn received(mut stream: TcpStream) -> Answer {
+pub(super) fn received(mut stream: TcpStream) -> Answer {
     let mut bytes = vec![];
     // A server that refuses a request closes the connection with what it did not read.
     let _ = stream.read_to_end(&mut bytes);
@@ -252,23 +252,36 @@ fn texts_are_those_of_the_command_whoever_else_asks() {
     server.settle();
 }
 
-#[test]
-fn the_openai_client_understands_the_server() {
+/// The Python of `LAPIDARY_PYTHON`, if it has the client; says so if there is none.
+fn python_with_openai() -> Option<std::ffi::OsString> {
     let Some(python) = std::env::var_os("LAPIDARY_PYTHON") else {
         println!("skipped: LAPIDARY_PYTHON does not name a Python with openai");
-        return;
+        return None;
     };
     let found = Command::new(&python).args(["-c", "import openai"]).output();
     if !found.is_ok_and(|o| o.status.success()) {
         println!("skipped: the Python of LAPIDARY_PYTHON has no openai");
-        return;
+        return None;
     }
+    Some(python)
+}
+
+#[test]
+fn the_openai_client_understands_the_server() {
     let folder = checkpoint(128, endless());
     with_template(&folder);
-    let server = Server::of(&folder, &["--parallel", "2", "--queue", "6"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/client.py");
+    the_openai_client_passes(&folder, &["--parallel", "2", "--queue", "6"], "client.py");
+}
+
+/// Runs a script of this folder against a server of a model; skipped, visibly, without the client.
+pub(super) fn the_openai_client_passes(model: &tempfile::TempDir, options: &[&str], script: &str) {
+    let Some(python) = python_with_openai() else {
+        return;
+    };
+    let server = Server::of(model, options);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints");
     let done = Command::new(python)
-        .arg(script)
+        .arg(folder.join(script))
         .arg(format!("http://{}", server.address))
         .output()
         .expect("Python starts");

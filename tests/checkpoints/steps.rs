@@ -2,6 +2,8 @@
 
 use super::*;
 use lapidary::driver::Compression;
+use lapidary::language;
+use lapidary_frontend::Purpose;
 use lapidary_language::Session;
 use lapidary_runtime::Model;
 use lapidary_runtime::value::Operand;
@@ -44,7 +46,7 @@ fn highest(scores: &[f32]) -> u32 {
 
 /// A session of one sequence.
 fn begun(model: &Model) -> Result<Session<'_>, String> {
-    let mut session = Session::new(model).map_err(|e| e.to_string())?;
+    let mut session = Session::new(model, None).map_err(|e| e.to_string())?;
     session.join().map_err(|e| e.to_string())?;
     Ok(session)
 }
@@ -111,7 +113,7 @@ fn check_all(folders: &[PathBuf]) {
 /// Those that write text.
 fn decoders(of: &Path) -> Vec<PathBuf> {
     let mut all = folders(of);
-    all.retain(|f| lapidary_frontend::checkpoint::writes_text(f));
+    all.retain(|f| lapidary_frontend::checkpoint::purpose(f) == Some(Purpose::WriteText));
     all
 }
 
@@ -300,7 +302,7 @@ fn cut_models_give_the_same_step_by_step() {
         pin: false,
         ..ModelOptions::default()
     };
-    let model = driver::compile_text(&folder, "checkpoint", &cut("*mlp.down_proj*"))
+    let model = language::compile_text(&folder, "checkpoint", &cut("*mlp.down_proj*"))
         .and_then(|compiled| compiled.load(options))
         .unwrap_or_else(|e| panic!("{e}"));
     let (length, vocabulary) = (stored["input_ids"].dims()[1], stored["logits"].dims()[2]);
@@ -314,7 +316,7 @@ fn cut_models_give_the_same_step_by_step() {
     let original = floats(&stored["logits"].clone().into());
     assert!(excess(last, &original[(length - 1) * vocabulary..][..vocabulary]) > 1.0);
     whole("*o_proj*");
-    let refused = driver::compile_text(&folder, "checkpoint", &cut("*o_proj*"));
+    let refused = language::compile_text(&folder, "checkpoint", &cut("*o_proj*"));
     assert!(refused.is_err_and(|e| format!("{e:?}").contains("keys and values are kept")));
 }
 

@@ -5,7 +5,8 @@ use lapidary::eval::{LanguageModel, evaluate, tokens};
 
 fn language_model(folder: &Path, seq: usize) -> LanguageModel {
     let options = CompileOptions::host(THREADS);
-    LanguageModel::load(folder, &options, THREADS, Some(seq)).unwrap_or_else(|e| panic!("{e}"))
+    LanguageModel::load(folder, &options, THREADS, Some(seq), None)
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn perplexity(folder: &Path, tokens: &[u32], seq: usize, windows: usize) -> f64 {

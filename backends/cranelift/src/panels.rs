@@ -7,14 +7,17 @@ use crate::tile::Tile;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, Value};
 use lapidary_abi::kernel::{
-    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MoveF32, RoundBlocks, UnaryF32,
-    UnpackBlocks,
+    ACT_BLOCK_EXTRA, GemmBlocks, Import, KernelContext, MASK_ADDED, MASK_BOOL, MASK_NONE, MoveF32,
+    RoundBlocks, SoftmaxF32, UnaryF32, UnpackBlocks, WidenF16,
 };
+use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
 use lapidary_ir::kernel::blocks::{self, BlocksTile, RoundTile, UnpackTile};
 use lapidary_ir::kernel::map::{self, Map};
 use lapidary_ir::kernel::moves::{self, Move};
+use lapidary_ir::kernel::softmax::{self, Rest, Softmax};
 use lapidary_ir::kernel::sparse::{self, Rows};
+use lapidary_ir::kernel::widen::{self, Widen};
 use lapidary_ir::kernel::{Binary, Buf, Op, Stmt, TileType, Var};
 use std::mem::offset_of;
 
@@ -61,6 +64,10 @@ impl<'k> Fun<'k, '_> {
             self.moves(&m)?;
         } else if let Some(m) = map::recognise(&self.facts, stmt, &map::CALLED.map(|a| a.0)) {
             self.map(&m)?;
+        } else if let Some(x) = softmax::recognise(&self.facts, stmt) {
+            self.softmax(&x)?;
+        } else if let Some(w) = widen::recognise(&self.facts, stmt) {
+            self.widen_halves(&w)?;
         } else {
             return Ok(false);
         }
@@ -179,6 +186,81 @@ impl<'k> Fun<'k, '_> {
             function: function,
         });
         self.call_micro_kernel(Import::UnaryF32, size_of::<UnaryF32>(), &fields);
+        Ok(())
+    }
+
+    fn softmax(&mut self, x: &Softmax) -> Result<(), Error> {
+        let zero = self.index(0);
+        let (rows, here) = (self.scalar(x.rows)?, self.scalar(x.here)?);
+        let [rows, here] = [rows, here].map(|n| self.count_of(zero, n));
+        let bound = |fun: &mut Self, at: Option<Var>, otherwise: Value| match at {
+            Some(at) => Ok((fun.scalar(at)?, 1)),
+            None => Ok::<_, Error>((otherwise, 0)),
+        };
+        let (first, first_step) = bound(self, x.first, zero)?;
+        let (end, end_step) = bound(self, x.end, here)?;
+        let (mask, mask_pitch, mask_kind) = match x.mask {
+            Some(mask) => {
+                let (size, kind) = match self.facts.kernel().buf_elem(mask.buf) {
+                    Some(ElemType::Bool) => (1, MASK_BOOL),
+                    _ => (4, MASK_ADDED),
+                };
+                let pitch = match mask.pitch {
+                    Some(pitch) => self.scalar(pitch)?,
+                    None => zero,
+                };
+                (self.at((mask.buf, mask.base), size)?, pitch, kind)
+            }
+            None => (zero, zero, MASK_NONE),
+        };
+        let (m, l, o, width) = match x.rest {
+            Rest::Running { m, l, o, width } => {
+                let [m, l, o] = [self.buffer(m)?.0, self.buffer(l)?.0, self.buffer(o)?.0];
+                (m, l, o, self.scalar(width)?)
+            }
+            Rest::Sum(l) => (zero, self.buffer(l)?.0, zero, zero),
+            Rest::Divided => (zero, zero, zero, zero),
+        };
+        let (s, pitch, scale) = (
+            self.buffer(x.s)?.0,
+            self.scalar(x.pitch)?,
+            self.scalar(x.scale)?,
+        );
+        let [first_step, end_step, mask_kind] =
+            [first_step, end_step, mask_kind].map(|v| self.b.ins().iconst(I32, i64::from(v)));
+        let fields = fields!(SoftmaxF32 {
+            s: s,
+            mask: mask,
+            m: m,
+            l: l,
+            o: o,
+            pitch: pitch,
+            mask_pitch: mask_pitch,
+            o_pitch: width,
+            width: width,
+            rows: rows,
+            here: here,
+            first: first,
+            end: end,
+            first_step: first_step,
+            end_step: end_step,
+            mask_kind: mask_kind,
+            scale: scale,
+        });
+        self.call_micro_kernel(Import::SoftmaxF32, size_of::<SoftmaxF32>(), &fields);
+        Ok(())
+    }
+
+    fn widen_halves(&mut self, w: &Widen) -> Result<(), Error> {
+        let (src, dst) = (self.at(w.src, 2)?, self.at(w.dst, 4)?);
+        let (zero, n) = (self.index(0), self.scalar(w.n)?);
+        let n = self.count_of(zero, n);
+        let fields = fields!(WidenF16 {
+            src: src,
+            dst: dst,
+            n: n,
+        });
+        self.call_micro_kernel(Import::WidenF16, size_of::<WidenF16>(), &fields);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ mod support;
 use lapidary_ir::kernel::{Kernel, legalize};
 use lapidary_ir::target::{Feature, Target};
 use lapidary_ptx::GPUS;
-use lapidary_suite::{Backend, kernels, run_interpreted};
+use lapidary_suite::{Backend, run_interpreted};
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -36,24 +36,8 @@ static COLLECTOR: Backend = Backend {
 
 /// Every kernel of the suite; those that differ in nothing are one.
 fn suite() -> Vec<Kernel> {
-    let all: &[fn(&Backend)] = &[
-        kernels::tiles_with_remainders_of_every_type,
-        kernels::gathers_masks_and_transpositions,
-        kernels::loops_branches_reductions_scratch,
-        kernels::integer_division_never_traps,
-        kernels::index_division_by_constants,
-        kernels::packed_codes_are_unpacked,
-        kernels::contractions_with_and_without_micro_kernels,
-        kernels::sparse_products_and_their_panels,
-        kernels::sparse_products_of_codes,
-        kernels::products_of_blocks,
-        kernels::blocks_are_rounded,
-        kernels::weights_become_numbers,
-        kernels::windows_of_numbers_and_codes,
-        support::products,
-        support::wide_rows,
-    ];
-    for case in all {
+    let own: [fn(&Backend); 2] = [support::products, support::wide_rows];
+    for case in lapidary_suite::FUNCTIONS.iter().chain(&own) {
         case(&COLLECTOR);
     }
     let mut seen = HashSet::new();

@@ -5,6 +5,7 @@ pub use super::packed::{
     batches_times_packed_weights, products_of_halves, vectors_times_packed_weights,
 };
 pub use super::panels::{sparse_products_and_their_panels, sparse_products_of_codes};
+pub use super::softmax::{halves_become_numbers, scores_become_weights};
 use super::*;
 use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;

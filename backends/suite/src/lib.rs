@@ -7,6 +7,7 @@ mod blocks;
 pub mod kernels;
 mod packed;
 mod panels;
+mod softmax;
 
 use lapidary_abi::kernel::{KernelContext, KernelFn, ZEROS_BYTES};
 use lapidary_ir::backend::{Code, Error};
@@ -45,6 +46,8 @@ macro_rules! suite {
             vectors_times_packed_weights
             batches_times_packed_weights
             products_of_halves
+            scores_become_weights
+            halves_become_numbers
         }
     };
     (functions; $($name:ident)*) => {

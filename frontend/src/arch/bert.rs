@@ -13,14 +13,17 @@ pub static BERT: Architecture = Architecture {
     ignored: &["pooler.", "bert.pooler.", "cls."],
     build: |net| {
         let root = net.root(&["", "bert."], "embeddings.word_embeddings.weight");
-        build(net, root, |net, ids| Ok(net.b().iota(Len::Of(ids, 1))?))
+        build(net, root, 0, |net, ids| {
+            Ok(net.b().iota(Len::Of(ids, 1))?)
+        })
     },
 };
 
-/// The encoder under the scope `root`; `positions` gives rows of the table of positions for the tokens.
+/// The encoder under the scope `root`; `positions` gives rows of the table of positions for the tokens, from row `first` on.
 pub fn build(
     net: &mut Net,
     root: &str,
+    first: usize,
     positions: impl Fn(&mut Net, ValueId) -> Built,
 ) -> Result<(), Stop> {
     let config = net.config;
@@ -37,8 +40,13 @@ pub fn build(
     let heads = Heads::equal(config, "num_attention_heads", hidden)?;
     let eps = config.float_or("layer_norm_eps", 1e-12)?;
     let activation = Activation::read(config, "hidden_act", Activation::Gelu)?;
-    let [words, places, kinds] =
-        ["vocab_size", "max_position_embeddings", "type_vocab_size"].map(|s| config.size(s));
+    let [words, kinds] = ["vocab_size", "type_vocab_size"].map(|s| config.size(s));
+    let places = config.size("max_position_embeddings")?;
+    let longest = places.checked_sub(first).filter(|&n| n > 0);
+    let longest = longest.ok_or_else(|| {
+        let reason = format!("is {places}, but the first token has position {first}");
+        config.problem("max_position_embeddings", reason)
+    })?;
     let n_layers = net.count("num_hidden_layers")?;
     let ids = net.input("input_ids");
     let mask = net.input("attention_mask");
@@ -48,7 +56,7 @@ pub fn build(
     let mut x = net.rows("word_embeddings", words?, hidden, ids)?;
     let y = net.rows("token_type_embeddings", kinds?, hidden, segments)?;
     x = net.add(x, y)?;
-    let y = net.rows("position_embeddings", places?, hidden, positions)?;
+    let y = net.rows("position_embeddings", places, hidden, positions)?;
     x = net.add(x, y)?;
     x = layer_norm(net, x, "LayerNorm", hidden, eps)?;
     let sight = Sight {
@@ -70,6 +78,5 @@ pub fn build(
         x = net.add(x, h)?;
         x = layer_norm(net, x, "output.LayerNorm", hidden, eps)?;
     }
-    net.output("last_hidden_state", x);
-    Ok(())
+    net.states(x, mask, longest)
 }

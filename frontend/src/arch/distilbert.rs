@@ -49,7 +49,6 @@ pub static DISTILBERT: Architecture = Architecture {
             x = net.add(x, h)?;
             x = layer_norm(net, x, "output_layer_norm", hidden, eps)?;
         }
-        net.output("last_hidden_state", x);
-        Ok(())
+        net.states(x, mask, places)
     },
 };

@@ -21,6 +21,7 @@ mod olmo2;
 mod olmoe;
 mod opt;
 mod phi3;
+mod pooling;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -30,6 +31,7 @@ pub(crate) mod rope;
 pub use blocks::{Heads, Vocabulary};
 pub use llama::Sizes as LlamaSizes;
 pub use net::{Form, Net, Stop};
+pub use pooling::{Mode, Pooling};
 
 use crate::checkpoint::config::Config;
 use crate::error::Problem;
@@ -47,11 +49,23 @@ pub struct Architecture {
     pub build: fn(&mut Net) -> Result<(), Stop>,
 }
 
+/// What networks of an architecture do with text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Decoders predict the token that follows, and so write text.
+    WriteText,
+    /// The states of encoders become embeddings of texts.
+    Embed,
+}
+
 impl Architecture {
-    /// Whether it predicts the token that follows, and so can write text.
-    pub fn writes_text(&self) -> bool {
+    /// What it does with text.
+    pub fn purpose(&self) -> Purpose {
         let decoder = |c: &&str| c.ends_with("ForCausalLM") || c.ends_with("LMHeadModel");
-        self.classes.iter().any(decoder)
+        match self.classes.iter().any(decoder) {
+            true => Purpose::WriteText,
+            false => Purpose::Embed,
+        }
     }
 }
 

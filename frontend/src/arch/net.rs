@@ -1,9 +1,10 @@
 //! A network being written: its settings, its weights by name, and the graph so far.
 
-use super::Architecture;
+use super::{Architecture, Pooling};
 use crate::checkpoint::config::Config;
 use crate::checkpoint::weights::Weights;
 use crate::error::{Problem, Problems};
+use lapidary_ir::attended::POSITION;
 use lapidary_ir::builder::Builder;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
@@ -54,12 +55,14 @@ pub struct Net<'c> {
     scope: String,
     constants: HashMap<String, ValueId>,
     form: Form,
-    /// What a network that is [`Form::Stepwise`] takes, once its tokens are there.
+    /// What a network takes that is not [`Form::Whole`], once its tokens are there.
     step: Option<Step>,
+    /// Most tokens of an encoder's sequence, once its output is there.
+    longest: Option<usize>,
 }
 
-/// What a network of tokens computes. The architectures write either by the same code: they differ in
-/// [`Net::tokens`], [`Net::positions`], [`Net::kept`] and [`Net::wanted`] only.
+/// What a network of tokens computes. The architectures write any by the same code: they differ in
+/// [`Net::tokens`], [`Net::positions`], [`Net::kept`] and [`Net::wanted`] of decoders, and [`Net::states`] of encoders only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Scores for every token of whole sequences.
@@ -68,6 +71,10 @@ pub enum Form {
     /// caches, to which those of the given tokens are added. A prompt in parts, a token at a time, and tokens of which each is
     /// to be judged are all such steps.
     Stepwise,
+    /// The same where the caches may have lost tokens: another input counts those that came before.
+    Evictable,
+    /// A vector for each sequence, which its states become.
+    Embedding(Pooling),
 }
 
 /// Inputs of a step.
@@ -75,6 +82,8 @@ pub enum Form {
 struct Step {
     /// Tokens of each sequence that the caches hold, `i64[batch]`.
     past: ValueId,
+    /// Tokens that each sequence has had, `i64[batch]`.
+    position: ValueId,
     /// Those and the given ones.
     filled: ValueId,
     /// Which of the given tokens are scored, `i64[batch,wanted]`.
@@ -92,6 +101,7 @@ impl<'c> Net<'c> {
         Net {
             form,
             step: None,
+            longest: None,
             config,
             weights,
             problems,
@@ -115,9 +125,18 @@ impl<'c> Net<'c> {
 
     /// The module, unless something is wrong: weights that nothing used are, too.
     pub(crate) fn finish(self, architecture: &Architecture) -> Option<Module> {
-        if self.form == Form::Stepwise && self.step.is_none() {
-            let model_type = architecture.model_type;
-            let reason = format!("`{model_type}` is an encoder, which writes no text");
+        let cannot = match self.form {
+            Form::Stepwise | Form::Evictable if self.step.is_none() => {
+                Some("an encoder, which writes no text")
+            }
+            Form::Embedding(_) if self.longest.is_none() => {
+                Some("a decoder, which gives no embeddings")
+            }
+            _ => None,
+        };
+        // What is not there because of another problem needs no second one.
+        if let Some(cannot) = cannot.filter(|_| self.problems.is_empty()) {
+            let reason = format!("`{}` is {cannot}", architecture.model_type);
             self.problems
                 .push(self.config.problem("model_type", reason));
         }
@@ -193,18 +212,24 @@ impl<'c> Net<'c> {
     /// The tokens of a decoder, `i64[batch,seq]`.
     pub fn tokens(&mut self) -> Built {
         let ids = self.input("input_ids");
-        if self.form == Form::Stepwise {
+        let form = self.form;
+        if matches!(form, Form::Stepwise | Form::Evictable) {
             let mut each = |name: &str, dims: &[&str]| {
                 let ty = Type::tensor(ElemType::I64, dims.iter().map(|d| Dim::sym(d)));
                 self.module.add_input(Module::TOP, name, ty)
             };
             let past = each("past", &["batch"]);
             let wanted = each("wanted", &["batch", "wanted"]);
+            let position = match form {
+                Form::Evictable => each(POSITION, &["batch"]),
+                _ => past,
+            };
             let mut b = self.b();
             let new = b.lens(&[Len::Of(ids, 1)])?;
             let filled = b.op("add", &[past, new])?;
             self.step = Some(Step {
                 past,
+                position,
                 filled,
                 wanted,
             });
@@ -219,7 +244,7 @@ impl<'c> Net<'c> {
         let own = b.iota(Len::Of(ids, 1))?;
         let own = b.unsqueeze(own, &[0])?;
         let Some(step) = step else { return Ok(own) };
-        let before = b.unsqueeze(step.past, &[1])?;
+        let before = b.unsqueeze(step.position, &[1])?;
         Ok(b.op("add", &[before, own])?)
     }
 
@@ -244,6 +269,25 @@ impl<'c> Net<'c> {
         let mut b = self.b();
         let wanted = b.unsqueeze(step.wanted, &[2])?;
         Ok(b.op_with("gather_nd", &[x, wanted], [("batch_dims", 1i64.into())])?)
+    }
+
+    /// The output of an encoder, out of its states `f32[batch,seq,width]`: all of them, or what the tokens become that are not
+    /// masked. Sequences have `longest` tokens at most.
+    pub fn states(&mut self, x: ValueId, mask: ValueId, longest: usize) -> Result<(), Stop> {
+        self.longest = Some(longest);
+        match self.form {
+            Form::Embedding(pooling) => {
+                let vector = pooling.build(self, x, mask)?;
+                self.output("embedding", vector);
+            }
+            _ => self.output("last_hidden_state", x),
+        }
+        Ok(())
+    }
+
+    /// Most tokens of an encoder's sequence, once its output is there.
+    pub(crate) fn longest(&self) -> Option<usize> {
+        self.longest
     }
 
     /// The network's output.

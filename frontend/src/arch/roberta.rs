@@ -2,6 +2,7 @@
 
 use super::net::{Built, Net};
 use super::{Architecture, bert};
+use crate::error::Problem;
 use lapidary_ir::{ElemType, Tensor, ValueId};
 
 /// The architecture.
@@ -11,15 +12,28 @@ pub static ROBERTA: Architecture = Architecture {
     ignored: &["pooler.", "roberta.pooler.", "lm_head."],
     build: |net| {
         let root = net.root(&["", "roberta."], "embeddings.word_embeddings.weight");
-        bert::build(net, root, positions)
+        let padding = padding(net)?;
+        bert::build(net, root, padding + 1, |net, ids| {
+            positions(net, ids, padding)
+        })
     },
 };
 
+/// The token of padding.
+fn padding(net: &Net) -> Result<usize, Problem> {
+    let found = net.config.float_or("pad_token_id", 1.0)?;
+    match found.fract() == 0.0 && (0.0..f64::from(u32::MAX)).contains(&found) {
+        true => Ok(found as usize),
+        false => Err(net
+            .config
+            .problem("pad_token_id", format!("is {found}, which is no token"))),
+    }
+}
+
 /// `padding + 1` for the first token, and so on; `padding` for padding.
-fn positions(net: &mut Net, ids: ValueId) -> Built {
-    let padding = net.config.float_or("pad_token_id", 1.0)? as i64;
+fn positions(net: &mut Net, ids: ValueId, padding: usize) -> Built {
     let mut b = net.b();
-    let padding = b.constant(&Tensor::int(padding));
+    let padding = b.constant(&Tensor::int(padding as i64));
     let is_padding = b.op("equal", &[ids, padding])?;
     let counted = b.op("not", &[is_padding])?;
     let counted = b.cast(counted, ElemType::I64)?;

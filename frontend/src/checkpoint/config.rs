@@ -2,6 +2,7 @@
 
 use crate::error::Problem;
 use crate::files::Files;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -13,6 +14,34 @@ const MAX_SIZE: u64 = 1 << 31;
 
 /// Longest file; real ones have a few thousand bytes, and ten times this with tables of labels.
 const MAX_BYTES: usize = 16 << 20;
+
+/// What a file of JSON in `folder` holds; none if there is no such file.
+pub(crate) fn optional<T: DeserializeOwned>(
+    folder: &Path,
+    file: &str,
+) -> Result<Option<T>, Problem> {
+    // A link to nowhere is there, and is reported; what is outside of the folder is never looked for.
+    let missing = Files::is_inside(file) && folder.join(file).symlink_metadata().is_err();
+    (!missing).then(|| read(folder, file)).transpose()
+}
+
+fn read<T: DeserializeOwned>(folder: &Path, file: &str) -> Result<T, Problem> {
+    let wrong = |reason: String| Problem {
+        place: format!("file `{file}`"),
+        reason,
+        remedy: None,
+    };
+    let bytes = Files::new(Some(folder))
+        .open(file, "the configuration")
+        .map_err(wrong)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(wrong(format!(
+            "has {} bytes; at most {MAX_BYTES} are read",
+            bytes.len()
+        )));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not valid: {e}")))
+}
 
 /// The settings of a checkpoint, or one object of settings inside them.
 #[derive(Clone, Debug)]
@@ -27,25 +56,19 @@ pub struct Config {
 impl Config {
     /// Reads the file in `folder`.
     pub fn read(folder: &Path) -> Result<Config, Problem> {
-        let wrong = |reason: String| Problem {
-            place: format!("file `{FILE}`"),
-            reason,
+        let settings = read(folder, FILE).map_err(|problem| Problem {
             remedy: Some(
                 "a checkpoint is a folder with `config.json` and `model.safetensors`".to_owned(),
             ),
-        };
-        let bytes = Files::new(Some(folder))
-            .open(FILE, "the configuration")
-            .map_err(wrong)?;
-        if bytes.len() > MAX_BYTES {
-            return Err(wrong(format!(
-                "has {} bytes; at most {MAX_BYTES} are read",
-                bytes.len()
-            )));
-        }
-        let settings =
-            serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not valid: {e}")))?;
+            ..problem
+        })?;
         Ok(Config::of(settings, FILE))
+    }
+
+    /// Reads another file of settings, which may be missing.
+    pub(crate) fn optional(folder: &Path, file: &str) -> Result<Option<Config>, Problem> {
+        let settings = optional(folder, file)?;
+        Ok(settings.map(|settings| Config::of(settings, file)))
     }
 
     /// Settings out of a file of this name.
@@ -65,6 +88,11 @@ impl Config {
     /// What the settings are read from.
     pub fn file(&self) -> &str {
         &self.file
+    }
+
+    /// Names of all settings.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.settings.keys().map(String::as_str)
     }
 
     /// Whether there is a setting, other than `null`.

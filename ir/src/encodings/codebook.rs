@@ -134,10 +134,15 @@ fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
 
 fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
     let (&last, _) = shape.split_last().filter(|_| elem.is_float())?;
-    let (d, n) = (s.divisor(last), s.one_of(&[1, 2, 5, 16]));
+    let (d, n) = (s.divisor(last), s.one_of(&[1, 2, 5, 16, 300]));
     let mut codes = shape.to_vec();
     codes[shape.len() - 1] = last / d;
-    let mut table = s.blocks(&codes);
+    // One large table, whose codes take 16 bits, is enough.
+    let mut table = if n > 256 {
+        vec![1; codes.len()]
+    } else {
+        s.blocks(&codes)
+    };
     table.extend([n, d]);
     let own = s.one_of(&[elem, ElemType::F16]);
     let table = s.term(own, &table);
@@ -168,5 +173,13 @@ mod tests {
         let table = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [1, 2, 1], vec![1.0, 2.0]));
         let codes = dense::from_tensor(&Tensor::from_int(ElemType::U8, [1], vec![2]));
         assert!(codebook(ElemType::F32, table, codes).decode().is_err());
+    }
+
+    #[test]
+    fn samples_have_long_vectors_and_wide_codes() {
+        let wide =
+            (0..400).filter_map(|seed| sample(&mut Sampler::new(seed, 1), ElemType::F32, &[4, 16]));
+        let mut wide = wide.filter(|e| e.children[1].elem == ElemType::U16);
+        assert!(wide.any(|e| e.children[0].shape[3..] == [8]));
     }
 }

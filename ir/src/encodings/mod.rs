@@ -25,6 +25,7 @@ pub mod gather;
 pub mod r#gen;
 pub mod hashed;
 pub mod int;
+pub mod lattice;
 pub mod matmul;
 pub mod patch;
 mod pattern;

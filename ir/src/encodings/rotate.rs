@@ -31,8 +31,8 @@ pub static ROTATE: Constructor = Constructor {
     sample,
 };
 
-/// Largest Hadamard matrix: it is written out where it is multiplied with.
-const MAX_HADAMARD: usize = 1 << 12;
+/// Rows of the largest Hadamard matrix.
+pub const MAX_HADAMARD: usize = 1 << 12;
 
 /// `e`, whose blocks of so many elements along `axis` are stored in the Hadamard basis.
 pub fn hadamard(elem: ElemType, axis: usize, block: usize, e: Encoding) -> Encoding {
@@ -88,37 +88,57 @@ pub fn hadamard_matrix(n: usize) -> Vec<f64> {
     (0..n * n).map(|i| f64::from(sign(i)) * scale).collect()
 }
 
+/// A block, whose length is a power of two, times the Hadamard matrix with rows of length 1, by `n log n` additions. It is its
+/// own inverse.
+pub fn transform(block: &mut [f64]) {
+    let mut half = 1;
+    while half < block.len() {
+        for pair in block.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (block.len() as f64).sqrt();
+    block.iter_mut().for_each(|v| *v *= scale);
+}
+
+/// The longest Hadamard matrix, of at most `most` rows, whose blocks divide `n` numbers.
+pub fn longest_block(n: usize, most: usize) -> usize {
+    let most = most.clamp(1, MAX_HADAMARD);
+    1 << n.trailing_zeros().min(most.ilog2())
+}
+
 fn decode(e: &Encoding) -> Result<Tensor, DecodeError> {
     let (axis, size) = block(e)?;
     let r = match e.children.get(1) {
-        Some(_) => e.floats(1)?,
-        None => hadamard_matrix(size),
+        Some(_) => Some(e.floats(1)?),
+        None => None,
     };
     let (x, inner) = (e.floats(0)?, count(&e.shape[axis + 1..]));
     let mut out = vec![0.0; x.len()];
     // One inner position of one block at a time: `size` numbers, `inner` apart.
     for i in 0..x.len() / size {
         let at = |k: usize| (i / inner * size + k) * inner + i % inner;
-        let row: Vec<f64> = (0..size).map(|k| x[at(k)]).collect();
-        let turned = matmul::product(&row, &r, size, size, |v| e.round(v));
-        turned
-            .into_iter()
-            .enumerate()
-            .for_each(|(j, v)| out[at(j)] = v);
+        let mut row: Vec<f64> = (0..size).map(|k| e.round(x[at(k)])).collect();
+        match &r {
+            Some(r) => row = matmul::product(&row, r, size, size, |v| e.round(v)),
+            None => transform(&mut row),
+        }
+        for (j, v) in row.into_iter().enumerate() {
+            out[at(j)] = e.round(v);
+        }
     }
     Ok(e.tensor(out))
 }
 
+/// Hadamard matrices longer than this are opened as the Kronecker product of two that are about as long as each other.
+const WHOLE: usize = 128;
+
 fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
     let (axis, size) = block(e).map_err(|e| OpError::new(e.to_string()))?;
-    let r = match e.children.get(1) {
-        Some(_) => e.worked(b, 1)?,
-        None => b.constant(&Tensor::from_f64(
-            e.work(),
-            [size, size],
-            hadamard_matrix(size),
-        )),
-    };
     let x = e.worked(b, 0)?;
     // The axis goes last, so that a block is a row of a product.
     let rank = e.shape.len();
@@ -127,12 +147,44 @@ fn open(e: &Encoding, b: &mut Builder) -> Result<ValueId, OpError> {
     let mut back: Vec<usize> = (0..rank - 1).collect();
     back.insert(axis, rank - 1);
     let moved: Vec<Len> = there.iter().map(|&a| Len::N(e.shape[a] as i64)).collect();
+    let n = |n: usize| Len::N(n as i64);
     let x = b.transpose(x, &there)?;
-    let x = b.reshape(x, &[Len::N((e.len() / size) as i64), Len::N(size as i64)])?;
-    let y = b.op("matmul", &[x, r])?;
+    let y = match e.children.get(1) {
+        Some(_) => {
+            let x = b.reshape(x, &[n(e.len() / size), n(size)])?;
+            let r = e.worked(b, 1)?;
+            b.op("matmul", &[x, r])?
+        }
+        None if size <= WHOLE => times_hadamard(e, b, x, size)?,
+        None => {
+            // Row i * short + j of the matrix is row i of the long one beside row j of the short one.
+            let short = 1 << (size.ilog2() / 2);
+            let long = size / short;
+            let y = times_hadamard(e, b, x, short)?;
+            let y = b.reshape(y, &[n(e.len() / size), n(long), n(short)])?;
+            let y = b.transpose(y, &[0, 2, 1])?;
+            let y = times_hadamard(e, b, y, long)?;
+            let y = b.reshape(y, &[n(e.len() / size), n(short), n(long)])?;
+            b.transpose(y, &[0, 2, 1])?
+        }
+    };
     let y = b.reshape(y, &moved)?;
     let y = b.transpose(y, &back)?;
     b.cast(y, e.elem)
+}
+
+/// Runs of `size` numbers, as rows, times the Hadamard matrix.
+fn times_hadamard(
+    e: &Encoding,
+    b: &mut Builder,
+    x: ValueId,
+    size: usize,
+) -> Result<ValueId, OpError> {
+    let matrix = Tensor::from_f64(e.work(), [size, size], hadamard_matrix(size));
+    let matrix = b.constant(&matrix);
+    let runs = e.len() / size;
+    let x = b.reshape(x, &[Len::N(runs as i64), Len::N(size as i64)])?;
+    b.op("matmul", &[x, matrix])
 }
 
 fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> {
@@ -153,7 +205,8 @@ fn sample(s: &mut Sampler, elem: ElemType, shape: &[usize]) -> Option<Encoding> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encodings::dense;
+    use crate::encodings::{dense, open_constants};
+    use crate::{Constant, Module, eval};
 
     #[test]
     fn two_turns_are_none() {
@@ -177,5 +230,35 @@ mod tests {
                     .any(far)
             );
         }
+    }
+
+    #[test]
+    fn fast_and_opened_transforms_are_products_with_the_matrix() {
+        for size in [1usize, 2, 64, 256, 512] {
+            let x: Vec<f64> = (0..3 * size).map(|i| (i * i % 17) as f64 - 8.0).collect();
+            let want = matmul::product(&x, &hadamard_matrix(size), size, size, |v| v);
+            let near = |got: &[f64]| got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4);
+            let mut fast = x.clone();
+            fast.chunks_mut(size).for_each(transform);
+            assert!(near(&fast), "{size}");
+            let given = dense::from_tensor(&Tensor::from_f64(ElemType::F32, [3, size], x));
+            let term = hadamard(ElemType::F32, 1, size, given);
+            assert!(near(
+                term.decode().expect("valid").floats().expect("floats")
+            ));
+            let mut m = Module::new("term");
+            let y = m.add_constant("", Constant::new(term));
+            m.region_mut(Module::TOP).outputs.push(y);
+            m.output_names.push("y".into());
+            open_constants(&mut m, &|_, _| true).expect("opens");
+            let out = eval::run(&m, vec![]).expect("runs");
+            let out = out[0].as_tensor().and_then(Tensor::to_f64s);
+            assert!(near(&out.expect("numbers")), "{size}");
+        }
+        let blocks = [(384, 128), (11008, 4096), (5, 8), (0, 4)];
+        assert_eq!(
+            blocks.map(|(n, most)| longest_block(n, most)),
+            [128, 256, 1, 4]
+        );
     }
 }

@@ -42,8 +42,7 @@
 
 use super::build::KernelBuilder;
 use super::contraction::Facts;
-use super::legalize::legalize;
-use super::pattern::{Bindings, unify};
+use super::pattern::written;
 use super::sparse::Rows;
 use super::*;
 use lapidary_abi::kernel::{ACT_BLOCK_EXTRA, PANEL_BLOCKS};
@@ -419,13 +418,6 @@ fn constants<'k>(body: &'k [Stmt]) -> impl Iterator<Item = i64> + 'k {
     })
 }
 
-/// What the free variables of a pattern are in statements that it writes. Backends expand conversions of small floats, such as scales,
-/// before they look at loops, and then it is the pattern with these expanded.
-fn written(pattern: Kernel, facts: &Facts, stmts: &[Stmt]) -> Option<Bindings> {
-    unify(&pattern, facts.kernel(), stmts)
-        .or_else(|| unify(&legalize(pattern), facts.kernel(), stmts))
-}
-
 /// Recognises what [`blocks()`] writes.
 pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
     let Op::For { body, step, .. } = &stmt.op else {
@@ -625,6 +617,7 @@ pub fn recognise_round(facts: &Facts, stmt: &Stmt) -> Option<RoundTile> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::legalize::legalize;
     use super::*;
 
     #[test]

@@ -10,7 +10,7 @@
 use super::activation::Activation;
 use super::build::KernelBuilder;
 use super::contraction::Facts;
-use super::pattern::unify;
+use super::pattern::{loop_alone, unify};
 use super::*;
 use lapidary_abi::kernel::{
     UNARY_ERF, UNARY_EXP, UNARY_GELU, UNARY_GELU_TANH, UNARY_SIGMOID, UNARY_SWISH, UNARY_TANH,
@@ -110,10 +110,8 @@ pub fn recognise(facts: &Facts, stmt: &Stmt, known: &[Activation]) -> Option<Map
             whole: to.valid.is_none(),
         };
         map(&mut b, pattern);
-        let mut pattern_kernel = b.finish();
-        // The loop alone: the index that it begins at is a constant of somebody else.
-        pattern_kernel.body.remove(0);
-        let found = unify(&pattern_kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+        let stmts = std::slice::from_ref(stmt);
+        let found = unify(&loop_alone(b), facts.kernel(), stmts)?;
         Some(Map {
             src: (found.buf(src)?, found.var(src_at)?),
             dst: (found.buf(dst)?, found.var(dst_at)?),

@@ -32,9 +32,11 @@ mod math;
 pub mod moves;
 pub mod packed;
 pub mod pattern;
+pub mod softmax;
 pub mod sparse;
 pub mod text;
 pub mod verify;
+pub mod widen;
 pub mod window;
 
 pub use class::Class;

@@ -11,7 +11,7 @@
 
 use super::build::KernelBuilder;
 use super::contraction::Facts;
-use super::pattern::unify;
+use super::pattern::{loop_alone, unify};
 use super::*;
 use lapidary_abi::kernel::MOVE_COLS;
 
@@ -119,10 +119,8 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<Move> {
         cols,
     };
     moves(&mut b, pattern);
-    let mut pattern_kernel = b.finish();
-    // The loop alone: the index that it begins at is a constant of somebody else.
-    pattern_kernel.body.remove(0);
-    let found = unify(&pattern_kernel, facts.kernel(), std::slice::from_ref(stmt))?;
+    let stmts = std::slice::from_ref(stmt);
+    let found = unify(&loop_alone(b), facts.kernel(), stmts)?;
     let side = |(buf, base, stride): (Buf, Var, Var)| {
         Some((found.buf(buf)?, found.var(base)?, found.var(stride)?))
     };

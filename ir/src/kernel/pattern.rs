@@ -4,6 +4,10 @@
 //! So a canonical form is stated once, by the function that writes it. Statements are compared in their order, as nothing
 //! between writing and code generation changes it.
 
+use super::build::KernelBuilder;
+use super::contraction::Facts;
+use super::legalize::legalize_but;
+use super::map::function_of;
 use super::*;
 use std::collections::HashMap;
 
@@ -32,6 +36,25 @@ impl Bindings {
     fn bind_buf(&mut self, pattern: &Kernel, kernel: &Kernel, p: Buf, k: Buf) -> bool {
         pattern.buf_elem(p) == kernel.buf_elem(k) && *self.bufs.entry(p).or_insert(k) == k
     }
+}
+
+/// A pattern of one loop alone: the index that it begins at is a constant of somebody else.
+pub fn loop_alone(written: KernelBuilder) -> Kernel {
+    let mut pattern = written.finish();
+    pattern.body.remove(0);
+    pattern
+}
+
+/// As backends with micro-kernels get a kernel that they look for loops in: functions are expanded but for those of vectors, and so
+/// are conversions of small floats.
+pub fn expanded(kernel: Kernel) -> Kernel {
+    legalize_but(kernel, &|f, ty| function_of(f, ty).is_some())
+}
+
+/// What the free variables of a pattern are in statements that it writes, before or after these are [`expanded`].
+pub fn written(pattern: Kernel, facts: &Facts, stmts: &[Stmt]) -> Option<Bindings> {
+    unify(&pattern, facts.kernel(), stmts)
+        .or_else(|| unify(&expanded(pattern), facts.kernel(), stmts))
 }
 
 /// Lays the statements of `pattern` beside `stmts` of `kernel`; what its free variables are, if they agree.
@@ -94,6 +117,40 @@ fn statement(pattern: &Kernel, kernel: &Kernel, p: &Stmt, k: &Stmt, found: &mut 
                 .all(|(&p, &k)| found.bind(pattern, kernel, p, k))
             {
                 return false;
+            }
+        }
+        (
+            Op::If {
+                condition,
+                then_body,
+                then_yields,
+                else_body,
+                else_yields,
+            },
+            Op::If {
+                condition: k_condition,
+                then_body: k_then_body,
+                then_yields: k_then_yields,
+                else_body: k_else_body,
+                else_yields: k_else_yields,
+            },
+        ) => {
+            if !found.bind(pattern, kernel, *condition, *k_condition) {
+                return false;
+            }
+            for (inner, k_inner, yields, k_yields) in [
+                (then_body, k_then_body, then_yields, k_then_yields),
+                (else_body, k_else_body, else_yields, k_else_yields),
+            ] {
+                let same = yields.len() == k_yields.len()
+                    && body(pattern, kernel, inner, k_inner, found)
+                    && yields
+                        .iter()
+                        .zip(k_yields)
+                        .all(|(&p, &k)| found.bind(pattern, kernel, p, k));
+                if !same {
+                    return false;
+                }
             }
         }
         (Op::If { .. }, _) | (_, Op::If { .. } | Op::For { .. }) => return false,

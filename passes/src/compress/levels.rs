@@ -299,6 +299,7 @@ fn settings(level: &Level) -> Result<Settings, MethodError> {
         clip: level.clip,
         scale_bits: level.scale_bits,
         rate: level.rate,
+        temperature: level.temperature,
         pattern: level.pattern()?.unwrap_or(usual.pattern),
         ..usual
     })

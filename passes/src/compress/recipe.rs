@@ -111,6 +111,10 @@ pub struct Level {
     /// Stored bits for each weight, of methods that can meet any number; 0 for `bits`.
     #[serde(default)]
     pub rate: f64,
+    /// How softly values are assigned while a palette is made (DKM); 0 for the exact optimum, 1 for the usual distance of a value
+    /// from its entry.
+    #[serde(default)]
+    pub temperature: f64,
     /// Share of the weights that methods which prune leave out; 0 for what they do by themselves.
     #[serde(default)]
     pub sparsity: f64,
@@ -158,6 +162,7 @@ impl Default for Level {
             clip: false,
             scale_bits: 0,
             rate: 0.0,
+            temperature: 0.0,
             sparsity: 0.0,
             block: 0,
             n_of_m: None,

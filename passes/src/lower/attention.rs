@@ -139,9 +139,10 @@ pub(super) fn plan(module: &Module, n: NodeId, cached: bool) -> Option<Plan> {
             left: node.int("left_window_size").ok().filter(|&l| l >= 0),
             softcap: softcap.map(|c| c as f32),
             stored: match cached {
-                true => Stored::Cached,
+                true => Stored::Cached(ElemType::F32),
                 false => Stored::Packed,
             },
+            counted: false,
         },
         batch,
         queries,
@@ -154,9 +155,13 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let mut plan = plan(&low.facts.module, n, caches.is_some())
         .ok_or_else(|| OpError::new("has no schedule, and was not decomposed"))?;
     let out = low.facts.module.node(n).results[0];
-    if let Some([Some(keys), Some(values)]) = caches.map(|both| both.map(|c| c.codes())) {
-        plan.schedule.stored = Stored::Coded { keys, values };
+    if let Some([keys, values]) = caches.map(|both| both.map(|c| c.held())) {
+        plan.schedule.stored = cache::stored(keys, values).ok_or_else(|| {
+            OpError::new("has caches of keys and of values that do not go together")
+        })?;
     }
+    // `evict` has checked that it is possible.
+    plan.schedule.counted = low.options.evictable && caches.is_some();
     let a = &plan.schedule;
     let mut buffers = vec![plan.q];
     match caches {
@@ -170,6 +175,16 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
     }
     buffers.extend(plan.mask.into_iter().chain(plan.filled));
+    let counted = match (a.counted, caches, plan.filled) {
+        (true, Some([keys, _]), Some(filled)) => {
+            let attended = cache::attended(low, &keys, a.kv_heads)?;
+            let rows = &plan.batch * &Dim::from(a.heads) * &plan.queries;
+            let softmax = low.temporary(ElemType::F32, vec![rows, Dim::from(2i64)]);
+            buffers.extend([attended, softmax]);
+            Some([plan.q, buffers[1], filled, softmax, attended])
+        }
+        _ => None,
+    };
     buffers.push(out);
     let mut args: Vec<KernelArg> = buffers.into_iter().map(KernelArg::Value).collect();
     args.extend(unknown([&plan.batch, &plan.queries, &plan.keys]));
@@ -185,8 +200,19 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         &args,
         &grid,
         grain,
-        &(pairs * Dim::from(per_key)),
-    )
+        &(&pairs * &Dim::from(per_key)),
+    )?;
+    let Some(buffers) = counted else {
+        return Ok(());
+    };
+    let mut args: Vec<KernelArg> = buffers.map(KernelArg::Value).into();
+    args.extend(unknown([&plan.batch, &plan.queries, &plan.keys]));
+    let width = Dim::from(i64::from(PANEL));
+    let grid = &plan.batch * &Dim::from(a.kv_heads) * plan.keys.floor_div(&width);
+    let group = a.heads / a.kv_heads;
+    let grain = self::grain(2 * a.size * i64::from(PANEL) * group);
+    let work = pairs * Dim::from(2 * a.size);
+    low.launch(a.count_attended(), &args, &grid, grain, &work)
 }
 
 pub(super) fn grain(per_block: i64) -> u32 {

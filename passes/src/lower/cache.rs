@@ -6,20 +6,24 @@
 //! => append (x, at, cache)                   in place, in the panels that attention reads
 //!    attention (q, cache, ..)
 //! ```
-//! Neither is an input or output of the program then: the cache is a state of it. Where a `round_cache` is between the two, older
-//! tokens are codes, and the cache is the three states of [`crate::schedules::cache::coded`].
+//! Neither is an input or output of the program then: the cache is a state of it. Where a `round_cache` is between the two, it holds
+//! halves, or older tokens are codes, and the cache is the three states of [`crate::schedules::cache::coded`].
 
 use super::attention::plan;
 use super::{KernelArg, Lowerer};
-use crate::schedules::attention::Packed;
+use crate::schedules::attention::{Packed, Stored};
 use crate::schedules::cache::Append;
 use crate::schedules::cache::coded::{AppendCoded, Codes};
+use lapidary_abi::attended::{ROWS, SUFFIX};
 use lapidary_ir::graph::Def;
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::ops::attention::cache::Rounding;
+use lapidary_ir::ops::attention::cache::{HALF, Rounding};
 use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
 use std::collections::{HashMap, HashSet};
+
+/// Numbers of a cache line.
+const LINE_NUMBERS: i64 = 16;
 
 /// A cache.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +41,36 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// How older tokens are stored, unless as numbers.
-    pub fn codes(&self) -> Option<Codes> {
-        self.rounding.map(|(_, r)| Codes {
-            bits: r.bits,
-            window: r.window,
-        })
+    /// What tokens are stored as.
+    pub fn held(&self) -> Held {
+        match self.rounding {
+            None => Held::Numbers(ElemType::F32),
+            Some((_, r)) if r.bits == HALF => Held::Numbers(ElemType::F16),
+            Some((_, r)) => Held::Codes(Codes {
+                bits: r.bits,
+                window: r.window,
+            }),
+        }
+    }
+}
+
+/// What tokens are stored as in a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Panels of numbers of this type.
+    Numbers(ElemType),
+    /// Codes, but for the first and the newest.
+    Codes(Codes),
+}
+
+/// How attention finds keys and values that caches hold; none if it cannot with both.
+pub fn stored(keys: Held, values: Held) -> Option<Stored> {
+    match (keys, values) {
+        (Held::Numbers(of), Held::Numbers(other)) => (of == other).then_some(Stored::Cached(of)),
+        (Held::Codes(keys), Held::Codes(values)) => {
+            (keys.window == values.window).then_some(Stored::Coded { keys, values })
+        }
+        _ => None,
     }
 }
 
@@ -107,10 +135,34 @@ impl Caches {
                 return None;
             }
             let both = [cache(n, Packed::Keys)?, cache(n, Packed::Values)?];
-            let [keys, values] = both.map(|c| c.codes().map(|codes| codes.window));
-            (keys == values).then_some((n, both))
+            stored(both[0].held(), both[1].held()).map(|_| (n, both))
         };
         Caches(module.top().nodes.iter().filter_map(both).collect())
+    }
+
+    /// An error unless tokens may be taken out of every cache: an attention then sees keys in other places than their tokens had.
+    pub fn evictable(&self, module: &Module) -> Result<(), OpError> {
+        let refused = |n: NodeId| {
+            let node = module.node(n);
+            let reason = match self.of(n) {
+                _ if node.op.name != "attention" => return None,
+                None => "its keys and values are in no caches",
+                Some(both) if both.iter().any(|c| c.rounding.is_some()) => {
+                    "caches of codes (`--kv`) keep all tokens"
+                }
+                _ if !node.flag("is_causal")
+                    || node.operand(3).is_some()
+                    || node.int("left_window_size") != Ok(-1) =>
+                {
+                    "what it sees depends on how far tokens are apart, such as in windows"
+                }
+                Some(_) => return None,
+            };
+            Some(OpError::new(format!("tokens cannot be evicted: {reason}")))
+        };
+        let regions = module.reachable_regions();
+        let mut nodes = regions.into_iter().flat_map(|r| &module.region(r).nodes);
+        nodes.find_map(|&n| refused(n)).map_or(Ok(()), Err)
     }
 
     /// Those that a node reads.
@@ -151,8 +203,8 @@ pub fn append(
     let (count, panel) = (Dim::from(heads), Dim::from(size));
     // Columns of values are in panels of their own.
     let columns = &count * panel.ceil_div(&width);
-    let (states, kernel, tokens) = match cache.codes() {
-        None => {
+    let (states, kernel, tokens) = match cache.held() {
+        Held::Numbers(elem) => {
             let shape = match cache.what {
                 Packed::Keys => [count, capacity.floor_div(&width), panel * width],
                 Packed::Values => [columns, capacity.clone(), width],
@@ -164,11 +216,12 @@ pub fn append(
                 tokens: num(&of_x[1]),
                 capacity: num(capacity),
                 what: cache.what,
+                elem,
             };
-            let own = vec![(String::new(), ElemType::F32, shape)];
+            let own = vec![(String::new(), elem, shape)];
             (own, kernel.kernel(), of_x[1].clone())
         }
-        Some(form) => {
+        Held::Codes(form) => {
             let [slots, bytes, two] = [form.slots(), form.group_bytes(), 2].map(Dim::from);
             // Rows of groups, and groups of a row.
             let (recent, rows, groups) = match cache.what {
@@ -215,9 +268,23 @@ pub fn append(
     args.extend(super::attention::unknown([batch, &of_x[1], capacity]));
     let grid = batch * &Dim::from(heads) * tokens;
     let moved = batch * &Dim::from(heads) * &of_x[1] * Dim::from(size);
-    let grain = super::attention::grain(size);
+    // Each number of a key goes to a cache line of its own, those of a value follow each other.
+    let per_number = match cache.what {
+        Packed::Keys => LINE_NUMBERS,
+        Packed::Values => 1,
+    };
+    let grain = super::attention::grain(size * per_number);
     low.launch(kernel, &args, &grid, grain, &moved)?;
     Ok(states)
+}
+
+/// The state beside a cache of keys that counts the attention its tokens get: [`lapidary_abi::attended`].
+pub fn attended(low: &mut Lowerer, keys: &Cache, heads: i64) -> Result<ValueId, OpError> {
+    let of_cache = low.facts.shape(keys.after)?;
+    let name = low.facts.module.value(keys.before).name.clone();
+    let [heads, rows] = [Dim::from(heads), Dim::from(ROWS as i64)];
+    let dims = vec![of_cache[0].clone(), heads, rows, of_cache[1].clone()];
+    Ok(low.state(&format!("{name}{SUFFIX}"), ElemType::F32, dims))
 }
 
 #[cfg(test)]
@@ -283,8 +350,8 @@ mod tests {
     }
 
     #[test]
-    fn caches_of_codes_hold_what_was_rounded() {
-        for bits in [[8, 8], [4, 2], [2, 4]] {
+    fn caches_of_codes_and_of_halves_hold_what_was_rounded() {
+        for bits in [[16, 16], [8, 8], [4, 2], [2, 4]] {
             check_states(Some(bits));
         }
     }
@@ -329,7 +396,13 @@ mod tests {
             assert_eq!(names, ["q", "k", "v", "past"]);
             assert_eq!(
                 (lowered.program.outputs.len(), lowered.program.states.len()),
-                (1, if kv.is_some() { 6 } else { 2 })
+                (
+                    1,
+                    match kv {
+                        None | Some([16, 16]) => 2,
+                        Some(_) => 6,
+                    }
+                )
             );
             const ROOM: usize = 192;
             let empty = || Value::from(numbers(&[2, ROOM, 2 * size], 0));
@@ -382,6 +455,135 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What the attention of a module gives, and its probabilities, `[2,HEADS,queries,room]`, with numbers that are added to scores.
+    fn with_probabilities(module: &Module, given: Vec<Value>, bias: Tensor) -> Vec<Tensor> {
+        let mut m = module.clone();
+        let shape = bias.shape().to_vec();
+        let mask = m.add_input(Module::TOP, "bias", Type::tensor(ElemType::F32, shape));
+        let n = m.producer(m.top().outputs[2]).expect("attention");
+        let mut operands = m.node(n).operands.clone();
+        operands[3] = Some(mask);
+        let own = m.node(n).attrs.clone();
+        let mut attrs: Vec<(&str, Attr)> =
+            own.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        attrs.push(("qk_matmul_output_mode", Attr::Int(3)));
+        let fresh = Cell::new(lapidary_ir::infer::first_fresh(module));
+        let mut b = Builder::new(&mut m, Module::TOP, "", &fresh);
+        let all = b
+            .multi("attention", &operands, &attrs, 4)
+            .expect("attention");
+        let caches = m.top().outputs[..2].to_vec();
+        m.region_mut(Module::TOP).outputs = [caches, vec![all[0], all[3]]].concat();
+        m.output_names = ["keys", "values", "y", "p"].map(str::to_owned).into();
+        let given = [given, vec![bias.into()]].concat();
+        let found = eval::run(&m, given).unwrap_or_else(|e| panic!("{e}"));
+        let tensor = |v: Value| v.as_tensor().cloned().expect("a tensor");
+        found.into_iter().map(tensor).collect()
+    }
+
+    #[test]
+    fn attention_is_counted_and_tokens_have_a_bias() {
+        use lapidary_abi::attended::{BIAS, DECAY, LOCAL, QUERIES, ROWS, TOTAL};
+        const ROOM: usize = 96;
+        let causal = ("is_causal", Attr::Int(1));
+        for attrs in [
+            vec![causal.clone()],
+            vec![causal, ("softcap", Attr::Float(2.0))],
+        ] {
+            let size = 40;
+            let module = module(size, &attrs);
+            let options = Options {
+                caches: true,
+                evictable: true,
+                ..Options::default()
+            };
+            let lowered =
+                lower(&module, &Target::x86_64(), &options).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(lowered.program.states.len(), 3);
+            let mut caches: Vec<Value> = vec![numbers(&[2, ROOM, 2 * size], 0).into(); 2];
+            // Two sequences, two heads: what is expected, and what is added to a score.
+            let mut want = vec![0.0; 4 * ROWS * ROOM];
+            for head in 0..4 {
+                want[(head * ROWS + BIAS) * ROOM + 3] = 0.5 + head as f64;
+            }
+            let first = Tensor::from_f64(ElemType::F32, [2, 2, ROWS, ROOM], want.clone());
+            let mut states = vec![
+                Tensor::zeros(ElemType::F32, [2, 2, ROOM / 32, size * 32]).into(),
+                Tensor::zeros(ElemType::F32, [2, 4, ROOM, 32]).into(),
+                first.into(),
+            ];
+            for (i, (past, n)) in [([0, 0], 5), ([5, 3], 1), ([6, 4], 30), ([36, 34], 40)]
+                .into_iter()
+                .enumerate()
+            {
+                let of = |width: usize, seed| Value::from(numbers(&[2, n, width], seed + i as u64));
+                let given = vec![
+                    of(HEADS * size, 10),
+                    of(2 * size, 20),
+                    of(2 * size, 30),
+                    Tensor::ints(&past).into(),
+                ];
+                let added: Vec<f64> = (0..2 * HEADS)
+                    .flat_map(|head| {
+                        let at = (head / 2 * ROWS + BIAS) * ROOM;
+                        want[at..at + ROOM].to_vec()
+                    })
+                    .collect();
+                let added = Tensor::from_f64(ElemType::F32, [2, HEADS, 1, ROOM], added);
+                let all = [given.clone(), caches.clone()].concat();
+                let mut found = with_probabilities(&module, all, added);
+                let p = found
+                    .pop()
+                    .and_then(|p| p.to_f64s())
+                    .expect("probabilities");
+                let y = found.pop().and_then(|y| y.to_f64s()).expect("results");
+                caches = found.into_iter().map(Value::from).collect();
+                for head in 0..4 {
+                    for query in 0..n {
+                        let row = |r: usize, t: usize| (head * ROWS + r) * ROOM + t;
+                        for t in 0..ROOM {
+                            let of = |own: usize| p[((2 * head + own) * n + query) * ROOM + t];
+                            let sum = of(0) + of(1);
+                            want[row(TOTAL, t)] += sum;
+                            want[row(LOCAL, t)] = want[row(LOCAL, t)] * f64::from(DECAY) + sum;
+                            let seen = t as i64 <= past[head / 2] + query as i64;
+                            want[row(QUERIES, t)] += f64::from(u8::from(seen));
+                        }
+                    }
+                }
+                let symbols = [("capacity", ROOM as i64)];
+                let got = run_from(&lowered, &given, &symbols, &mut states)
+                    .unwrap_or_else(|e| panic!("{e}"));
+                let all = |v: &Value| v.as_tensor().and_then(Tensor::to_f64s).expect("numbers");
+                let pairs = all(&got[0]).into_iter().zip(y);
+                for (g, w) in pairs.chain(all(&states[2]).into_iter().zip(want.iter().copied())) {
+                    assert!(
+                        (g - w).abs() <= 2e-4 * (1.0 + w.abs()),
+                        "run {i}: {g}, not {w}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_of_windows_or_codes_cannot_be_evicted() {
+        let refused = |attrs: &[(&str, Attr)], kv| {
+            let options = Options {
+                caches: true,
+                evictable: true,
+                kv,
+                ..Options::default()
+            };
+            let found = lower(&module(8, attrs), &Target::x86_64(), &options);
+            found.expect_err("no lowering").to_string()
+        };
+        let causal = ("is_causal", Attr::Int(1));
+        let near = ("left_window_size", Attr::Int(3));
+        assert!(refused(&[causal.clone(), near], None).contains("windows"));
+        assert!(refused(&[causal], Some([4, 4])).contains("--kv"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Rounds the keys and values that attention reads, so that caches of them are codes.
+//! Rounds the keys and values that attention reads, so that caches of them are codes, or halves.
 //!
 //! ```text
 //! attention(q, k, v)  =>  attention(q, round_cache(k; tokens), round_cache(v; channels))

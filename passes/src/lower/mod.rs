@@ -83,11 +83,14 @@ pub struct Options {
     /// Keep caches of keys and values between runs, as states of the program instead of inputs and outputs. A cache
     /// is an input that is only added to (`tensor_scatter`), attended to, and given back.
     pub caches: bool,
-    /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8. A little less exact.
+    /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8, or 16 of both for halves. A little
+    /// less exact.
     pub kv: Option<[i64; 2]>,
     /// Round to `f16` what a GPU's tensor cores multiply, where that is predicted to be faster: a little less exact, and numbers
     /// beyond 65504 become infinite.
     pub halves: bool,
+    /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
+    pub evictable: bool,
 }
 
 impl Default for Options {
@@ -100,6 +103,7 @@ impl Default for Options {
             caches: false,
             kv: None,
             halves: false,
+            evictable: false,
         }
     }
 }
@@ -509,6 +513,10 @@ pub fn lower(module: &Module, target: &Target, options: &Options) -> Result<Lowe
     encode(&mut module);
     if let Some(bits) = options.kv {
         kv::round(&mut module, bits).map_err(|e| failed(&module, "round_cache", e))?;
+    }
+    if options.evictable {
+        let possible = caches(&module, options).evictable(&module);
+        possible.map_err(|e| failed(&module, "attention", e))?;
     }
     decompose(&mut module, options)?;
     // Decompositions leave arithmetic on weights, such as the transposition of a `gemm`'s.

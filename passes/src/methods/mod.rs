@@ -5,7 +5,7 @@
 //! input gives the same candidate. Each file has a *numeric core* (a function from matrices to plain parts: codes,
 //! scales, tables, masks, factors) and a last step that writes the parts as an encoding term. What is about more than one
 //! weight, or changes a layer's bias or inputs as well, is public here and not in the list: [`smoothquant`], the covariance
-//! settings of [`lowrank`], [`filters`], and all of [`structured`]. Cores take shapes as they are stated; [`Layer::new`] is
+//! settings of [`lowrank`], [`filters`], [`bct`], and all of [`structured`]. Cores take shapes as they are stated; [`Layer::new`] is
 //! where they are checked.
 //!
 //! Shared by them: [`matrix`] and [`factor`] (linear algebra), [`statistics`] (calibration), [`groups`] and [`grid`] (uniform
@@ -13,7 +13,9 @@
 //! are kept) and `sparse` (their terms).
 
 pub mod awq;
+pub mod bct;
 pub mod bitstack;
+pub mod dkm;
 pub mod entropy;
 pub mod eora;
 pub mod factor;
@@ -33,6 +35,7 @@ pub mod palette;
 pub mod pattern;
 pub mod pruning;
 pub mod quest;
+pub mod quip;
 pub mod refit;
 pub mod rtn;
 pub mod smoothquant;
@@ -75,6 +78,7 @@ pub static METHODS: &[&Method] = &[
     &levels::NVFP4,
     &levels::FP8,
     &quest::QUEST,
+    &quip::QUIP,
     &gptvq::GPTVQ,
     &gptvq::AQLM,
     &bitstack::BITSTACK,
@@ -126,6 +130,8 @@ pub struct Settings {
     pub rank: usize,
     /// Stored bits for each weight, where a method can meet any number of them; 0 asks for `bits`.
     pub rate: f64,
+    /// How softly values are assigned while a palette is made, as [`dkm::soften`] takes it; 0 for the exact optimum.
+    pub temperature: f64,
     /// Start of the random numbers, where there are any.
     pub seed: u64,
 }
@@ -142,6 +148,7 @@ impl Default for Settings {
             pattern: Pattern::Rows { sparsity: 0.5 },
             rank: 0,
             rate: 0.0,
+            temperature: 0.0,
             seed: 0,
         }
     }

@@ -4,12 +4,14 @@
 //! cut only moves right (divide and conquer, `O(k n log n)`). Equal values are one point with their weights added, so
 //! the cost depends on distinct values. Weights may come from calibration: the diagonal of the Hessian, or the inverse
 //! diagonal of its inverse, which is what the error of a column costs once others react to it. Codes are then the nearest
-//! values, or are chosen by the column sweep with error feedback.
+//! values, or are chosen by the column sweep with error feedback. With a temperature, values belong to several entries while
+//! the table is made (`dkm.rs`).
 //! Source: Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization", section 4.1 (sensitivity); Cho et al., "eDKM: An
 //! Efficient and Accurate Train-time Weight Clustering for Large Language Models", section 3 (distinct values); Wang,
 //! Song, "Ckmeans.1d.dp: Optimal k-means Clustering in One Dimension by Dynamic Programming"; Zhang et al., "Sketch to
 //! Adapt: Fine-Tunable Sketches for Efficient LLM Adaptation" (palettes by row with feedback).
 
+use super::dkm::soften;
 use super::grid::{packed_codes, scale_type, wide_enough};
 use super::levels::Levels;
 use super::matrix::Matrix;
@@ -52,6 +54,8 @@ pub struct PaletteSettings {
     pub rows_per_table: usize,
     /// Element type of the tables.
     pub elem: ElemType,
+    /// How soft values are assigned while tables are made, as [`soften`] takes it; 0 for the exact optimum.
+    pub temperature: f64,
 }
 
 /// Codes and the tables that they point into.
@@ -102,6 +106,7 @@ fn propose(
         bits: settings.bits,
         rows_per_table,
         elem,
+        temperature: settings.temperature,
     };
     let prepared = layer.statistics().map(Statistics::prepared);
     let weights = prepared.map(reacting_weights);
@@ -292,6 +297,12 @@ pub fn palette(
     settings: &PaletteSettings,
 ) -> Result<PaletteParts, MethodError> {
     let (rows, columns) = (weights.rows(), weights.cols());
+    if !(settings.temperature >= 0.0 && settings.temperature.is_finite()) {
+        return Err(MethodError::Settings(format!(
+            "a temperature is a number from 0 on, not {}",
+            settings.temperature
+        )));
+    }
     if !(1..=8).contains(&settings.bits) || column_weights.is_some_and(|w| w.len() != columns) {
         return Err(MethodError::Settings(
             "palettes have codes of 1 to 8 bits, and a weight for each column".into(),
@@ -306,7 +317,8 @@ pub fn palette(
         let range = t * rows_per_table..((t + 1) * rows_per_table).min(rows);
         let weight = |c: usize| column_weights.map_or(1.0, |w| w[c]);
         let all = range.flat_map(|r| weights.row(r).iter().enumerate());
-        let found = kmeans(&distinct(all.map(|(c, &v)| (v, weight(c)))), entries);
+        let points = distinct(all.map(|(c, &v)| (v, weight(c))));
+        let found = soften(&points, &kmeans(&points, entries), settings.temperature);
         let mut table: Vec<f64> = found
             .iter()
             .map(|&v| minifloat::round_to(settings.elem, v))
@@ -356,6 +368,7 @@ mod tests {
             bits,
             rows_per_table,
             elem: ElemType::F16,
+            temperature: 0.0,
         }
     }
 
@@ -436,6 +449,39 @@ mod tests {
             let fed = t.rel(&with_feedback(&parts, &t.w, &prepared).decode());
             assert!(fed < 1.1 * swept, "{fed} {swept}");
         }
+    }
+
+    #[test]
+    fn soft_tables_are_read_by_the_nearest() {
+        let t = tl1();
+        let of = |temperature| {
+            let settings = PaletteSettings {
+                temperature,
+                ..settings(3, 0)
+            };
+            palette(&t.w, None, &settings)
+        };
+        let (exact, soft) = (of(0.0).expect("sound"), of(0.5).expect("sound"));
+        assert_ne!(exact.tables, soft.tables);
+        for (w, v) in t.w.data().iter().zip(soft.decode().data()) {
+            let near = soft.tables.iter().map(|c| (c - w).abs());
+            assert_eq!(near.fold(f64::INFINITY, f64::min), (v - w).abs());
+        }
+        let (best, lost) = (mse(&t.w, &exact.decode()), mse(&t.w, &soft.decode()));
+        assert!(best < lost && lost < 1.2 * best, "{best} {lost}");
+        assert!(of(-1.0).is_err() && of(f64::NAN).is_err());
+    }
+
+    /// However many there are, weights of 16 bits have few distinct values, and none is merged with another.
+    #[test]
+    fn sixteen_bit_weights_are_counted_exactly() {
+        let w = random(300, 400, 9).map(|v| minifloat::round_to(ElemType::BF16, v));
+        let points = distinct(w.data().iter().map(|&v| (v, 1.0)));
+        let count: f64 = points.iter().map(|p| p.weight).sum();
+        assert_eq!(count, 120_000.0);
+        assert!(points.len() < 10_000, "{}", points.len());
+        let own = |p: &Point| minifloat::round_to(ElemType::BF16, p.value) == p.value;
+        assert!(points.iter().all(own));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub const BLOCK: usize = 128;
 
 /// The longest block, up to [`BLOCK`], that divides so many columns.
 pub fn block_of(columns: usize) -> usize {
-    1 << columns.trailing_zeros().min(BLOCK.trailing_zeros())
+    rotate::longest_block(columns, BLOCK)
 }
 
 /// Clipping, in root mean squares, of the published code for 1 to 8 bits.
@@ -75,27 +75,15 @@ pub const PUBLISHED_TERNARY_CLIP: f64 = 1.224_008_95;
 
 /// `m` with each row's blocks ([`block_of`] its columns) times the orthonormal Hadamard matrix; its own inverse.
 pub fn turn(m: &Matrix) -> Matrix {
-    let block = block_of(m.cols());
-    Matrix::from_rows(m.rows(), m.cols(), |r, out| {
-        out.copy_from_slice(m.row(r));
-        out.chunks_mut(block).for_each(hadamard);
-    })
+    turn_blocks(m, block_of(m.cols()))
 }
 
-/// The fast transform of one block, whose length is a power of two.
-fn hadamard(block: &mut [f64]) {
-    let mut half = 1;
-    while half < block.len() {
-        for pair in block.chunks_mut(2 * half) {
-            let (a, b) = pair.split_at_mut(half);
-            for (a, b) in a.iter_mut().zip(b) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
-        }
-        half *= 2;
-    }
-    let scale = 1.0 / (block.len() as f64).sqrt();
-    block.iter_mut().for_each(|v| *v *= scale);
+/// [`turn`] with blocks of this length, a power of two that divides the columns.
+pub fn turn_blocks(m: &Matrix, block: usize) -> Matrix {
+    Matrix::from_rows(m.rows(), m.cols(), |r, out| {
+        out.copy_from_slice(m.row(r));
+        out.chunks_mut(block).for_each(rotate::transform);
+    })
 }
 
 /// Codes of rotated rows: `value = step * (code - (levels - 1) / 2)`.

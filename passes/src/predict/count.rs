@@ -12,7 +12,7 @@ use lapidary_ir::kernel::sparse::{self, Form};
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Stmt, TileElem, TileType, Unary, Var,
 };
-use lapidary_ir::kernel::{blocks, map, moves};
+use lapidary_ir::kernel::{blocks, map, moves, softmax, widen};
 use lapidary_ir::speeds::Work;
 use lapidary_ir::target::Target;
 use std::collections::{BTreeMap, HashMap};
@@ -308,6 +308,13 @@ impl<'a> Walk<'a> {
             };
             self.whole(&[m.src.0, m.dst.0]);
             (work, 0, length(self, m.n))
+        } else if let Some(x) = softmax::recognise(&self.facts, stmt) {
+            let mask: Vec<Buf> = x.mask.iter().map(|m| m.buf).collect();
+            self.whole(&mask);
+            (Work::Exp, 0, length(self, x.rows) * length(self, x.here))
+        } else if let Some(w) = widen::recognise(&self.facts, stmt) {
+            self.whole(&[w.src.0, w.dst.0]);
+            (Work::Copy, 0, length(self, w.n))
         } else {
             return false;
         };

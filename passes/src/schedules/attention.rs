@@ -11,11 +11,12 @@
 //!   y = o / l                                             zero where nothing may be attended
 //! ```
 //! Keys and values that lie in caches ([`super::cache`]) are in panels already: `keys` is then how many there is room for, and
-//! the queries are the last of those that are filled. Of caches of codes ([`super::cache::coded`]) a run is made numbers in
+//! the queries are the last of those that are filled. Of caches of halves or codes ([`super::cache::coded`]) a run is made `f32` in
 //! scratch memory first.
 //!
 //! The running maximum and sum are those of "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+mod attended;
 mod pack;
 mod softmax;
 mod source;
@@ -27,9 +28,8 @@ use super::{Bound, Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
-use lapidary_ir::kernel::{
-    Axis, Binary, Buf, Extent, Kernel, Literal, TileElem, TileType, Unary, Var,
-};
+use lapidary_ir::kernel::softmax::reciprocal;
+use lapidary_ir::kernel::{Axis, Binary, Buf, Extent, Kernel, Literal, TileElem, TileType, Var};
 
 /// Keys of a run: scores of a tile are then 28 KiB.
 const RUN: i64 = 512;
@@ -89,6 +89,9 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// Where keys and values are.
     pub stored: Stored,
+    /// Cached tokens have a number that is added to their scores, and how much attention they get is counted
+    /// ([`lapidary_abi::attended`]); without a mask, of [`Stored::Cached`] only.
+    pub counted: bool,
 }
 
 /// Where keys and values are.
@@ -96,8 +99,8 @@ pub struct Attention {
 pub enum Stored {
     /// In tensors that are packed for it.
     Packed,
-    /// In caches, of which only the first rows are filled.
-    Cached,
+    /// In caches of `f32` or `f16`, of which only the first rows are filled.
+    Cached(ElemType),
     /// In such caches whose older tokens are codes.
     Coded {
         /// Keys.
@@ -144,7 +147,7 @@ impl Attention {
     }
 
     fn run(&self) -> i64 {
-        if matches!(self.stored, Stored::Coded { .. }) {
+        if self.is_decoded() {
             return source::RUN;
         }
         self.keys
@@ -201,8 +204,10 @@ impl Attention {
             .collect()
     }
 
-    /// The kernel. Parameters: `q`, keys, values, `mask`?, `filled` if keys are cached, `y`, then those of `batch`, `queries`, `keys` that are
-    /// [`Num::Sym`]. Keys and values are one buffer each, or the three of a cache of codes.
+    /// The kernel. Parameters: `q`, keys, values, `mask`?, `filled` if keys are cached, `attended` and `softmax` if it is counted, `y`,
+    /// then those of `batch`, `queries`, `keys` that are [`Num::Sym`]. Keys and values are one buffer each, or the three of a cache of
+    /// codes. `softmax` gets what makes probabilities of scores, the maximum of each row and one over its sum,
+    /// `f32[batch][heads][queries][2]`.
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
         let q = b.buffer("q", ElemType::F32, false);
@@ -218,6 +223,10 @@ impl Attention {
         let filled = self
             .cached()
             .then(|| b.buffer("filled", ElemType::I64, false));
+        let counted = self.counted.then(|| {
+            let read = b.buffer("attended", ElemType::F32, false);
+            (read, b.buffer("softmax", ElemType::F32, true))
+        });
         let y = b.buffer("y", ElemType::F32, true);
         let n = Extents {
             batch: self.batch.bind(&mut b, "batch"),
@@ -276,13 +285,12 @@ impl Attention {
                     base = add(&mut b, base, skip);
                 }
             }
-            MaskAt {
-                buf,
-                base,
-                by_row,
-                condition: m.condition,
-            }
+            MaskAt { buf, base, by_row }
         });
+        let mask = match counted {
+            Some((read, _)) => Some(self::attended::bias(&mut b, read, kv_index, n.keys.var)),
+            None => mask,
+        };
 
         let low = b.constant(scalar(), Literal::Float(f64::NEG_INFINITY));
         let nothing = b.constant(scalar(), Literal::Float(0.0));
@@ -345,11 +353,8 @@ impl Attention {
                     (key0, here),
                     rows_left,
                 );
-                b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
-                    let row = add(b, position, r);
-                    self.softmax_row(b, &scratch, mask.as_ref(), (r, row), (key0, here));
-                    vec![]
-                });
+                let keys = (key0, here);
+                self.weigh(b, &scratch, mask.as_ref(), (rows_here, position), keys);
                 let result = self.direct().then_some((y, y_at, y_row));
                 self.weighted(b, &scratch, source, (key0, here), rows_left, result);
                 vec![]
@@ -361,6 +366,14 @@ impl Attention {
         b.for_loop(zero, rows_here, 1, &[], |b, r, _| {
             let sum = b.load(scratch.l, r, &[], vec![]);
             let inverse = reciprocal(b, sum);
+            if let Some((_, softmax)) = counted {
+                let row = add(b, row0, r);
+                let to = self.softmax_at(b, n.queries.var, (at, head, row));
+                let most = b.load(scratch.m, r, &[], vec![]);
+                b.store(softmax, to, vec![], most);
+                let next = super::add_const(b, to, 1);
+                b.store(softmax, next, vec![], inverse);
+            }
             let from = mul_const(b, r, width);
             let skip = mul_const(b, r, y_row);
             let to = add(b, y_at, skip);
@@ -492,13 +505,21 @@ impl Attention {
         whole_lanes(self.keys, LANES).unwrap_or(any)
     }
 
+    /// True if a run becomes `f32` in scratch memory first.
+    fn is_decoded(&self) -> bool {
+        matches!(
+            self.stored,
+            Stored::Coded { .. } | Stored::Cached(ElemType::F16)
+        )
+    }
+
     fn cached(&self) -> bool {
         self.stored != Stored::Packed
     }
 
     fn one_run(&self) -> bool {
-        let coded = matches!(self.stored, Stored::Coded { .. });
-        !coded && self.keys.known().is_some_and(|k| k <= self.run())
+        let whole = !self.is_decoded() && !self.counted;
+        whole && self.keys.known().is_some_and(|k| k <= self.run())
     }
 
     /// True if rows are whole vectors.
@@ -528,7 +549,6 @@ struct MaskAt {
     buf: Buf,
     base: Var,
     by_row: Option<Var>,
-    condition: bool,
 }
 
 fn scalar() -> TileType {
@@ -562,14 +582,6 @@ fn plain(c: Buf, c_at: RowsAt, residual: Option<(Buf, RowsAt)>) -> Epilogue {
         c_at,
         cols: None,
     }
-}
-
-/// `1 / sum`, or zero where nothing may be attended.
-fn reciprocal(b: &mut KernelBuilder, sum: Var) -> Var {
-    let nothing = b.constant(scalar(), Literal::Float(0.0));
-    let empty = b.binary(Binary::Eq, sum, nothing);
-    let inverse = b.unary(Unary::Reciprocal, sum);
-    b.select(empty, nothing, inverse)
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ pub mod coded;
 
 use super::attention::Packed;
 use super::{Num, add, mul, mul_const};
+use half::f16;
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::PANEL;
-use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel, TileElem};
+use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel, Literal, TileElem, TileType, Var};
 
 const WIDTH: i64 = PANEL as i64;
 
@@ -33,6 +34,8 @@ pub struct Append {
     pub capacity: Num,
     /// What is added.
     pub what: Packed,
+    /// What numbers are stored as: `f32` or `f16`.
+    pub elem: ElemType,
 }
 
 impl Append {
@@ -43,7 +46,7 @@ impl Append {
         let mut b = KernelBuilder::new("append");
         let x = b.buffer("x", ElemType::F32, false);
         let rows = b.buffer("at", ElemType::I64, false);
-        let cache = b.buffer("cache", ElemType::F32, true);
+        let cache = b.buffer("cache", self.elem, true);
         let batch = self.batch.bind(&mut b, "batch");
         let tokens = self.tokens.bind(&mut b, "tokens");
         let capacity = self.capacity.bind(&mut b, "capacity");
@@ -79,6 +82,7 @@ impl Append {
                     let left = b.binary(Binary::Sub, size, j);
                     let at = add(b, from, j);
                     let numbers = b.load(x, at, &[PANEL], vec![Axis::stride(1).valid(left)]);
+                    let numbers = self.stored(b, numbers);
                     let skip = mul(b, j, width);
                     let at = add(b, to, skip);
                     let axis = Axis::stride(WIDTH).valid(left);
@@ -97,6 +101,7 @@ impl Append {
                     let at = add(b, from, j);
                     // Columns that do not exist read as zero.
                     let numbers = b.load(x, at, &[PANEL], vec![Axis::stride(1).valid(left)]);
+                    let numbers = self.stored(b, numbers);
                     // The next panel is `capacity` rows of 32 further on, for 32 more columns.
                     let skip = mul(b, j, capacity.var);
                     let at = add(b, to, skip);
@@ -106,5 +111,18 @@ impl Append {
             }
         }
         b.finish()
+    }
+
+    /// Numbers as they are stored: of halves the nearest finite one.
+    fn stored(&self, b: &mut KernelBuilder, x: Var) -> Var {
+        if self.elem == ElemType::F32 {
+            return x;
+        }
+        let most = f64::from(f32::from(f16::MAX));
+        let [low, high] =
+            [-most, most].map(|n| b.constant(TileType::of(ElemType::F32, &[]), Literal::Float(n)));
+        let x = b.binary(Binary::Max, x, low);
+        let x = b.binary(Binary::Min, x, high);
+        b.cast(x, TileElem::Elem(self.elem))
     }
 }

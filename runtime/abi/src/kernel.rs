@@ -38,10 +38,14 @@ pub enum Import {
     RoundBlocks = 8,
     /// `fn(*const UnpackBlocks)`: blocks of weights of a few bits as numbers.
     UnpackBlocks = 9,
+    /// `fn(*const SoftmaxF32)`: rows of scores to the weights of a running softmax.
+    SoftmaxF32 = 10,
+    /// `fn(*const WidenF16)`: halves to numbers.
+    WidenF16 = 11,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 10;
+pub const IMPORT_COUNT: usize = 12;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -490,4 +494,75 @@ pub struct UnaryF32 {
     pub n: usize,
     /// [`UNARY_EXP`] and its like.
     pub function: u32,
+}
+
+/// [`SoftmaxF32::mask`]: there is none.
+pub const MASK_NONE: u32 = 0;
+/// `bool`: a key that is false weighs nothing.
+pub const MASK_BOOL: u32 = 1;
+/// `f32`, which is added to the scaled score.
+pub const MASK_ADDED: u32 = 2;
+
+/// A stretch of keys of a softmax: rows of scores become weights relative to the largest score so far.
+///
+/// ```text
+/// x = s[r][j] * scale + mask[r][j]           for the keys that row r sees, first + r * first_step <= j < end + r * end_step
+/// m' = max(m[r], max x)                      0 in its place below where that is minus infinity
+/// s[r][j] = exp(x - m'), 0 for j < here that it does not see
+/// o[r] *= exp(m[r] - m');  l[r] = l[r] * exp(m[r] - m') + sum s[r];  m[r] = m'
+/// ```
+/// Without `m` this is the only stretch: `l[r]` is the sum, or without `l` the weights are divided by it (0 where it is 0).
+/// Source: Milakov, Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867), section 3.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SoftmaxF32 {
+    /// Scores, and weights afterwards.
+    pub s: *mut f32,
+    /// `rows` of `here` elements, or null.
+    pub mask: *const u8,
+    /// Largest scores so far, one for each row, or null.
+    pub m: *mut f32,
+    /// Sums so far, or null.
+    pub l: *mut f32,
+    /// With `m`: what the weights so far have given, `width` numbers of each row.
+    pub o: *mut f32,
+    /// Elements between rows of `s`: at least `here` rounded up to [`SOFTMAX_LANES`], all of which may be written.
+    pub pitch: usize,
+    /// Elements between rows of `mask`.
+    pub mask_pitch: usize,
+    /// Elements between rows of `o`.
+    pub o_pitch: usize,
+    /// Numbers of a row of `o`.
+    pub width: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Keys.
+    pub here: usize,
+    /// The first key that row 0 sees; any number.
+    pub first: i64,
+    /// The one after its last; any number.
+    pub end: i64,
+    /// 0 or 1.
+    pub first_step: u32,
+    /// 0 or 1.
+    pub end_step: u32,
+    /// [`MASK_NONE`] and its like.
+    pub mask_kind: u32,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// Rows of [`SoftmaxF32::s`] are read and written in whole vectors of at most so many elements.
+pub const SOFTMAX_LANES: usize = 16;
+
+/// Each of `n` halves as an `f32`, exactly.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct WidenF16 {
+    /// Operands: bits of halves.
+    pub src: *const u16,
+    /// Results.
+    pub dst: *mut f32,
+    /// How many: a multiple of [`PANEL_F32`].
+    pub n: usize,
 }

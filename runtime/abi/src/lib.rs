@@ -4,8 +4,9 @@
 //! plain data: element types ([`ElemType`]), run-time sizes ([`Size`]), the host program that sequences
 //! compiled kernels ([`program`]), the kernel calling convention and the argument blocks of the
 //! micro-kernels ([`kernel`]), how an image lies in a file ([`image`]), and the number formats that both read ([`minifloat`],
-//! [`rans`]). Nothing here allocates device memory, runs code or knows a graph op.
+//! [`rans`]), and what caches that may lose tokens keep of attention ([`attended`]). Nothing here allocates device memory, runs code or knows a graph op.
 
+pub mod attended;
 pub mod elem;
 pub mod image;
 pub mod kernel;

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
@@ -30,13 +31,22 @@ pub enum Lines {
 }
 
 impl Lines {
-    /// Those of a file.
-    pub fn of(file: BufReader<std::fs::File>) -> Lines {
-        Lines::File(file)
+    /// Those of a file, or of standard input where it is called `-`.
+    pub fn at(path: &Path) -> Result<Lines, Error> {
+        if path.to_str() == Some("-") {
+            return Ok(Lines::as_they_come());
+        }
+        let file = std::fs::File::open(path).map_err(|e| {
+            Error::new(
+                format!("{}: {e}", path.display()),
+                "check that the path exists, and that you may use it",
+            )
+        })?;
+        Ok(Lines::File(BufReader::new(file)))
     }
 
     /// Those of standard input.
-    pub fn as_they_come() -> Lines {
+    fn as_they_come() -> Lines {
         let (send, receive) = sync_channel(1);
         // Ends with the input, or with the process.
         std::thread::spawn(move || {
@@ -53,7 +63,7 @@ impl Lines {
     }
 
     /// The next line, empty at the end; none if there is none yet and `wait` is false.
-    fn next(&mut self, wait: bool) -> Result<Option<Vec<u8>>, Error> {
+    pub fn next(&mut self, wait: bool) -> Result<Option<Vec<u8>>, Error> {
         match self {
             Lines::File(file) => read_line(file).map(Some),
             Lines::Others(lines) if wait => lines.recv().unwrap_or_else(|_| Ok(vec![])).map(Some),
@@ -141,7 +151,8 @@ impl Reader for Collect {
     }
 }
 
-fn refused(error: &Error) -> Value {
+/// The answer to a request that has none.
+pub fn refused(error: &Error) -> Value {
     json!({ "error": error.message, "help": error.help })
 }
 
@@ -221,7 +232,8 @@ pub fn run(
     end.unwrap_or(Ok(())).map(|()| all)
 }
 
-fn wrong(reason: impl Into<String>) -> Error {
+/// An error about a request.
+pub fn wrong(reason: impl Into<String>) -> Error {
     Error::new(
         reason,
         "a request is an object with `prompt` or `messages`, and options by their names with _",
@@ -234,11 +246,9 @@ fn asked(
     options: &Options,
     line: &[u8],
 ) -> Result<(Vec<u32>, Request), Error> {
-    let request = serde_json::from_slice(line).map_err(|e| wrong(format!("the request: {e}")))?;
-    let Value::Object(request) = request else {
-        return Err(wrong("the request is no object"));
-    };
+    let request = object(line)?;
     let options = chosen(options, &request)?;
+    options.check(false)?;
     let tokens = match request.get("messages") {
         Some(messages) => {
             let text = chat::prompt(generator.files(), &read_messages(messages)?)?;
@@ -253,8 +263,16 @@ fn asked(
     Ok((tokens, options.request(generator.settings())))
 }
 
+/// A request.
+pub fn object(line: &[u8]) -> Result<Map<String, Value>, Error> {
+    match serde_json::from_slice(line).map_err(|e| wrong(format!("the request: {e}")))? {
+        Value::Object(request) => Ok(request),
+        _ => Err(wrong("the request is no object")),
+    }
+}
+
 /// The options with what a request says.
-fn chosen(options: &Options, request: &Map<String, Value>) -> Result<Options, Error> {
+pub fn chosen(options: &Options, request: &Map<String, Value>) -> Result<Options, Error> {
     let mut options = options.clone();
     if request.contains_key("stop") {
         options.stop.clear();

@@ -1,17 +1,18 @@
 //! The command line of a language model's executable.
 //!
-//! Exit status: 0 done; 1 the text cannot be written; 2 wrong usage.
+//! Exit status: 0 done; 1 the text cannot be written or embedded; 2 wrong usage.
 
 use crate::chat::{self, Message};
 use crate::generate::{Generator, Summary};
-use crate::options::{self, FLAGS, Flag, Options};
-use crate::{Draft, Error, batch};
+use crate::options::{self, FLAGS, Flag, OF_EMBEDDINGS, Options};
+use crate::program::{Program, gives_embeddings};
+use crate::{Draft, Error, batch, embed_command};
 use lapidary_abi::program::File;
 use lapidary_runtime::exec::parse_bytes;
 use lapidary_runtime::image::Image;
 use lapidary_runtime::pool::pin_this_thread;
 use lapidary_runtime::{Model, ModelOptions};
-use std::io::{BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,12 +20,12 @@ use std::process::ExitCode;
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT: u64 = 16 << 20;
 
-/// What an executable can do besides writing texts, in a crate of its own: options that say so.
+/// What an executable can do besides answering its own command line, in a crate of its own: options that say so.
 pub trait Extension: Default + 'static {
     /// Its options.
     const FLAGS: &'static [Flag<Self>];
 
-    /// What it does, for help.
+    /// For whom it does it, for help: what follows `writes text`.
     const ABOUT: &'static str;
 
     /// Whether the options ask for it.
@@ -37,7 +38,7 @@ pub trait Extension: Default + 'static {
 /// A model that is ready to run, with what belongs to it.
 pub struct Loaded {
     /// The model, with its tokenizer.
-    pub generator: Generator,
+    pub program: Program,
     /// What it is called.
     pub name: String,
     /// Whether the thread that runs it is to stay on one core.
@@ -50,7 +51,7 @@ pub struct Nothing;
 
 impl Extension for Nothing {
     const FLAGS: &'static [Flag<Nothing>] = &[];
-    const ABOUT: &'static str = "writes text";
+    const ABOUT: &'static str = "";
 
     fn is_asked(&self) -> bool {
         false
@@ -147,7 +148,8 @@ fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool,
     let image = Image::of_this_executable()?;
     let name = image.program.name.clone();
     if own.help {
-        print(&help::<E>(&name));
+        let embeds = gives_embeddings(&image.program.inputs, &image.program.outputs);
+        print(&help::<E>(&name, embeds));
         return Ok(true);
     }
     if own.version {
@@ -163,19 +165,19 @@ fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool,
         huge_pages: own.huge_pages,
         memory: own.memory,
     };
-    let generator = Generator::load(image, loading)?;
+    let program = Program::load(image, loading)?.within_budget(options)?;
     if extension.is_asked() {
         let loaded = Loaded {
-            generator,
+            program,
             name: own_name().unwrap_or(name),
             pin: !own.no_pin,
         };
         return extension.run(loaded, options).map(|()| true);
     }
     if !own.no_pin {
-        pin_this_thread(generator.model().threads());
+        pin_this_thread(program.model().threads());
     }
-    run(&generator, None, options)
+    run(&program, None, options)
 }
 
 /// The name of this executable's file.
@@ -189,10 +191,14 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn help<E: Extension>(name: &str) -> String {
+fn help<E: Extension>(name: &str, embeds: bool) -> String {
     let exe = std::env::args().next().unwrap_or_else(|| "model".into());
+    let does = match embeds {
+        true => "gives embeddings of texts",
+        false => "writes text",
+    };
     let mut text = format!(
-        "{name}, compiled by lapidary: {}\n\nusage: {exe} --prompt TEXT [options]\n\n",
+        "{name}, compiled by lapidary: {does}{}\n\nusage: {exe} --prompt TEXT [options]\n\n",
         E::ABOUT
     );
     let own = [
@@ -212,7 +218,9 @@ fn help<E: Extension>(name: &str) -> String {
         let name = value.map_or(name.to_owned(), |v| format!("{name} {v}"));
         (name, help)
     };
-    let flags = FLAGS.iter().map(|f| named(f.name, f.value, f.help));
+    let fits = |f: &&Flag| !embeds || OF_EMBEDDINGS.contains(&f.name);
+    let flags = FLAGS.iter().filter(fits);
+    let flags = flags.map(|f| named(f.name, f.value, f.help));
     let more = E::FLAGS.iter().map(|f| named(f.name, f.value, f.help));
     let flags = flags.chain(more);
     let own = own.iter().map(|&(name, help)| (name.to_owned(), help));
@@ -237,10 +245,15 @@ fn draft_of(path: &Path, model: &Model) -> Result<(Model, Vec<File>), Error> {
 /// Does with a model what the options say; false if some requests could not be answered. A draft is one that is at hand, or the
 /// executable that the options name.
 pub fn run(
-    generator: &Generator,
+    program: &Program,
     draft: Option<(Model, Vec<File>)>,
     options: &Options,
 ) -> Result<bool, Error> {
+    program.check(options)?;
+    let generator = match program {
+        Program::Writes(generator) => generator,
+        Program::Embeds(embedder) => return embed_command::run(embedder, options),
+    };
     let draft = match (draft, &options.draft) {
         (None, Some(path)) => Some(draft_of(path, generator.model())?),
         (draft, _) => draft,
@@ -254,10 +267,7 @@ pub fn run(
                 "give one of the two",
             ));
         }
-        let lines = match path.to_str() {
-            Some("-") => batch::Lines::as_they_come(),
-            _ => batch::Lines::of(open(path)?),
-        };
+        let lines = batch::Lines::at(path)?;
         return batch::run(generator, options, lines, &mut std::io::stdout().lock());
     }
     let prompt = match &options.prompt {
@@ -294,17 +304,8 @@ pub fn run(
     Ok(true)
 }
 
-fn open(path: &Path) -> Result<BufReader<std::fs::File>, Error> {
-    let file = std::fs::File::open(path).map_err(|e| {
-        Error::new(
-            format!("{}: {e}", path.display()),
-            "check that the path exists, and that you may use it",
-        )
-    })?;
-    Ok(BufReader::new(file))
-}
-
-fn read_prompt() -> Result<String, Error> {
+/// The prompt on standard input.
+pub(crate) fn read_prompt() -> Result<String, Error> {
     let wrong = |reason: String| {
         Error::new(
             format!("the prompt on standard input: {reason}"),
@@ -384,7 +385,10 @@ mod tests {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         for flag in FLAGS {
-            assert!(help::<Nothing>("m").contains(&format!("--{}", flag.name)));
+            let name = format!("--{} ", flag.name);
+            assert!(help::<Nothing>("m", false).contains(&name));
+            let own = OF_EMBEDDINGS.contains(&flag.name);
+            assert_eq!(help::<Nothing>("m", true).contains(&name), own);
         }
     }
 }

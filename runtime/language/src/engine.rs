@@ -14,6 +14,9 @@ use crate::writing::{Job, Reader, Writing};
 use crate::{Error, prompt_cache};
 use std::collections::VecDeque;
 
+/// Tokens after a prompt that there is room for from the beginning; memory is taken as it is filled.
+const AHEAD: usize = 512;
+
 /// Texts that are written at the same time.
 pub struct Engine<'g, R> {
     generator: &'g Generator,
@@ -31,7 +34,7 @@ impl<'g, R: Reader> Engine<'g, R> {
     /// Of no texts yet, at most so many at a time.
     pub fn new(generator: &'g Generator, most: usize) -> Result<Engine<'g, R>, Error> {
         Ok(Engine {
-            session: Session::new(generator.model())?,
+            session: generator.session()?,
             generator,
             most: most.max(1),
             running: vec![],
@@ -98,7 +101,9 @@ impl<'g, R: Reader> Engine<'g, R> {
                 break;
             };
             self.joining = Writing::begin(self.generator, job);
-            if self.joining.is_some() {
+            if let Some(writing) = &self.joining {
+                self.session
+                    .reserve(writing.limit.min(writing.prompt + AHEAD))?;
                 self.session.join()?;
                 self.take_up();
             }

@@ -1,4 +1,4 @@
-//! Why no text can be written.
+//! Why no text can be written, or none embedded.
 
 use lapidary_runtime::RunError;
 use std::fmt;

@@ -2,15 +2,16 @@
 
 use crate::Error;
 use crate::engine::Engine;
+use crate::evict::Eviction;
+use crate::options::Options;
 use crate::sampling::{Sampling, Scored};
-use crate::session::vocabulary_size;
+use crate::session::Session;
 use crate::settings::Settings;
 use crate::speculate::{self, Draft};
 use crate::vocabulary::Vocabulary;
 use crate::writing::{Job, Reader};
 use lapidary_abi::program::File;
-use lapidary_runtime::image::Image;
-use lapidary_runtime::{Model, ModelOptions};
+use lapidary_runtime::Model;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub struct Generator {
     vocabulary: Vocabulary,
     settings: Settings,
     files: Vec<File>,
+    eviction: Option<Eviction>,
 }
 
 /// What is asked for.
@@ -93,32 +95,51 @@ pub struct Summary {
 }
 
 impl Generator {
-    /// From a model that was compiled step by step, and the files of its checkpoint.
-    pub fn new(model: Model, files: Vec<File>) -> Result<Generator, Error> {
-        let size = vocabulary_size(model.inputs(), model.outputs())?;
+    /// From a model that was compiled step by step, and what belongs to it.
+    pub(crate) fn new(
+        model: Model,
+        vocabulary: Vocabulary,
+        files: Vec<File>,
+    ) -> Result<Generator, Error> {
         Ok(Generator {
-            vocabulary: Vocabulary::of(&files, size)?,
             settings: Settings::read(&files)?,
+            vocabulary,
             model,
             files,
+            eviction: None,
         })
     }
 
-    /// From an image of such a model. Its tokenizer is read while it is loaded.
-    pub fn load(mut image: Image, options: ModelOptions) -> Result<Generator, Error> {
-        let files = std::mem::take(&mut image.program.files);
-        let size = vocabulary_size(&image.program.inputs, &image.program.outputs)?;
-        let (model, vocabulary) = std::thread::scope(|scope| {
-            let vocabulary = scope.spawn(|| Vocabulary::of(&files, size));
-            (image.load(options), vocabulary.join())
-        });
-        let failed = |_| Err(Error::new("the tokenizer cannot be read", "report this"));
-        Ok(Generator {
-            model: model?,
-            vocabulary: vocabulary.unwrap_or_else(failed)?,
-            settings: Settings::read(&files)?,
-            files,
-        })
+    /// The same with caches within the budget that the options ask for, if they do.
+    ///
+    /// # Errors
+    /// The budget cannot be used, or what else is asked for needs all tokens.
+    pub fn within_budget(mut self, options: &Options) -> Result<Generator, Error> {
+        let wrong = |message: &str, help: &str| Err(Error::new(message, help));
+        let Some(budget) = options.kv_budget else {
+            return match options.kv_evict {
+                Some(_) => wrong(
+                    "`--kv-evict` says what is evicted where there is a budget",
+                    "give `--kv-budget` as well",
+                ),
+                None => Ok(self),
+            };
+        };
+        if options.draft.is_some() || options.prompt_cache.is_some() {
+            return wrong(
+                "`--draft` and `--prompt-cache` go back to earlier tokens, which `--kv-budget` evicts",
+                "give one of the two",
+            );
+        }
+        let policy = options.kv_evict.unwrap_or_default();
+        self.eviction = Some(Eviction::new(policy, budget, self.settings.context)?);
+        self.session().map(drop)?;
+        Ok(self)
+    }
+
+    /// A session of no sequence yet.
+    pub(crate) fn session(&self) -> Result<Session<'_>, Error> {
+        Session::new(&self.model, self.eviction.clone())
     }
 
     /// The model.
@@ -162,9 +183,10 @@ impl Generator {
         self.vocabulary.token_text(token)
     }
 
-    /// Tokens that the model knows.
-    pub fn tokens(&self) -> usize {
-        self.vocabulary.size()
+    /// An error if nothing can be written after a prompt of these tokens.
+    pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        self.vocabulary.check(prompt)?;
+        self.room(prompt.len()).map(|_| ())
     }
 
     /// Writes what follows the tokens of a prompt; `each` is told every token, and may end the text. `cache` keeps what the model

@@ -1,6 +1,8 @@
 //! What whoever runs a language model may choose: one table, from which the command line of an executable, its help and the
 //! options of `lapidary run` are made.
 
+use crate::Error;
+use crate::evict::{Budget, Policy};
 use crate::generate::Request;
 use crate::sampling::Sampling;
 use crate::settings::Settings;
@@ -28,6 +30,9 @@ pub fn set<O>(flags: &[Flag<O>], options: &mut O, name: &str, value: &str) -> Re
     (flag.set)(options, value).map_err(|why| format!("`{name}`: {why}"))
 }
 
+/// Options that there are for embeddings; all others are of text that is written.
+pub const OF_EMBEDDINGS: [&str; 5] = ["prompt", "batch", "parallel", "dimensions", "stats"];
+
 /// Most texts that can be written at the same time.
 pub const MOST_PARALLEL: usize = 1024;
 
@@ -38,12 +43,18 @@ pub struct Options {
     pub prompt: Option<String>,
     /// A file of requests, `-` for standard input.
     pub batch: Option<PathBuf>,
-    /// Texts of the batch that are written at the same time; else one.
+    /// Texts of the batch that are written at the same time, else one; or embedded, else [`TOGETHER`](crate::embed::TOGETHER).
     pub parallel: Option<usize>,
+    /// Of embeddings only so many numbers, the first ones, as a vector of length 1.
+    pub dimensions: Option<usize>,
     /// A file that keeps what the model has of the prompt.
     pub prompt_cache: Option<PathBuf>,
     /// A model that proposes tokens.
     pub draft: Option<PathBuf>,
+    /// How many tokens caches may hold; else all.
+    pub kv_budget: Option<Budget>,
+    /// Which tokens they keep.
+    pub kv_evict: Option<Policy>,
     /// The prompt is a user's message of a conversation.
     pub chat: bool,
     /// Repeat the prompt before the text.
@@ -93,7 +104,7 @@ pub static FLAGS: &[Flag] = &[
     Flag {
         name: "prompt",
         value: Some("TEXT"),
-        help: "what the text begins with; without it, standard input",
+        help: "what the text begins with, or what is embedded; without it, standard input",
         whole: false,
         set: |o, v| {
             o.prompt = Some(v.to_owned());
@@ -113,11 +124,21 @@ pub static FLAGS: &[Flag] = &[
     Flag {
         name: "parallel",
         value: Some("N"),
-        help: "write so many texts of a batch at the same time (default: 1)",
+        help: "write so many texts of a batch at the same time (default: 1), or embed them (default: 8)",
         whole: true,
         set: |o, v| {
             let some = number(v, "a number of texts", |n| (1..=MOST_PARALLEL).contains(n))?;
             o.parallel = some;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "dimensions",
+        value: Some("N"),
+        help: "of embeddings only the first N numbers, scaled to length 1",
+        whole: false,
+        set: |o, v| {
+            o.dimensions = number(v, "a number of dimensions", |n| *n > 0)?;
             Ok(())
         },
     },
@@ -138,6 +159,28 @@ pub static FLAGS: &[Flag] = &[
         whole: true,
         set: |o, v| {
             o.draft = Some(v.into());
+            Ok(())
+        },
+    },
+    Flag {
+        name: "kv-budget",
+        value: Some("N"),
+        help: "keep at most N tokens in the caches of keys and values, or a share of the context as 25%; needs a program that was \
+               built with --kv-evictable",
+        whole: true,
+        set: |o, v| {
+            o.kv_budget = Some(v.parse()?);
+            Ok(())
+        },
+    },
+    Flag {
+        name: "kv-evict",
+        value: Some("POLICY"),
+        help: "of --kv-budget: which tokens are kept. ems: with most attention for each query or lately, others merged into like \
+               ones (default); h2o: with most attention; recent: the newest",
+        whole: true,
+        set: |o, v| {
+            o.kv_evict = Some(v.parse()?);
             Ok(())
         },
     },
@@ -271,6 +314,35 @@ impl Options {
         set(FLAGS, self, name, value)
     }
 
+    /// An error if some of them are of what the model does not do: it gives embeddings, or writes text.
+    pub fn check(&self, embeds: bool) -> Result<(), Error> {
+        if !embeds && self.dimensions.is_some() {
+            let message = "`dimensions` are of embeddings, and the model writes text";
+            return Err(Error::new(message, "leave them out"));
+        }
+        if embeds && !self.fit_embeddings() {
+            return Err(Error::new(
+                "the model gives embeddings, and the options are of text that is written",
+                format!("for embeddings there are --{}", OF_EMBEDDINGS.join(", --")),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether only [`OF_EMBEDDINGS`] are chosen.
+    fn fit_embeddings(&self) -> bool {
+        let own = self.clone();
+        let same = Options {
+            prompt: own.prompt,
+            batch: own.batch,
+            parallel: own.parallel,
+            dimensions: own.dimensions,
+            stats: own.stats,
+            ..Options::default()
+        };
+        *self == same
+    }
+
     /// The request, with what the model's files say where nothing is chosen.
     pub fn request(&self, settings: &Settings) -> Request {
         let files = Sampling::of(settings);
@@ -318,7 +390,14 @@ mod tests {
         assert_eq!(options.stop, ["a", "b"]);
         let request = options.request(&Settings::default());
         assert_eq!(request.sampling.temperature, 1.0);
+        assert!(options.check(false).is_ok() && options.check(true).is_err());
+        let mut options = Options::default();
+        for name in OF_EMBEDDINGS {
+            options.set(name, "1").expect("right");
+        }
+        assert!(options.check(true).is_ok() && options.check(false).is_err());
         for (name, value) in [
+            ("dimensions", "0"),
             ("top-p", "2"),
             ("temperature", "-1"),
             ("temperature", "nan"),

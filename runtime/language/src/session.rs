@@ -1,6 +1,8 @@
 //! Sequences of tokens, and what the model keeps of them.
 
 use crate::Error;
+use crate::evict::{self, Eviction};
+use lapidary_abi::attended::POSITION;
 use lapidary_abi::program::{Port, ValueType};
 use lapidary_abi::{ElemType, Size};
 use lapidary_runtime::Model;
@@ -19,6 +21,9 @@ const UNIT: usize = 32;
 /// Tokens of each sequence that there is room for at first.
 const FIRST: usize = 256;
 
+/// What a program takes; the last one where its caches may lose tokens.
+const TAKEN: [&str; 4] = ["input_ids", "past", "wanted", POSITION];
+
 /// Any number of sequences, numbered from 0 on. Those before a number can be gone on with in one run.
 pub struct Session<'m> {
     model: &'m Model,
@@ -28,6 +33,10 @@ pub struct Session<'m> {
     capacity: usize,
     /// Tokens of each sequence that they hold.
     past: Vec<usize>,
+    /// Tokens of each sequence so far: more where some were evicted.
+    read: Vec<usize>,
+    /// How caches are kept within a budget, if they are.
+    eviction: Option<Eviction>,
     /// Scores after the last token of each, a row for each sequence.
     scores: Bytes,
     vocabulary: usize,
@@ -44,7 +53,7 @@ pub fn vocabulary_size(inputs: &[Port], outputs: &[Port]) -> Result<usize, Error
         _ => None,
     };
     let size = match outputs {
-        [only] if names == ["input_ids", "past", "wanted"] => scores(only),
+        [only] if names == TAKEN[..3] || names == TAKEN => scores(only),
         _ => None,
     };
     size.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
@@ -56,13 +65,25 @@ pub fn vocabulary_size(inputs: &[Port], outputs: &[Port]) -> Result<usize, Error
 }
 
 impl<'m> Session<'m> {
-    /// Of no sequence yet.
-    pub fn new(model: &'m Model) -> Result<Session<'m>, Error> {
+    /// Of no sequence yet, whose caches keep all tokens or are kept within a budget.
+    ///
+    /// # Errors
+    /// The model does not predict step by step, or a budget is given for one that does not count what it takes.
+    pub fn new(model: &'m Model, eviction: Option<Eviction>) -> Result<Session<'m>, Error> {
+        if eviction.is_some() && !evict::is_counted(model.states()) {
+            return Err(Error::new(
+                "caches within a budget (`--kv-budget`) need a program that counts attention",
+                "build it with `--kv-evictable`",
+            ));
+        }
+        let first = FIRST.min(most(eviction.as_ref()));
         Ok(Session {
+            eviction,
+            read: vec![],
             vocabulary: vocabulary_size(model.inputs(), model.outputs())?,
             model,
-            state: room(model, 1, FIRST)?,
-            capacity: FIRST,
+            state: room(model, 1, first)?,
+            capacity: first,
             past: vec![],
             scores: Bytes::zeroed(0)?,
         })
@@ -75,7 +96,18 @@ impl<'m> Session<'m> {
 
     /// Tokens of a sequence so far.
     pub fn len(&self, at: usize) -> usize {
+        self.read.get(at).copied().unwrap_or(0)
+    }
+
+    /// Tokens of a sequence that the caches hold.
+    pub fn cached(&self, at: usize) -> usize {
         self.past.get(at).copied().unwrap_or(0)
+    }
+
+    /// Most tokens that are best given at once.
+    pub fn piece(&self) -> usize {
+        let own = self.eviction.as_ref().map_or(CHUNK, Eviction::piece);
+        own.min(CHUNK)
     }
 
     /// Whether there are no sequences.
@@ -88,13 +120,26 @@ impl<'m> Session<'m> {
         self.state.bytes()
     }
 
+    /// Makes room for so many tokens of a sequence at once: nothing is moved while sequences grow to that.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
+        let tokens = tokens.min(most(self.eviction.as_ref()));
+        if tokens > self.capacity {
+            self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
+        }
+        Ok(())
+    }
+
     /// Begins a sequence, the last one now.
     pub fn join(&mut self) -> Result<(), Error> {
         let rows = self.past.len() + 1;
         if rows > self.state.rows() {
             self.resize(rows.max(2 * self.state.rows()), self.capacity)?;
         }
+        if evict::is_counted(self.model.states()) {
+            evict::forget(&mut self.state, self.past.len())?;
+        }
         self.past.push(0);
+        self.read.push(0);
         Ok(())
     }
 
@@ -103,6 +148,7 @@ impl<'m> Session<'m> {
         if at != by {
             self.state.copy_row(by, at)?;
             self.past[at] = self.past[by];
+            self.read[at] = self.read[by];
         }
         Ok(())
     }
@@ -110,14 +156,17 @@ impl<'m> Session<'m> {
     /// Forgets the last sequence.
     pub fn leave(&mut self) {
         self.past.pop();
+        self.read.pop();
     }
 
     /// Forgets all sequences, and gives back memory that only long ones or many of them need.
     pub fn clear(&mut self) -> Result<(), Error> {
         self.past.clear();
-        if self.capacity > FIRST || self.state.rows() > 1 {
-            self.state = room(self.model, 1, FIRST)?;
-            self.capacity = FIRST;
+        self.read.clear();
+        let first = FIRST.min(most(self.eviction.as_ref()));
+        if self.capacity > first || self.state.rows() > 1 {
+            self.state = room(self.model, 1, first)?;
+            self.capacity = first;
         }
         Ok(())
     }
@@ -126,6 +175,12 @@ impl<'m> Session<'m> {
     /// numbers of the newest only.
     pub fn truncate(&mut self, at: usize, len: usize) -> Result<(), Error> {
         let past = self.len(at);
+        if len < past && evict::is_counted(self.model.states()) {
+            return Err(Error::new(
+                "tokens cannot be taken back where attention is counted",
+                "build the model without `--kv-evictable`",
+            ));
+        }
         if len < past && !self.can_forget(past, len) {
             return Err(Error::new(
                 format!("{past} tokens cannot become {len} in caches of codes"),
@@ -133,16 +188,17 @@ impl<'m> Session<'m> {
             ));
         }
         self.past[at] = past.min(len);
+        self.read[at] = past.min(len);
         Ok(())
     }
 
     /// Whether a sequence of `past` tokens can go on from fewer as if there had been no more.
     pub(crate) fn can_forget(&self, past: usize, len: usize) -> bool {
         let codes = |p: &Port| {
-            !matches!(
+            matches!(
                 p.ty,
                 ValueType::Tensor {
-                    elem: ElemType::F32,
+                    elem: ElemType::U8,
                     ..
                 }
             )
@@ -195,11 +251,10 @@ impl<'m> Session<'m> {
         tokens: usize,
         scores: Option<&Vec<u8>>,
     ) -> Result<(), Error> {
-        if tokens > self.capacity {
-            self.resize(self.state.rows(), tokens.next_multiple_of(UNIT))?;
-        }
+        self.reserve(tokens)?;
         self.state.take_over(kept, 1)?;
         self.past[0] = tokens;
+        self.read[0] = tokens;
         if let Some(scores) = scores {
             self.scores = Bytes::copy_of(scores)?;
         }
@@ -208,7 +263,7 @@ impl<'m> Session<'m> {
 
     /// Adds tokens to one sequence.
     pub fn feed(&mut self, at: usize, tokens: &[u32]) -> Result<(), Error> {
-        for chunk in tokens.chunks(CHUNK) {
+        for chunk in tokens.chunks(self.piece()) {
             self.run(at..at + 1, chunk, &[chunk.len() - 1])?;
         }
         Ok(())
@@ -236,14 +291,19 @@ impl<'m> Session<'m> {
     /// Adds tokens, as many to each of these sequences, given one sequence after the other; scores are those after the wanted
     /// ones of them.
     fn run(&mut self, rows: Range<usize>, tokens: &[u32], wanted: &[usize]) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (count, each) = (rows.len(), tokens.len() / rows.len());
+        self.make_room(rows.clone(), each)?;
         let Some(longest) = self.past.get(rows.clone()).and_then(|p| p.iter().max()) else {
             return Ok(());
         };
-        let (count, each) = (rows.len(), tokens.len() / rows.len());
         let needed = longest + each;
         if needed > self.capacity {
             // They double when they are full, so that tokens are moved about once each.
-            let capacity = needed.max(2 * self.capacity).next_multiple_of(UNIT);
+            let doubled = (2 * self.capacity).min(most(self.eviction.as_ref()));
+            let capacity = needed.max(doubled).next_multiple_of(UNIT);
             self.resize(self.state.rows(), capacity)?;
         }
         let of = |numbers: &mut dyn Iterator<Item = i64>| -> Vec<u8> {
@@ -251,14 +311,18 @@ impl<'m> Session<'m> {
         };
         let ids = of(&mut tokens.iter().map(|&t| t.into()));
         let past = of(&mut self.past[rows.clone()].iter().map(|&n| n as i64));
+        let read = of(&mut self.read[rows.clone()].iter().map(|&n| n as i64));
         let places = wanted.iter().map(|&n| n as i64);
         let places = of(&mut std::iter::repeat_n(places, count).flatten());
         let inputs = [
             View::new(ElemType::I64, vec![count, each], &ids)?,
             View::new(ElemType::I64, vec![count], &past)?,
             View::new(ElemType::I64, vec![count, wanted.len()], &places)?,
+            View::new(ElemType::I64, vec![count], &read)?,
         ]
         .map(Operand::Tensor);
+        // Most programs know the positions by what their caches hold.
+        let inputs = &inputs[..self.model.inputs().len().min(inputs.len())];
         let row = self.vocabulary * size_of::<f32>();
         let (begin, end) = (rows.start * row, (rows.start + count * wanted.len()) * row);
         if end > self.scores.as_slice().len() {
@@ -270,9 +334,24 @@ impl<'m> Session<'m> {
         let scores = &mut self.scores.as_mut_slice()[begin..end];
         let state = (&mut self.state, rows.clone());
         self.model
-            .run_rows(state, &inputs, &mut [Some(scores)], None)?;
-        for past in &mut self.past[rows] {
-            *past += each;
+            .run_rows(state, inputs, &mut [Some(scores)], None)?;
+        let past = self.past[rows.clone()].iter_mut();
+        past.chain(&mut self.read[rows]).for_each(|n| *n += each);
+        Ok(())
+    }
+
+    /// Evicts tokens of these sequences where so many more would be over the budget.
+    fn make_room(&mut self, rows: Range<usize>, each: usize) -> Result<(), Error> {
+        let Some(eviction) = &self.eviction else {
+            return Ok(());
+        };
+        let target = eviction.budget.saturating_sub(each.max(eviction.piece()));
+        for at in rows {
+            let len = self.past[at];
+            if len + each > eviction.budget {
+                evict::compress(&mut self.state, at, len, (&eviction.rule, target))?;
+                self.past[at] = len.min(target);
+            }
         }
         Ok(())
     }
@@ -284,6 +363,12 @@ impl<'m> Session<'m> {
         (self.state, self.capacity) = (state, capacity);
         Ok(())
     }
+}
+
+/// Most tokens of a sequence that caches ever need room for.
+fn most(eviction: Option<&Eviction>) -> usize {
+    let budget = eviction.map_or(usize::MAX, |e| e.budget);
+    budget.checked_next_multiple_of(UNIT).unwrap_or(usize::MAX)
 }
 
 fn room(model: &Model, rows: usize, capacity: usize) -> Result<State, Error> {

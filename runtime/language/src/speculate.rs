@@ -36,7 +36,7 @@ impl Draft {
     pub fn new(model: Model, files: &[File], of: &Generator) -> Result<Draft, Error> {
         let (own, other) = (
             vocabulary_size(model.inputs(), model.outputs())?,
-            of.tokens(),
+            of.vocabulary().size(),
         );
         let tokenizer = |files| file(files, settings::TOKENIZER);
         if own != other || tokenizer(files) != tokenizer(of.files()) {
@@ -57,7 +57,7 @@ impl Draft {
 
 /// Writes a text.
 pub fn write<R: Reader>(generator: &Generator, draft: &Draft, job: Job<R>) -> Result<(), Error> {
-    let mut session = Session::new(generator.model())?;
+    let mut session = generator.session()?;
     session.join()?;
     let Some(mut writing) = Writing::begin(generator, job) else {
         return Ok(());
@@ -85,7 +85,7 @@ fn go_on<R: Reader>(
     if let Some(finish) = writing.next(session, 0)? {
         return Ok(finish);
     }
-    let mut drafts = Session::new(&draft.model)?;
+    let mut drafts = Session::new(&draft.model, None)?;
     drafts.join()?;
     let mut how = writing.request.sampling.clone();
     // Random numbers of its own.

@@ -99,6 +99,17 @@ impl Vocabulary {
         Ok(ids.to_vec())
     }
 
+    /// An error if one of the tokens is none of the model's.
+    pub fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        match tokens.iter().find(|&&t| t as usize >= self.size) {
+            None => Ok(()),
+            Some(token) => Err(Error::new(
+                format!("there is no token {token}: the model has {}", self.size),
+                "use the tokenizer that belongs to the model",
+            )),
+        }
+    }
+
     /// The text of tokens, without special ones.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Error> {
         self.tokenizer.decode(tokens, true).map_err(|e| {

@@ -173,7 +173,7 @@ pub mod avx512 {
                 a = a.map(|a| a.wrapping_add(4));
                 for _ in 0..g.block / (4 * PLANES) {
                     let line = _mm512_loadu_si512(w.cast());
-                    if ROWS <= 2 {
+                    if ROWS <= 8 {
                         _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
                     }
                     for p in 0..PLANES {

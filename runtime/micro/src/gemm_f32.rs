@@ -102,6 +102,8 @@ pub mod avx512 {
     use super::*;
     use crate::rows_collide;
 
+    /// Elements ahead of a panel that few rows wait for: the CPU's own prefetching stops at each page.
+    const AHEAD: usize = 512;
     /// Elements of `k` that colliding rows are copied at a time.
     const STAGE_LEN: usize = 128;
     /// Elements between staged rows: one cache line more, so that they do not collide.
@@ -233,6 +235,10 @@ pub mod avx512 {
             let mut w = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 w[v] = _mm512_load_ps(b.add(i * PANEL_F32 + v * 16));
+                if R <= 2 {
+                    let ahead = b.wrapping_add(i * PANEL_F32 + v * 16 + AHEAD);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                }
             }
             for r in 0..R {
                 let a = _mm512_set1_ps(*rows[r].add(i));

@@ -22,7 +22,7 @@ macro_rules! operations {
         $(
             #[inline]
             #[target_feature(enable = $features)]
-            fn $name($($arg: $ty),*) -> $out {
+            pub(crate) fn $name($($arg: $ty),*) -> $out {
                 $body
             }
         )*
@@ -44,10 +44,12 @@ mod gemm_f32;
 mod gemm_i8;
 mod move_f32;
 mod round_blocks;
+mod softmax_f32;
 mod sparse_f32;
 mod sparse_i8;
 mod unary_f32;
 mod unpack_blocks;
+mod widen_f16;
 mod window_f32;
 #[cfg(target_arch = "x86_64")]
 mod window_i8;
@@ -143,6 +145,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         sparse_i8::portable as *const c_void,
         round_blocks::portable as *const c_void,
         unpack_blocks::portable as *const c_void,
+        softmax_f32::portable::entry as *const c_void,
+        widen_f16::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -157,6 +161,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_i8::avx2::entry as *const c_void,
             round_blocks::avx2 as *const c_void,
             unpack_blocks::avx2 as *const c_void,
+            softmax_f32::avx2::entry as *const c_void,
+            widen_f16::avx2 as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -169,6 +175,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_i8::avx2::entry as *const c_void,
             round_blocks::avx512 as *const c_void,
             unpack_blocks::avx512 as *const c_void,
+            softmax_f32::avx512::entry as *const c_void,
+            widen_f16::avx512 as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -181,6 +189,8 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             sparse_i8::avx512::entry as *const c_void,
             round_blocks::avx512 as *const c_void,
             unpack_blocks::avx512 as *const c_void,
+            softmax_f32::avx512::entry as *const c_void,
+            widen_f16::avx512 as *const c_void,
         ]);
         match level {
             Level::Portable => {}

@@ -26,7 +26,7 @@ macro_rules! functions {
         /// `x = k ln 2 + r`; `e^r` is a polynomial.
         #[inline]
         $(#[$features])*
-        fn exp(x: $vector) -> $vector {
+        pub(crate) fn exp(x: $vector) -> $vector {
             let x = min(set(math::EXP_RANGE.1), max(set(math::EXP_RANGE.0), x));
             let k = round(mul(x, set(std::f64::consts::LOG2_E)));
             let r = fma(k, set(-math::LN2.1), fma(k, set(-math::LN2.0), x));
@@ -128,10 +128,10 @@ pub mod portable {
 
     use super::*;
 
-    fn set(x: f64) -> f32 {
+    pub(crate) fn set(x: f64) -> f32 {
         x as f32
     }
-    fn add(a: f32, b: f32) -> f32 {
+    pub(crate) fn add(a: f32, b: f32) -> f32 {
         a + b
     }
     fn mul(a: f32, b: f32) -> f32 {
@@ -143,7 +143,7 @@ pub mod portable {
     fn div(a: f32, b: f32) -> f32 {
         a / b
     }
-    fn max(bound: f32, x: f32) -> f32 {
+    pub(crate) fn max(bound: f32, x: f32) -> f32 {
         if x < bound { bound } else { x }
     }
     fn min(bound: f32, x: f32) -> f32 {
@@ -166,11 +166,11 @@ pub mod portable {
     fn where_less(a: f32, b: f32, x: f32, y: f32) -> f32 {
         if a < b { x } else { y }
     }
-    unsafe fn load(at: *const f32) -> f32 {
+    pub(crate) unsafe fn load(at: *const f32) -> f32 {
         // SAFETY: as promised to this function.
         unsafe { *at }
     }
-    unsafe fn store(at: *mut f32, x: f32) {
+    pub(crate) unsafe fn store(at: *mut f32, x: f32) {
         // SAFETY: as promised to this function.
         unsafe { *at = x }
     }
@@ -226,7 +226,7 @@ pub mod avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn store(at: *mut f32, x: __m256) {
+    pub(crate) unsafe fn store(at: *mut f32, x: __m256) {
         // SAFETY: as promised to this function.
         unsafe { _mm256_storeu_ps(at, x) }
     }
@@ -282,7 +282,7 @@ pub mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn store(at: *mut f32, x: __m512) {
+    pub(crate) unsafe fn store(at: *mut f32, x: __m512) {
         // SAFETY: as promised to this function.
         unsafe { _mm512_storeu_ps(at, x) }
     }

@@ -2,7 +2,7 @@
 
 use crate::ask::{Asked, Kind, Question};
 use crate::error::Refused;
-use crate::worker::{Ended, Part, Parts, Token};
+use crate::texts::{Ended, Part, Parts, Token};
 use lapidary_language::Generator;
 use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, RandomState};
@@ -29,7 +29,7 @@ impl Form {
             kind: question.kind,
             id: format!("{prefix}-{:016x}", RandomState::new().hash_one(1)),
             created: now.map_or(0, |t| t.as_secs()),
-            model: asked.name.clone(),
+            model: asked.name.id.clone(),
             logprobs: question.logprobs,
         }
     }

@@ -1,8 +1,10 @@
-//! What clients ask for.
+//! What clients ask for of a model that writes text.
 
 use crate::error::Refused;
 use crate::fields::{Fields, empty};
-use crate::worker::{Parts, Worker};
+use crate::prompts::Prompts;
+use crate::served::Name;
+use crate::texts::{Parts, Writer};
 use lapidary_language::chat::{self, Message};
 use lapidary_language::generate::Request;
 use lapidary_language::options::Options;
@@ -10,7 +12,6 @@ use lapidary_language::{Error, Generator};
 use serde_json::Value;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most texts of one request.
 const MOST_TEXTS: usize = 128;
@@ -26,12 +27,10 @@ const MOST_STOPS: usize = 16;
 
 /// The model that is asked, and what holds where a client says nothing.
 pub struct Asked {
-    /// Its name.
-    pub name: String,
-    /// When it was loaded, in seconds of Unix time.
-    pub created: u64,
-    /// The thread that runs it.
-    pub worker: Worker,
+    /// What clients call it.
+    pub name: Name,
+    /// What runs it.
+    pub writer: Writer,
     options: Options,
 }
 
@@ -63,39 +62,29 @@ pub struct Question {
 
 impl Asked {
     /// With these defaults.
-    pub fn new(name: String, options: &Options, worker: Worker) -> Asked {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    pub fn new(name: Name, options: &Options, writer: Writer) -> Asked {
         Asked {
             name,
-            created: now.map_or(0, |t| t.as_secs()),
-            worker,
+            writer,
             options: options.clone(),
         }
     }
 
     /// The model.
     pub fn generator(&self) -> &Arc<Generator> {
-        self.worker.generator()
+        self.writer.generator()
     }
 
     /// Begins to answer.
     pub fn begin(&self, question: &mut Question) -> Result<Parts, Refused> {
         let texts = std::mem::take(&mut question.texts);
-        self.worker.write(texts, question.stream)
-    }
-
-    /// An error unless a request is for this model.
-    pub fn check_name(&self, fields: &Fields) -> Result<(), Refused> {
-        match fields.text("model")? {
-            Some(name) if name != self.name => Err(Refused::model(name, &self.name)),
-            _ => Ok(()),
-        }
+        self.writer.write(texts, question.stream)
     }
 
     /// Reads a request. It may take a while where prompts are long.
     pub fn read(&self, kind: Kind, body: &[u8]) -> Result<Question, Refused> {
         let fields = Fields::read(body)?;
-        self.check_name(&fields)?;
+        self.name.check(&fields)?;
         let prompts = match kind {
             Kind::Completion => self.prompts(&fields)?,
             Kind::Chat => vec![self.conversation(&fields)?],
@@ -105,21 +94,6 @@ impl Asked {
             let count = prompts.len() * n;
             let message = format!("{count} texts are asked for, at most {MOST_TEXTS} at a time");
             return Err(Refused::field("n", message));
-        }
-        for (prompt, place) in prompts.iter().zip(0..) {
-            self.generator().room(prompt.len()).map_err(|e| {
-                let name = if kind == Kind::Chat {
-                    "messages"
-                } else {
-                    "prompt"
-                };
-                let which = if prompts.len() > 1 {
-                    format!("prompt {place}: ")
-                } else {
-                    String::new()
-                };
-                Refused::field(name, format!("{which}{}; {}", e.message, e.help))
-            })?;
         }
         let request = self.request(kind, &fields)?;
         let echo = kind == Kind::Completion && fields.truth("echo")?;
@@ -223,45 +197,16 @@ impl Asked {
         Ok(request)
     }
 
-    /// Prompts of a completion: a text, its tokens, or a list of either.
+    /// Prompts of a completion.
     fn prompts(&self, fields: &Fields) -> Result<Vec<Vec<u32>>, Refused> {
-        let wrong = || {
-            let message = "`prompt` must be a string, a list of strings, a list of tokens, or a list of such lists";
-            Refused::field("prompt", message)
-        };
         let generator = self.generator();
-        let of_text = |text: &str| generator.encode(text, true).map_err(Refused::from);
-        let of_tokens = |all: &[Value]| -> Result<Vec<u32>, Refused> {
-            let token = |v: &Value| u32::try_from(v.as_u64()?).ok();
-            let tokens: Option<Vec<u32>> = all.iter().map(token).collect();
-            let tokens = tokens.filter(|t| !t.is_empty()).ok_or_else(wrong)?;
-            match tokens.iter().find(|&&t| t as usize >= generator.tokens()) {
-                None => Ok(tokens),
-                Some(token) => {
-                    let message = format!(
-                        "there is no token {token}: the model has {}",
-                        generator.tokens()
-                    );
-                    Err(Refused::field("prompt", message))
-                }
-            }
+        let prompts = Prompts {
+            field: "prompt",
+            most: MOST_TEXTS,
+            encode: &|text| generator.encode(text, true),
+            check: &|tokens| generator.check(tokens),
         };
-        match fields.get("prompt") {
-            Some(Value::String(text)) => Ok(vec![of_text(text)?]),
-            Some(Value::Array(all)) => match all.first() {
-                Some(Value::Number(_)) => Ok(vec![of_tokens(all)?]),
-                Some(_) if all.len() <= MOST_TEXTS => all
-                    .iter()
-                    .map(|one| match one {
-                        Value::String(text) => of_text(text),
-                        Value::Array(tokens) => of_tokens(tokens),
-                        _ => Err(wrong()),
-                    })
-                    .collect(),
-                _ => Err(wrong()),
-            },
-            _ => Err(wrong()),
-        }
+        prompts.read(fields)
     }
 
     /// The tokens of a conversation.
@@ -289,8 +234,11 @@ impl Asked {
             messages.and_then(|all| all.iter().map(message).collect());
         let messages = messages.filter(|all| !all.is_empty()).ok_or_else(wrong)?;
         let generator = self.generator();
-        let text = chat::prompt(generator.files(), &messages)
-            .map_err(|e| Refused::field("messages", format!("{}; {}", e.message, e.help)))?;
-        Ok(generator.encode(&text, false)?)
+        let tokens = || {
+            let text = chat::prompt(generator.files(), &messages)?;
+            let tokens = generator.encode(&text, false)?;
+            generator.check(&tokens).map(|()| tokens)
+        };
+        tokens().map_err(|e: Error| Refused::of("messages", &e))
     }
 }

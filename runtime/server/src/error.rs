@@ -32,6 +32,11 @@ impl Refused {
         }
     }
 
+    /// The model has something against a field of the request.
+    pub fn of(name: &str, error: &Error) -> Refused {
+        Refused::field(name, format!("{}; {}", error.message, error.help))
+    }
+
     /// With another status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Refused {
         Refused {

@@ -1,9 +1,10 @@
 //! Connections, routes, and the limits of both.
 
 use crate::answer;
-use crate::ask::{Asked, Kind, Question};
+use crate::ask::{Kind, Question};
 use crate::error::Refused;
 use crate::patience::Patient;
+use crate::served::Served;
 use crate::stream::Events;
 use crate::{Serving, failed};
 use axum::body::Body;
@@ -55,14 +56,14 @@ const GRACE: Duration = Duration::from_secs(30);
 const ENCODERS: usize = 2;
 
 struct App {
-    asked: Arc<Asked>,
+    served: Arc<Served>,
     /// Room for bytes of requests, in units.
     room: Arc<Semaphore>,
     timeout: Duration,
 }
 
 /// Serves until a signal comes.
-pub fn serve(address: SocketAddr, serving: &Serving, asked: Asked) -> Result<(), Error> {
+pub fn serve(address: SocketAddr, serving: &Serving, served: Served) -> Result<(), Error> {
     let cannot = |what: &str, e: std::io::Error| {
         failed(
             format!("{what}: {e}"),
@@ -74,9 +75,9 @@ pub fn serve(address: SocketAddr, serving: &Serving, asked: Asked) -> Result<(),
         .max_blocking_threads(ENCODERS)
         .build()
         .map_err(|e| cannot("the server", e))?;
-    let asked = Arc::new(asked);
+    let served = Arc::new(served);
     let app = Arc::new(App {
-        asked: Arc::clone(&asked),
+        served: Arc::clone(&served),
         room: Arc::new(Semaphore::new(ALL_BODIES / UNIT)),
         timeout: serving.timeout,
     });
@@ -93,7 +94,7 @@ pub fn serve(address: SocketAddr, serving: &Serving, asked: Asked) -> Result<(),
     });
     // Ends what is still being sent, and so what is still being written.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    asked.worker.join();
+    served.queue().join();
     done
 }
 
@@ -134,8 +135,8 @@ async fn run(listener: TcpListener, app: Arc<App>) -> std::io::Result<()> {
         });
     }
     drop(listener);
-    app.asked.worker.close();
-    eprintln!("ending: {} texts are left", app.asked.worker.texts());
+    app.served.queue().close();
+    eprintln!("ending: {} texts are left", app.served.queue().texts());
     tokio::select! {
         () = graceful.shutdown() => {}
         () = tokio::time::sleep(GRACE) => {}
@@ -174,37 +175,35 @@ fn router(app: Arc<App>) -> Router {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let worker = &app.asked.worker;
-    match worker.is_well() {
-        true => Json(json!({"status": "ok", "texts": worker.texts()})).into_response(),
+    let queue = app.served.queue();
+    match queue.is_well() {
+        true => Json(json!({"status": "ok", "texts": queue.texts()})).into_response(),
         false => Refused::unavailable("the model has stopped").into_response(),
     }
 }
 
-fn described(asked: &Asked) -> Value {
-    json!({"id": asked.name, "object": "model", "created": asked.created, "owned_by": "lapidary"})
-}
-
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [described(&app.asked)]}))
+    Json(json!({"object": "list", "data": [app.served.name().described()]}))
 }
 
 async fn model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Refused> {
-    match name == app.asked.name {
-        true => Ok(Json(described(&app.asked))),
-        false => Err(Refused::model(&name, &app.asked.name)),
+    let own = app.served.name();
+    match name == own.id {
+        true => Ok(Json(own.described())),
+        false => Err(Refused::model(&name, &own.id)),
     }
 }
 
-async fn embeddings(State(app): State<Arc<App>>) -> Refused {
-    let kind = app.asked.generator().model().name();
-    Refused::wrong(format!(
-        "`{}` is a model of the kind `{kind}`, which writes text and gives no embeddings",
-        app.asked.name
-    ))
+async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
+    let embeddings = Arc::clone(app.served.embeddings()?);
+    let own = Arc::clone(&embeddings);
+    let question = understood(&app, request, move |body| own.read(body)).await?;
+    let answer = embeddings.answer(question).await?;
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    Ok((headers, Body::from_stream(answer)).into_response())
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
@@ -216,27 +215,37 @@ async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response,
 }
 
 async fn answer(app: Arc<App>, kind: Kind, request: Request) -> Result<Response, Refused> {
-    let body = read(&app, request.into_body()).await?;
-    let asked = Arc::clone(&app.asked);
-    let read = tokio::task::spawn_blocking(move || {
-        let question = asked.read(kind, &body.bytes);
-        drop(body);
-        question
-    });
-    let mut question: Question = read
-        .await
-        .map_err(|_| Refused::failed("the request could not be read"))??;
-    let parts = app.asked.begin(&mut question)?;
+    let asked = Arc::clone(app.served.text()?);
+    let own = Arc::clone(&asked);
+    let mut question: Question =
+        understood(&app, request, move |body| own.read(kind, body)).await?;
+    let parts = asked.begin(&mut question)?;
     if !question.stream {
-        let whole = answer::whole(&app.asked, &question, parts).await?;
+        let whole = answer::whole(&asked, &question, parts).await?;
         return Ok(Json(whole).into_response());
     }
-    let events = Events::new(Arc::clone(&app.asked), question, parts);
+    let events = Events::new(asked, question, parts);
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-cache"),
     ];
     Ok((headers, Body::from_stream(events)).into_response())
+}
+
+/// What a request asks for, read by a thread on which that may take a while.
+async fn understood<Q: Send + 'static>(
+    app: &App,
+    request: Request,
+    understand: impl FnOnce(&[u8]) -> Result<Q, Refused> + Send + 'static,
+) -> Result<Q, Refused> {
+    let body = read(app, request.into_body()).await?;
+    let read = tokio::task::spawn_blocking(move || {
+        let question = understand(&body.bytes);
+        drop(body);
+        question
+    });
+    read.await
+        .map_err(|_| Refused::failed("the request could not be read"))?
 }
 
 /// A request's bytes, and the room that they take.

@@ -1,24 +1,29 @@
 //! A language model behind HTTP, in the form of the OpenAI interface.
 //!
-//! One thread runs the model ([`worker`]): it writes the texts of all requests at the same time, a token of each in every turn.
-//! Another one talks to clients ([`http`]): it reads what they ask for ([`ask`]), gives it to the first, and writes the answers
-//! ([`answer`]) whole or piece by piece ([`stream`]). What a client can make the server hold is bounded: connections, the bytes
+//! One thread runs the model ([`worker`]): it writes the texts of all requests at the same time, a token of each in every turn
+//! ([`texts`]), or of an encoder embeds them ([`embeddings`]). Another one talks to clients ([`http`]): it reads what they ask for
+//! ([`ask`]), gives it to the first, and writes the answers ([`answer`]) whole or piece by piece ([`stream`]). What a client can make the server hold is bounded: connections, the bytes
 //! and the time of a request, the texts that wait, the time in which it must take what is written to it.
 //!
 //! It is a crate and a stub of its own, so that executables that serve nobody carry none of it.
 
 mod answer;
 mod ask;
+mod base64;
+mod embeddings;
 mod error;
 mod fields;
 mod http;
 mod patience;
+mod prompts;
+mod served;
 mod stream;
+mod texts;
 mod worker;
 
 use lapidary_language::Error;
 use lapidary_language::cli::{Extension, Loaded};
-use lapidary_language::options::{Flag, MOST_PARALLEL, Options, number};
+use lapidary_language::options::{Flag, Options, number};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -27,20 +32,17 @@ use std::time::Duration;
 pub struct Serving {
     /// Where clients connect; nobody is served without it.
     pub listen: Option<SocketAddr>,
-    /// Texts that may wait until others are done.
-    pub queue: usize,
+    /// Texts that may wait until others are done; else as many as suit the model.
+    pub queue: Option<usize>,
     /// How long a client may take to send a request, to take an answer, and to do nothing.
     pub timeout: Duration,
 }
-
-/// Texts that are written at the same time, where the user does not say it.
-const PARALLEL: usize = 8;
 
 impl Default for Serving {
     fn default() -> Serving {
         Serving {
             listen: None,
-            queue: 256,
+            queue: None,
             timeout: Duration::from_secs(30),
         }
     }
@@ -64,11 +66,10 @@ pub static FLAGS: &[Flag<Serving>] = &[
     Flag {
         name: "queue",
         value: Some("N"),
-        help: "texts that may wait for their turn (default: 256); more are refused",
+        help: "texts that may wait for their turn (default: 256, of embeddings 4096); more are refused",
         whole: true,
         set: |o, v| {
-            let some = number(v, "a number of texts up to 65536", |n| *n <= 65536)?;
-            o.queue = some.unwrap_or_default();
+            o.queue = number(v, "a number of texts up to 65536", |n| *n <= 65536)?;
             Ok(())
         },
     },
@@ -89,7 +90,7 @@ pub static FLAGS: &[Flag<Serving>] = &[
 
 impl Extension for Serving {
     const FLAGS: &'static [Flag<Serving>] = FLAGS;
-    const ABOUT: &'static str = "writes text, for itself or (--listen) for clients";
+    const ABOUT: &'static str = ", for itself or (--listen) for clients";
 
     fn is_asked(&self) -> bool {
         self.listen.is_some()
@@ -105,13 +106,8 @@ pub fn serve(loaded: Loaded, options: &Options, serving: &Serving) -> Result<(),
     let Some(address) = serving.listen else {
         return Err(failed("the server has no address", "give --listen ADDR"));
     };
-    let parallel = options.parallel.unwrap_or(PARALLEL).min(MOST_PARALLEL);
-    let worker = worker::Worker::start(loaded.generator, parallel, serving.queue, loaded.pin)?;
-    http::serve(
-        address,
-        serving,
-        ask::Asked::new(loaded.name, options, worker),
-    )
+    let served = served::Served::start(loaded, options, serving)?;
+    http::serve(address, serving, served)
 }
 
 fn failed(message: impl Into<String>, help: &str) -> Error {

@@ -3,7 +3,7 @@
 use crate::answer::{Form, Place, usage};
 use crate::ask::{Asked, Kind, Question};
 use crate::error::Refused;
-use crate::worker::{Part, Parts};
+use crate::texts::{Part, Parts};
 use futures_core::Stream;
 use serde_json::Value;
 use std::collections::VecDeque;

@@ -147,6 +147,14 @@ impl State {
         self.parts.iter_mut().map(|p| p.memory.as_mut_slice())
     }
 
+    /// Lengths of the axes of each part, and its memory, to change it.
+    pub fn parts_mut(&mut self) -> impl Iterator<Item = (&[usize], &mut [u8])> {
+        self.parts.iter_mut().map(|p| {
+            let Part { memory, dims, .. } = p;
+            (dims.as_slice(), memory.as_mut_slice())
+        })
+    }
+
     /// Bytes of all parts.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|p| p.memory.as_slice().len()).sum()

@@ -1,4 +1,4 @@
-//! Caches of keys and values that hold codes.
+//! Caches of keys and values that hold codes, or halves.
 
 use crate::builder::Builder;
 use crate::graph::Node;
@@ -9,17 +9,21 @@ use crate::{Attr, ElemType, Module, NodeId, Tensor, ValueId};
 /// Numbers that share a scale and a minimum.
 pub const GROUP: i64 = 32;
 
-/// Keys or values as a cache of codes holds them.
+/// Bits of a number that is no code.
+pub const HALF: i64 = 16;
+
+/// Keys or values as a cache of codes or of halves holds them.
 pub static ROUND_CACHE: OpDef = OpDef {
     name: "round_cache",
     summary: "x where tokens are recent or among the first 32, else min + s * clamp(round((x - min) / s), 0, 2^bits - 1), ties to even, \
               where s = (max - min) / (2^bits - 1) of 32 tokens of a number (`tokens`), or of 32 numbers of a token's head (`channels`), s and \
-              min rounded to f16; recent are those behind the last multiple of 32 that is `window` or more before `filled`",
+              min rounded to f16; recent are those behind the last multiple of 32 that is `window` or more before `filled`; of 16 bits: every x \
+              rounded to f16",
     source: "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache (arXiv 2402.02750); tokens at the beginning kept as in StreamingLLM (arXiv 2309.17453)",
     operands: &[Operand::One("x"), Operand::Optional("filled")],
     attrs: &[
         AttrDef::new("axis", AttrKind::Str, Default::Required, "`tokens` for keys, `channels` for values"),
-        AttrDef::new("bits", AttrKind::Int, Default::Required, "bits of a code: 2, 4 or 8"),
+        AttrDef::new("bits", AttrKind::Int, Default::Required, "bits of a code: 2, 4 or 8; 16 for halves"),
         AttrDef::new("heads", AttrKind::Int, Default::Required, "heads that a row is made of"),
         AttrDef::new("window", AttrKind::Int, Default::Int(GROUP), "tokens at the end that stay numbers at least: a multiple of 32"),
     ],
@@ -46,7 +50,7 @@ pub static ROUND_CACHE: OpDef = OpDef {
 pub struct Rounding {
     /// Groups run along tokens.
     pub along_tokens: bool,
-    /// Bits of a code.
+    /// Bits of a code, or [`HALF`].
     pub bits: i64,
     /// Heads of a row.
     pub heads: i64,
@@ -68,8 +72,8 @@ impl Rounding {
             window: node.int("window")?,
         };
         let whole = rounding.window >= GROUP && rounding.window % GROUP == 0 && rounding.window <= 1 << 20;
-        if ![2, 4, 8].contains(&rounding.bits) || rounding.heads < 1 || !whole {
-            return Err(OpError::new("attribute `bits` must be 2, 4 or 8, `heads` positive, `window` a multiple of 32 up to 2^20"));
+        if ![2, 4, 8, HALF].contains(&rounding.bits) || rounding.heads < 1 || !whole {
+            return Err(OpError::new("attribute `bits` must be 2, 4, 8 or 16, `heads` positive, `window` a multiple of 32 up to 2^20"));
         }
         Ok(rounding)
     }
@@ -84,6 +88,9 @@ impl Rounding {
 fn decompose(b: &mut Builder, node: &Node) -> Result<Vec<ValueId>, OpError> {
     let x = node.need(0)?;
     let rounding = Rounding::of(node)?;
+    if rounding.bits == HALF {
+        return Ok(vec![half(b, x)?]);
+    }
     let width = b.shape(x)?.get(2).and_then(|d| d.as_const());
     let width = width.ok_or_else(|| OpError::new("rows must have a known length"))?;
     // `[batch, rows, what groups run along]`.

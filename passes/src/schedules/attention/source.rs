@@ -6,6 +6,7 @@ use crate::schedules::{add, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::PANEL;
+use lapidary_ir::kernel::widen::{Widen, widen};
 use lapidary_ir::kernel::{Binary, Buf, Var};
 
 /// Keys of a run whose values are made numbers at once: 16 KiB for each panel of columns.
@@ -31,6 +32,8 @@ pub enum Source {
         values: Place,
         /// Rows of a panel of values.
         rows: Var,
+        /// Where halves become `f32`, if they are halves.
+        wide: Option<[Buf; 2]>,
     },
     /// In the slots of a cache of codes: the first one, or those of the ring.
     Slots {
@@ -70,9 +73,8 @@ impl Attention {
                 let form = [keys, values][side];
                 Buffers::Coded(form, Codes::buffers(b, name, false))
             }
-            Stored::Packed | Stored::Cached => {
-                Buffers::Panels(b.buffer(panels, ElemType::F32, false))
-            }
+            Stored::Packed => Buffers::Panels(b.buffer(panels, ElemType::F32, false)),
+            Stored::Cached(elem) => Buffers::Panels(b.buffer(panels, elem, false)),
         }
     }
 }
@@ -92,10 +94,14 @@ impl Source {
                 let k_at = mul_const(b, before, a.size * WIDTH);
                 let rows = mul(b, head, keys);
                 let v_at = mul_const(b, rows, columns * WIDTH);
+                let wide = (a.stored == Stored::Cached(ElemType::F16)).then(|| {
+                    [a.size, RUN].map(|rows| b.scratch(ElemType::F32, (rows * WIDTH) as u32))
+                });
                 vec![Source::Panels {
                     keys: (kp, k_at),
                     values: (vp, v_at),
                     rows: keys,
+                    wide,
                 }]
             }
             [Buffers::Coded(form, k), Buffers::Coded(v_form, v)] => {
@@ -142,10 +148,14 @@ impl Source {
     pub(super) fn keys(&self, b: &mut KernelBuilder, size: i64, key: Var) -> Place {
         match *self {
             Source::Panels {
-                keys: (buf, at), ..
+                keys: (buf, at),
+                wide,
+                ..
             } => {
                 let skip = mul_const(b, key, size);
-                (buf, add(b, at, skip))
+                let first = add(b, at, skip);
+                let n = b.index(size * WIDTH);
+                widened(b, (buf, first), wide.map(|w| w[0]), n)
             }
             Source::Slots {
                 keys: (buf, at), ..
@@ -175,13 +185,16 @@ impl Source {
             Source::Panels {
                 values: (buf, at),
                 rows,
+                wide,
                 ..
             } => {
                 // A panel of 32 columns has `rows * 32` elements.
                 let skip = mul_const(b, key, WIDTH);
                 let first = add(b, at, skip);
                 let skip = mul(b, column, rows);
-                (buf, add(b, first, skip))
+                let first = add(b, first, skip);
+                let n = mul_const(b, here, WIDTH);
+                widened(b, (buf, first), wide.map(|w| w[1]), n)
             }
             Source::Slots {
                 values: (buf, at),
@@ -229,6 +242,14 @@ impl Coded {
         });
         (self.numbers, b.index(0))
     }
+}
+
+/// A panel's `n` numbers as `f32`: where they are, or made so in scratch memory.
+fn widened(b: &mut KernelBuilder, src: Place, wide: Option<Buf>, n: Var) -> Place {
+    let Some(numbers) = wide else { return src };
+    let dst = (numbers, b.index(0));
+    widen(b, Widen { src, dst, n });
+    dst
 }
 
 fn panel_of(b: &mut KernelBuilder, i: Var) -> Var {

@@ -127,6 +127,7 @@ fn attention_matches_the_definition() {
         left: None,
         softcap: None,
         stored: Stored::Packed,
+        counted: false,
     };
     let mask = Mask {
         batch: true,
