@@ -355,6 +355,7 @@ fn feed_forward(rows: Option<i64>, [inner, outer]: [usize; 2]) -> Module {
 #[test]
 fn batches_of_halves_where_they_are_allowed() {
     let sizes = [1024, 256];
+    let mut multiplied = 0;
     for (rows, given) in [
         (Some(1), 1),
         (Some(16), 16),
@@ -373,11 +374,51 @@ fn batches_of_halves_where_they_are_allowed() {
             let inputs = std::slice::from_ref(&x);
             let choices = checked(&name, &module, &options, inputs, tolerance);
             assert_eq!(choices.len(), 2, "{name}");
-            let cores = |c: &Choice| c.kernels.iter().any(|k| k == "gemm_int4_f16");
             for choice in &choices {
                 println!("{choice}");
-                assert_eq!(cores(choice), halves && rows != Some(1), "{name}: {choice}");
+                let cores = choice.kernels.iter().any(|k| k == "gemm_int4_f16");
+                assert!(!cores || halves && rows != Some(1), "{name}: {choice}");
+                multiplied += usize::from(cores);
             }
+        }
+    }
+    assert!(multiplied > 0, "tensor cores multiply nothing");
+}
+
+/// Numbers that are halves lose nothing on tensor cores: there only the left side is rounded, where the user allows it.
+#[test]
+fn products_of_halves_where_they_are_allowed() {
+    let [rows, n, k] = [128usize, 512, 256];
+    let mut s = Sampler::new(5, 2);
+    let numbers = s.numbers(k * n);
+    let rounded = |to: fn(f64) -> f64| numbers.iter().map(|&v| to(v / 7.0)).collect();
+    // Too small for `f16`.
+    let short = |v: f64| f64::from(f32::from_bits((v as f32 / 1e9).to_bits() & 0xffff_0000));
+    let x = Tensor::from_f64(ElemType::F32, [rows, k], s.numbers(rows * k));
+    for (name, weights, of_halves) in [
+        ("f16", rounded(|v| (v * 64.0).round() / 64.0), true),
+        ("bf16", rounded(short), true),
+        ("f32", rounded(|v| f64::from(v as f32)), false),
+    ] {
+        let (mut m, fresh) = (Module::new("product"), Cell::new(0));
+        let ty = Type::tensor(ElemType::F32, [rows as i64, k as i64]);
+        let given = m.add_input(Module::TOP, "x", ty);
+        let mut b = Builder::new(&mut m, Module::TOP, "product", &fresh);
+        let w = b.constant(&Tensor::from_f64(ElemType::F32, [k, n], weights));
+        let y = b.op("matmul", &[given, w]).expect("fits");
+        let y = b.op("gelu", &[y]).expect("numbers");
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".to_owned());
+        for halves in [false, true] {
+            let mut options = options("sm_90a");
+            options.halves = halves;
+            let tolerance = if halves { 1e-2 } else { 1e-5 };
+            let choices = checked(name, &m, &options, std::slice::from_ref(&x), tolerance);
+            choices.iter().for_each(|c| println!("{c}"));
+            let cores = choices
+                .iter()
+                .any(|c| c.kernels.iter().any(|k| k == "gemm_halves"));
+            assert_eq!(cores, halves && of_halves, "{name}, halves {halves}");
         }
     }
 }

@@ -15,7 +15,7 @@ use super::expand::Facts;
 use super::expr::E;
 use super::index::Pos;
 use super::linear::{self, Plan};
-use super::{Choice, Element, KernelArg, Lowerer, Rule, WeightSource};
+use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
 use lapidary_abi::kernel::MAX_BLOCK;
@@ -25,7 +25,7 @@ use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// The family's lowerings.
@@ -43,10 +43,6 @@ pub struct Found {
     products: HashMap<NodeId, Product>,
     /// The blocks of codes that products read, by what is rounded and the factor of their sums.
     codes: HashMap<(ValueId, i32), Option<ValueId>>,
-    /// What was chosen for GPUs, also where weights become numbers.
-    considered: BTreeMap<NodeId, Choice>,
-    /// Left sides as halves, by what they were.
-    halves: HashMap<ValueId, ValueId>,
 }
 
 /// A product with compressed weights that have a kernel.
@@ -65,13 +61,6 @@ enum Way {
     Numbers,
     /// By a kernel for packed weights.
     Packed(packed::Launches),
-}
-
-impl Found {
-    /// What was chosen where there are kernels for packed weights, in the order of the nodes.
-    pub fn choices(self) -> Vec<Choice> {
-        self.considered.into_values().collect()
-    }
 }
 
 /// Constant weights `[n, k]` in blocks along `k`.
@@ -304,7 +293,7 @@ fn rounder(facts: &Facts, a: ValueId, block: u32) -> Option<NodeId> {
 /// Finds the products of blocks, and what is never stored because of them: transposed weights, rounded numbers.
 pub fn find(low: &mut Lowerer) {
     let module = &low.facts.module;
-    let mut found = Found::default();
+    let (mut found, mut considered) = (Found::default(), vec![]);
     let mut users: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
     let mut kept: HashSet<ValueId> = HashSet::new();
     for region in module.reachable_regions() {
@@ -324,7 +313,7 @@ pub fn find(low: &mut Lowerer) {
                 None if low.target.micro_kernels => Way::Numbers,
                 None => match packed::choose(low, n, &plan, &weights) {
                     Some((choice, launches)) => {
-                        found.considered.insert(n, choice);
+                        considered.push((n, choice));
                         match launches {
                             Some(launches) => Way::Packed(launches),
                             None => continue,
@@ -356,6 +345,7 @@ pub fn find(low: &mut Lowerer) {
     }
     low.facts.inlined.extend(unstored);
     low.blocked = found;
+    low.choices.extend(considered);
 }
 
 /// Length of the blocks of a product's weights, if they are of a form that has kernels.

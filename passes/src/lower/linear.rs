@@ -8,12 +8,13 @@
 //! one right matrix for all of them.
 
 use super::activation::{Fused, activated};
-use super::blocked;
 use super::codes::{self, TailValues};
 use super::expand::{Facts, Sums};
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use super::{blocked, halves};
+use crate::predict::{self, Operand};
 use crate::schedules::codes::{column_sums, pack_quads, width};
 use crate::schedules::gemm::Gemm;
 use crate::schedules::{Num, pack};
@@ -52,6 +53,14 @@ pub struct Plan {
     pub gemm: Gemm,
     /// What a tail adds.
     pub tail: Vec<TailValues>,
+}
+
+impl Plan {
+    /// Whether something is done with the sums before they are stored.
+    pub fn has_epilogue(&self) -> bool {
+        let g = &self.gemm;
+        g.bias || g.residual || g.lo.is_some() || g.hi.is_some() || g.activation.is_some()
+    }
 }
 
 fn num(d: &Dim) -> Num {
@@ -162,6 +171,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     if super::sparse::is_chosen(low, n) {
         return super::sparse::linear(low, n, plan);
     }
+    if let Some((choice, chosen)) = halves::choose(low, n, &plan) {
+        low.choices.insert(n, choice);
+        if let Some(product) = chosen {
+            return halves::steps(low, n, &plan, &product);
+        }
+    }
     let (w, coded) = match plan.gemm.codes {
         None => (packed(low, &plan)?, vec![]),
         Some(c) => {
@@ -209,6 +224,38 @@ pub fn grid(plan: &Plan) -> (Dim, i64) {
     let panels = plan.n.ceil_div(&Dim::from(width));
     let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
     (grid, plan.k.as_const().unwrap_or(256) * 2 * width * rows)
+}
+
+/// Predicted nanoseconds of the product of numbers with constant weights, for `m` rows.
+pub fn predicted(low: &Lowerer, plan: &Plan, m: u32) -> f64 {
+    let bytes = |d: &[&Dim]| {
+        let n = d.iter().map(|d| d.as_const().unwrap_or(i64::from(m)));
+        4 * n.product::<i64>().unsigned_abs()
+    };
+    let mut operands = vec![
+        Operand::made(bytes(&[&plan.m, &plan.k])),
+        Operand::constant(bytes(&[&plan.n, &plan.k])),
+    ];
+    if plan.bias.is_some() {
+        operands.push(Operand::constant(bytes(&[&plan.n])));
+    }
+    let out = bytes(&[&plan.m, &plan.n]);
+    operands.extend(plan.residual.map(|_| Operand::made(out)));
+    operands.push(Operand::made(out));
+    operands.extend(
+        plan.m
+            .as_const()
+            .is_none()
+            .then_some(Operand::Size(m.into())),
+    );
+    let blocks = grid(plan).0.substitute(&|_| Some(Dim::from(i64::from(m))));
+    let kernel = plan.gemm.kernel(KERNEL);
+    predict::alone(
+        &kernel,
+        &operands,
+        blocks.as_const().unwrap_or(1),
+        &low.target,
+    )
 }
 
 fn grain(per_block: i64) -> u32 {

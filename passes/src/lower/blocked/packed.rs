@@ -9,10 +9,7 @@
 //! no blocks.
 
 use super::{Plan, Weights};
-use crate::lower::expand::Sums;
-use crate::lower::index::Pos;
-use crate::lower::schedule::Spec;
-use crate::lower::{Choice, KernelArg, Lowerer, WeightSource, linear};
+use crate::lower::{Choice, KernelArg, Lowerer, WeightSource, halves, linear};
 use crate::predict::{self, Operand};
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::kernel::packed::{self, Batch, Bits, Gemv, MOST_BATCH};
@@ -105,12 +102,6 @@ fn matrix(weights: &Weights) -> Option<packed::Weights> {
     Some(matrix.with_wide_scales(f.scale_bytes == 4))
 }
 
-/// Whether something is done with the sums of a product before they are stored.
-fn has_epilogue(plan: &Plan) -> bool {
-    let g = &plan.gemm;
-    g.bias || g.residual || g.lo.is_some() || g.hi.is_some() || g.activation.is_some()
-}
-
 /// What was chosen of the ways to compute a product, and its kernels if weights stay packed; `None` if there are none for it.
 pub fn choose(
     low: &Lowerer,
@@ -133,15 +124,15 @@ pub fn choose(
             .ok()
             .map(Product::Vectors)
     };
-    let halves = batch(low, &matrix, known).map(Product::Halves);
+    let of_halves = batch(low, &matrix, known).map(Product::Halves);
     let of_few = vectors(m.min(MOST_BATCH), Some(m));
     let ways: Vec<Launches> = match known {
         Some(_) => {
             let alone = |p| vec![(p, When::Always)];
-            of_few.into_iter().chain(halves).map(alone).collect()
+            of_few.into_iter().chain(of_halves).map(alone).collect()
         }
         None => {
-            let more = halves.or_else(|| vectors(MOST_BATCH, None))?;
+            let more = of_halves.or_else(|| vectors(MOST_BATCH, None))?;
             vec![vec![(of_few?, When::OneRow), (more, When::MoreRows)]]
         }
     };
@@ -149,7 +140,7 @@ pub fn choose(
         .into_iter()
         .map(|way| (time(low, plan, &way[0].0, m), way));
     let (ns, launches) = timed.min_by(|a, b| a.0.total_cmp(&b.0))?;
-    let dense = dense(low, plan, m);
+    let dense = linear::predicted(low, plan, m);
     let names = launches.iter().map(|(p, _)| p.weights().name().to_owned());
     let (choice, stays) = Choice::between(
         [
@@ -204,33 +195,10 @@ fn time(low: &Lowerer, plan: &Plan, product: &Product, m: u32) -> f64 {
         // The left side is rounded before.
         ns += predict::moved(6 * m64 * columns, &low.target);
     }
-    if product.parts() > 1 || has_epilogue(plan) {
+    if product.parts() > 1 || plan.has_epilogue() {
         ns += predict::moved(results * (parts + 2), &low.target);
     }
     ns
-}
-
-/// The product of numbers that the weights become when the model is loaded.
-fn dense(low: &Lowerer, plan: &Plan, m: u32) -> f64 {
-    let bytes = |d: &[&Dim]| {
-        let n = d.iter().map(|d| d.as_const().unwrap_or(i64::from(m)));
-        4 * n.product::<i64>().unsigned_abs()
-    };
-    let mut operands = vec![
-        Operand::made(bytes(&[&plan.m, &plan.k])),
-        Operand::constant(bytes(&[&plan.n, &plan.k])),
-    ];
-    if plan.bias.is_some() {
-        operands.push(Operand::constant(bytes(&[&plan.n])));
-    }
-    let out = bytes(&[&plan.m, &plan.n]);
-    operands.extend(plan.residual.map(|_| Operand::made(out)));
-    operands.push(Operand::made(out));
-    operands.extend(plan.m.as_const().is_none().then_some(Operand::Size(1)));
-    let (grid, _) = linear::grid(plan);
-    let blocks = grid.substitute(&|_| Some(Dim::from(1i64))).as_const();
-    let kernel = plan.gemm.kernel(linear::KERNEL);
-    predict::alone(&kernel, &operands, blocks.unwrap_or(1), &low.target)
 }
 
 /// The steps of a product whose weights stay packed.
@@ -241,16 +209,20 @@ pub fn steps(
     weights: &Weights,
     launches: &Launches,
 ) -> Result<(), OpError> {
-    let out = low.facts.module.node(n).results[0];
     let parts = launches.iter().map(|(p, _)| p.parts()).max().unwrap_or(1);
-    let direct = parts == 1 && !has_epilogue(plan);
-    let y = match direct {
-        true => out,
-        false => {
-            let shape = vec![Dim::from(i64::from(parts)), plan.m.clone(), plan.n.clone()];
-            low.temporary(ElemType::F32, shape)
-        }
-    };
+    halves::with_sums(low, n, plan, parts, |low, y| {
+        launch(low, plan, weights, launches, y)
+    })
+}
+
+/// Launches a product, to `y`.
+fn launch(
+    low: &mut Lowerer,
+    plan: &Plan,
+    weights: &Weights,
+    launches: &Launches,
+    y: ValueId,
+) -> Result<(), OpError> {
     let one = Dim::from(1i64);
     // 1 where there are more rows than one, else 0; 1 where there is one.
     let more = (&plan.m - &one).max_dim(&Dim::default()).min_dim(&one);
@@ -258,13 +230,13 @@ pub fn steps(
     let flops = Dim::from(2i64) * &plan.m * &plan.n * &plan.k;
     let mut vectors = None;
     for (product, when) in launches {
-        let halves = matches!(product, Product::Halves(_));
-        let [codes, scales] = match vectors.filter(|_| !halves) {
+        let of_halves = matches!(product, Product::Halves(_));
+        let [codes, scales] = match vectors.filter(|_| !of_halves) {
             Some(known) => known,
             None => packed_weights(low, weights, product)?,
         };
-        let x = match halves {
-            true => halved(low, plan.a)?,
+        let x = match of_halves {
+            true => halves::rounded(low, plan.a, ElemType::F16)?,
             false => {
                 vectors = Some([codes, scales]);
                 plan.a
@@ -285,11 +257,7 @@ pub fn steps(
         }
         low.launch(product.kernel(), &args, &blocks, 1, &flops)?;
     }
-    if direct {
-        return Ok(());
-    }
-    low.facts.sums.insert(n, Sums { value: y, parts });
-    low.elements(n, out, linear::element)
+    Ok(())
 }
 
 /// Codes and scales as weights of the program, made when they are written.
@@ -314,29 +282,4 @@ fn packed_weights(
     let parts = [(ElemType::U8, padded[0]), (w.scale(), padded[1])];
     let made = low.made_together(&parts, WeightSource::Made(Arc::new(made)));
     <[ValueId; 2]>::try_from(made).map_err(|_| OpError::new("two parts of weights"))
-}
-
-/// A left side as halves: one copy for all products of a block of steps that read it.
-fn halved(low: &mut Lowerer, a: ValueId) -> Result<ValueId, OpError> {
-    let known = low.blocked.halves.get(&a).copied();
-    if let Some(known) = known.filter(|&v| low.is_declared(v)) {
-        return Ok(known);
-    }
-    let shape = low.facts.shape(a)?;
-    let to = low.temporary(ElemType::F16, shape.clone());
-    low.kernel("half", to, |x| {
-        let vars = x.body.loop_vars(&shape);
-        let pos = Pos::At(vars.iter().map(|v| v.dim()).collect());
-        let value = x.value(a, &pos)?;
-        Ok(Spec {
-            offset: pos.linear(&shape),
-            vars,
-            mask: None,
-            value: x.body.cast(ElemType::F16, value),
-            serial: vec![],
-        })
-    })?;
-    low.mark_local(to);
-    low.blocked.halves.insert(a, to);
-    Ok(to)
 }
