@@ -128,6 +128,10 @@ pub struct Model {
     /// less exact.
     #[arg(long)]
     pub round_activations: bool,
+    /// Round to 16-bit floats what is multiplied with 4-bit weights where a GPU's tensor cores do that faster: a little less exact,
+    /// and numbers beyond 65504 become infinite.
+    #[arg(long)]
+    pub half_activations: bool,
     /// Keep the keys and values of all but the newest tokens in so many bits, 8, 4 or 2; two numbers are for keys and for values.
     /// A little less exact, and a third of the memory or less. With 16, all tokens are halves: half of the memory.
     #[arg(long, value_name = "BITS", value_parser = parse_kv)]

@@ -68,6 +68,9 @@ pub struct CompileOptions {
     pub prepare: bool,
     /// Round what is multiplied with weights of a few bits to 8-bit codes in blocks: faster, a little less exact.
     pub round: bool,
+    /// Round to `f16` what a GPU's tensor cores multiply, where that is predicted to be faster: a little less exact, and numbers
+    /// beyond 65504 become infinite.
+    pub halves: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
@@ -119,6 +122,7 @@ impl CompileOptions {
             sparse: true,
             prepare: true,
             round: false,
+            halves: false,
             kv: None,
             stepwise: false,
             evictable: false,
@@ -132,6 +136,7 @@ impl CompileOptions {
             sparse: self.sparse,
             prepare: self.prepare,
             round: self.round,
+            halves: self.halves,
             kv: self.kv,
             caches: self.stepwise,
             evictable: self.stepwise && self.evictable,

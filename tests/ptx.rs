@@ -12,7 +12,7 @@ mod gpu;
 use data::{data, reference};
 use gpu::Interpreter;
 use lapidary::backend;
-use lapidary::driver::{self, Compiled};
+use lapidary::driver::{self, Compiled, Compression};
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, values};
 use lapidary_ir::builder::Builder;
@@ -20,7 +20,9 @@ use lapidary_ir::encodings::sampling::Sampler;
 use lapidary_ir::encodings::{Constructor, ENCODINGS, Encoding};
 use lapidary_ir::target::Target;
 use lapidary_ir::tensor::{Tensor, Value};
-use lapidary_ir::{Constant, ElemType, Module, Type, eval};
+use lapidary_ir::{Attr, Attrs, Constant, Dim, ElemType, Module, Type, ValueId, eval};
+use lapidary_passes::compress::{Entry, Level, Recipe};
+use lapidary_passes::lower::Choice;
 use lapidary_runtime::{ModelOptions, Value as RunValue};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -232,4 +234,191 @@ fn products_with_every_encoding() {
         }
     }
     assert!(of_none.is_empty(), "no matrix of {of_none:?}");
+}
+
+/// Compiles a module, assembles it, and runs it in the interpreter: as near to the evaluator as `tolerance`, relative to the
+/// largest number; what was chosen for its products.
+fn checked(
+    name: &str,
+    module: &Module,
+    options: &CompileOptions,
+    inputs: &[Tensor],
+    tolerance: f64,
+) -> Vec<Choice> {
+    let given: Vec<Value> = inputs.iter().cloned().map(Value::from).collect();
+    let want = eval::run(module, given.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let compiled = driver::compile(module.clone(), name, options, None)
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let assemblers = gpu::assemblers();
+    if !assemblers.is_empty() {
+        assemble(&compiled.code, &assemblers).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    let choices = compiled.report.choices.clone();
+    let given: Vec<RunValue> = given
+        .iter()
+        .map(|v| values::to_runtime(v).expect("a tensor"))
+        .collect();
+    let got = run(compiled, &given).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for (want, got) in want.iter().zip(&got) {
+        let (Value::Tensor(want), Some(Value::Tensor(got))) = (want, values::to_evaluator(got))
+        else {
+            panic!("{name}: no tensor");
+        };
+        assert_eq!(want.shape(), got.shape(), "{name}");
+        let [want, got] = [want, &got].map(|t| t.to_f64s().expect("numbers"));
+        let most = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for (i, (w, g)) in want.iter().zip(&got).enumerate() {
+            let off = (w - g).abs();
+            assert!(
+                off <= tolerance * most,
+                "{name}: element {i} is {g}, not {w}"
+            );
+        }
+    }
+    choices
+}
+
+/// A trained model with weights of a few bits: its products read them packed, and give what the evaluator gives.
+#[test]
+fn a_model_with_packed_weights() {
+    let Some(path) = data("llama-wt2") else {
+        return;
+    };
+    for bits in [4, 8] {
+        let mut options = options("sm_80");
+        let mut module = driver::import(&path, &options).unwrap_or_else(|e| panic!("{e}"));
+        let level = Level {
+            bits,
+            group: 32,
+            symmetric: true,
+            ..Level::default()
+        };
+        let entry = Entry {
+            name: "*_proj.weight".to_owned(),
+            level,
+        };
+        options.compression = Some(Compression::Recipe(Recipe {
+            cuts: vec![],
+            weights: vec![entry],
+        }));
+        driver::compress(&mut module, "llama-wt2", &options).unwrap_or_else(|e| panic!("{e}"));
+        options.compression = None;
+        // A token alone, and more than a kernel takes at a time.
+        for tokens in [1usize, 6] {
+            let ids = (0..tokens).map(|i| (i * 397 % 4096) as i128).collect();
+            let ids = Tensor::from_int(ElemType::I64, [1, tokens], ids);
+            let choices = checked("llama-wt2", &module, &options, &[ids], 1e-4);
+            assert!(choices.len() >= 6 * 7, "{} products", choices.len());
+            for choice in &choices {
+                println!("{choice}");
+                assert!(
+                    choice
+                        .kernels
+                        .iter()
+                        .all(|k| *k == format!("gemv_int{bits}"))
+                );
+            }
+        }
+    }
+}
+
+/// `y = x + W2 gelu(W1 x)` with weights of 4 bits in groups of 128, for `rows` rows, or for any number.
+fn feed_forward(rows: Option<i64>, [inner, outer]: [usize; 2]) -> Module {
+    let (mut m, fresh) = (Module::new("feed_forward"), Cell::new(0));
+    let rows = rows.map_or_else(|| Dim::sym("N"), Dim::from);
+    let shape = vec![rows, Dim::from(outer as i64)];
+    let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, shape));
+    let mut b = Builder::new(&mut m, Module::TOP, "feed_forward", &fresh);
+    let mut s = Sampler::new(7, 2);
+    let mut product = |b: &mut Builder, x: ValueId, [n, k]: [usize; 2]| {
+        let codes = (0..n * k / 2).map(|_| s.one_of(&[0x3A, 0x91, 0xE6, 0x78, 0x0F]) as i128);
+        let codes = Tensor::from_int(ElemType::U8, [n, k / 128, 64], codes.collect());
+        let scales = (0..n * k / 128).map(|_| s.one_of(&[1, 3, 5]) as f64 / 1024.0);
+        let scales = Tensor::from_f64(ElemType::F32, [n, k / 128], scales.collect());
+        let operands = [x, b.constant(&codes), b.constant(&scales)].map(Some);
+        let attrs: Attrs = [("K", k), ("N", n), ("bits", 4), ("block_size", 128)]
+            .map(|(name, v)| (name.to_owned(), Attr::Int(v as i64)))
+            .into();
+        b.node("matmul_nbits", operands.into(), attrs, 1)
+            .expect("fits")[0]
+    };
+    let h = product(&mut b, x, [inner, outer]);
+    let h = b.op("gelu", &[h]).expect("numbers");
+    let h = product(&mut b, h, [outer, inner]);
+    let y = b.op("add", &[x, h]).expect("of one shape");
+    m.region_mut(Module::TOP).outputs.push(y);
+    m.output_names.push("y".to_owned());
+    m
+}
+
+/// Tensor cores multiply halves only where the user allows it.
+#[test]
+fn batches_of_halves_where_they_are_allowed() {
+    let sizes = [1024, 256];
+    let mut multiplied = 0;
+    for (rows, given) in [
+        (Some(1), 1),
+        (Some(16), 16),
+        (Some(70), 70),
+        (None, 1),
+        (None, 9),
+    ] {
+        let module = feed_forward(rows, sizes);
+        let mut s = Sampler::new(3, 2);
+        let x = Tensor::from_f64(ElemType::F32, [given, 256], s.numbers(given * 256));
+        for halves in [false, true] {
+            let mut options = options("sm_90a");
+            options.halves = halves;
+            let tolerance = if halves { 5e-3 } else { 1e-5 };
+            let name = format!("{rows:?} rows, {given} given, halves {halves}");
+            let inputs = std::slice::from_ref(&x);
+            let choices = checked(&name, &module, &options, inputs, tolerance);
+            assert_eq!(choices.len(), 2, "{name}");
+            for choice in &choices {
+                println!("{choice}");
+                let cores = choice.kernels.iter().any(|k| k == "gemm_int4_f16");
+                assert!(!cores || halves && rows != Some(1), "{name}: {choice}");
+                multiplied += usize::from(cores);
+            }
+        }
+    }
+    assert!(multiplied > 0, "tensor cores multiply nothing");
+}
+
+/// Numbers that are halves lose nothing on tensor cores: there only the left side is rounded, where the user allows it.
+#[test]
+fn products_of_halves_where_they_are_allowed() {
+    let [rows, n, k] = [128usize, 512, 256];
+    let mut s = Sampler::new(5, 2);
+    let numbers = s.numbers(k * n);
+    let rounded = |to: fn(f64) -> f64| numbers.iter().map(|&v| to(v / 7.0)).collect();
+    // Too small for `f16`.
+    let short = |v: f64| f64::from(f32::from_bits((v as f32 / 1e9).to_bits() & 0xffff_0000));
+    let x = Tensor::from_f64(ElemType::F32, [rows, k], s.numbers(rows * k));
+    for (name, weights, of_halves) in [
+        ("f16", rounded(|v| (v * 64.0).round() / 64.0), true),
+        ("bf16", rounded(short), true),
+        ("f32", rounded(|v| f64::from(v as f32)), false),
+    ] {
+        let (mut m, fresh) = (Module::new("product"), Cell::new(0));
+        let ty = Type::tensor(ElemType::F32, [rows as i64, k as i64]);
+        let given = m.add_input(Module::TOP, "x", ty);
+        let mut b = Builder::new(&mut m, Module::TOP, "product", &fresh);
+        let w = b.constant(&Tensor::from_f64(ElemType::F32, [k, n], weights));
+        let y = b.op("matmul", &[given, w]).expect("fits");
+        let y = b.op("gelu", &[y]).expect("numbers");
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".to_owned());
+        for halves in [false, true] {
+            let mut options = options("sm_90a");
+            options.halves = halves;
+            let tolerance = if halves { 1e-2 } else { 1e-5 };
+            let choices = checked(name, &m, &options, std::slice::from_ref(&x), tolerance);
+            choices.iter().for_each(|c| println!("{c}"));
+            let cores = choices
+                .iter()
+                .any(|c| c.kernels.iter().any(|k| k == "gemm_halves"));
+            assert_eq!(cores, halves && of_halves, "{name}, halves {halves}");
+        }
+    }
 }

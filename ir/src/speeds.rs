@@ -177,12 +177,22 @@ impl Speeds {
         };
         const REACHED: f64 = 0.4;
         let rate = |work| match work {
-            Work::Gemm => numbers * REACHED,
+            Work::Gemm => vec![(0.0, numbers * REACHED)],
             // Of eight times as many rows as a tile has.
-            Work::GemmCodes => codes * REACHED / 8.0,
-            Work::Scalar => 0.25,
-            Work::Call => 1.0,
-            _ => numbers / 2.0 / 128.0 * REACHED,
+            Work::GemmCodes => vec![(0.0, codes * REACHED / 8.0)],
+            // Counted in what is written for a code and its products, which bounds up to four rows; more are for tensor cores.
+            Work::Blocks4 | Work::Blocks8 => [(1.0, 0.2), (4.0, 0.45), (16.0, 4.0), (64.0, 8.0)]
+                .map(|(rows, share)| (rows, numbers * share))
+                .into(),
+            Work::Scalar => vec![(0.0, 0.25)],
+            Work::Call => vec![(0.0, 1.0)],
+            _ => vec![(0.0, numbers / 2.0 / 128.0 * REACHED)],
+        };
+        let rates = |row: &WorkRow| {
+            let scaled = rate(row.work)
+                .into_iter()
+                .map(|(at, rate)| (at, rate * ghz));
+            (row.work, scaled.collect())
         };
         let threads = target.threads.max(1);
         let level = |bytes: u64, all: f64| Memory {
@@ -198,10 +208,7 @@ impl Speeds {
                 level(target.l2_bytes, cache),
                 level(2 * target.l2_bytes, memory),
             ],
-            rates: WORKS
-                .iter()
-                .map(|row| (row.work, vec![(0.0, rate(row.work) * ghz)]))
-                .collect(),
+            rates: WORKS.iter().map(rates).collect(),
         }
     }
 

@@ -27,7 +27,7 @@ pub use ports::type_text;
 use residency::Residency;
 pub use residency::parse_bytes;
 use run::Run;
-pub use state::State;
+pub use state::{Extent, State};
 
 /// How a model runs.
 #[derive(Clone, Debug)]
@@ -201,6 +201,11 @@ impl Model {
     /// The state before the first run, zeros, for these values of the symbols that its sizes depend on.
     pub fn state(&self, symbols: &[(&str, usize)]) -> Result<State, RunError> {
         State::new(&self.plan, symbols)
+    }
+
+    /// How far a state reaches for these values of the symbols that its sizes depend on.
+    pub fn extent(&self, symbols: &[(&str, usize)]) -> Result<Extent, RunError> {
+        Extent::new(&self.plan, symbols)
     }
 
     /// Names of the symbolic dimensions.

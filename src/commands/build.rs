@@ -10,7 +10,7 @@ use lapidary::report::html;
 use lapidary::{Compiled, Error, driver, language};
 use lapidary_frontend::Purpose;
 use lapidary_passes::compress;
-use lapidary_passes::lower::Noticed;
+use lapidary_passes::lower::{Choice, Noticed};
 
 /// Runs the command.
 pub fn build(args: &Build) -> Result<(), Error> {
@@ -124,6 +124,7 @@ fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Er
             "unshared_bytes": compiled.report.unshared_bytes, "prepared_bytes": program.prepared_bytes,
             "compression": compiled.compression.as_ref().map(compression),
             "sparse": compiled.report.noticed.iter().map(noticed).collect::<Vec<_>>(),
+            "products": compiled.report.choices.iter().map(choice).collect::<Vec<_>>(),
             "predicted_ms": predicted_ms, "kernels": program.kernels.len(), "compile_s": seconds, "peak_bytes": peak_bytes(),
         });
         print(&format!("{report}\n"));
@@ -149,6 +150,9 @@ fn report(args: &Build, compiled: &Compiled, predicted_ms: f64) -> Result<(), Er
         }
         for noticed in &compiled.report.noticed {
             print(&format!("{noticed}\n"));
+        }
+        for choice in &compiled.report.choices {
+            print(&format!("{choice}\n"));
         }
     }
     Ok(())
@@ -262,6 +266,15 @@ fn noticed(n: &Noticed) -> serde_json::Value {
     serde_json::json!({
         "weight": n.weight, "weights": n.weights, "nonzeros": n.nonzeros,
         "predicted_of_dense": n.predicted, "sparse": n.sparse,
+    })
+}
+
+/// How a product is computed, for programs.
+fn choice(c: &Choice) -> serde_json::Value {
+    serde_json::json!({
+        "node": c.node, "rows": c.rows, "weights": c.weights, "form": c.form,
+        "kernels": c.kernels, "predicted_us": c.predicted_ns / 1e3,
+        "others": c.others, "others_us": c.others_ns / 1e3,
     })
 }
 

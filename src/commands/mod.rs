@@ -73,6 +73,7 @@ impl cli::Model {
         options.sparse = !self.no_sparse;
         options.prepare = !self.no_prepare;
         options.round = self.round_activations;
+        options.halves = self.half_activations;
         options.kv = self.kv;
         options.progress = progress();
         Ok(options)

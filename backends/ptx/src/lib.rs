@@ -3,7 +3,8 @@
 //! A kernel becomes an entry, a grid point a thread block. How it is written, from outside in: `function` is the frame
 //! (parameters, coordinates, memory of a block), `control` statements and control flow; `tile` says how a tile lies in a block's threads; `elementwise` and
 //! `shape` translate operations; `product` writes the contractions that are recognised, `codes` those of codes; `memory` loads and stores; `hazards` says where the threads of a block wait for each
-//! other. `writer` writes instructions. [`packed`] is apart: it writes products for a shape, called in the same way.
+//! other. `writer` writes instructions. [`packed`] is apart: it writes
+//! entries for the kernels that are canonical as a whole.
 //!
 //! **Calling.** The parameters are those of the kernel in order, each 64 bits (an address in global memory, or a size),
 //! then `workspace`, the address of memory that the blocks use, and `first`, the number of the first block. Blocks are
@@ -107,6 +108,9 @@ pub fn gpu(target: &Target) -> Result<&'static Gpu, Error> {
 
 /// Writes a kernel; the text is the same for every GPU.
 pub fn entry(kernel: &Kernel) -> Result<Entry, Error> {
+    if let Some(entry) = packed::entry(kernel) {
+        return Ok(entry);
+    }
     function::write(&legalize::legalize(kernel.clone()))
 }
 

@@ -3,9 +3,10 @@
 
 mod support;
 
+use lapidary_ir::kernel::packed::{Batch, Bits, Weights};
 use lapidary_ptx::GPUS;
 use lapidary_ptx::packed::halves::sum;
-use lapidary_ptx::packed::{Bits, Marlin, Weights};
+use lapidary_ptx::packed::marlin;
 use lapidary_ptx_interp::Wrong;
 use lapidary_suite::Rng;
 use support::entries::{f16_bits, f16_value, launch, try_launch};
@@ -30,7 +31,7 @@ fn batches_times_packed_weights() {
         (130, 128, 128, 1),
     ] {
         let w = weights(rows, columns);
-        let marlin = Marlin::new(&w, batch, parts).unwrap();
+        let spec = Batch::new(w, parts, Some(batch)).unwrap();
         let mut halves = |n: u32, low: i32| -> Vec<u16> {
             let one = |_| {
                 let sign = (rng.below(2) as u16) << 15;
@@ -38,19 +39,17 @@ fn batches_times_packed_weights() {
             };
             (0..n).map(one).collect()
         };
-        let (scales, x) = (
-            halves(rows * columns / 128, -8),
-            halves(batch * columns, -2),
-        );
+        let scales = halves(rows * columns / 128, -8);
+        let scales: Vec<f32> = scales.into_iter().map(|s| f16_value(s) as f32).collect();
+        let x = halves(batch * columns, -2);
         let codes: Vec<u8> = (0..rows * columns).map(|_| rng.below(16) as u8).collect();
-        let (entry, blocks) = marlin.entry();
         let mut buffers = [
-            marlin.pack_codes(&codes).unwrap(),
-            marlin.pack_scales(&scales).unwrap(),
+            spec.pack_codes(&codes).unwrap(),
+            spec.pack_scales(&scales).unwrap(),
             x.iter().flat_map(|x| x.to_le_bytes()).collect(),
             vec![0xFF; (4 * parts * batch * rows) as usize],
         ];
-        launch(&entry, blocks, &mut buffers);
+        launch(&marlin(&spec), spec.grid(batch), &mut buffers);
         let [.., c] = buffers;
         let (entry, blocks) = sum("sum", parts, batch * rows).unwrap();
         let mut buffers = [c, vec![0xFF; (4 * batch * rows) as usize]];
@@ -61,7 +60,7 @@ fn batches_times_packed_weights() {
             let (b, o) = (i / rows, i % rows);
             let terms = (0..columns).map(|k| {
                 let q = f64::from(codes[o * columns + k]) - 8.0;
-                let s = f16_value(scales[o * (columns / 128) + k / 128]);
+                let s = f64::from(scales[o * (columns / 128) + k / 128]);
                 f16_value(x[b * columns + k]) * q * s
             });
             let (want, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
@@ -78,7 +77,8 @@ fn batches_times_packed_weights() {
 #[test]
 fn without_waiting_there_are_faults() {
     let w = weights(128, 1024);
-    let (entry, blocks) = Marlin::new(&w, 64, 1).unwrap().entry();
+    let spec = Batch::new(w, 1, Some(64)).unwrap();
+    let (entry, blocks) = (marlin(&spec), spec.grid(64));
     let mut buffers = [
         vec![0; 128 * 512],
         vec![0; 128 * 8 * 2],
@@ -102,35 +102,19 @@ fn without_waiting_there_are_faults() {
 fn batches_assemble_without_spills() {
     for ptxas in assemblers() {
         for (batch, rows, columns, parts) in [
-            (16, 4096, 4096, 4),
-            (32, 11008, 4096, 1),
-            (64, 4096, 4096, 4),
-            (200, 4096, 11008, 1),
+            (Some(16), 4096, 4096, 4),
+            (Some(32), 11008, 4096, 1),
+            (Some(64), 4096, 4096, 4),
+            (None, 4096, 11008, 1),
         ] {
             let w = weights(rows, columns);
-            let (entry, _) = Marlin::new(&w, batch, parts).unwrap().entry();
+            let entry = marlin(&Batch::new(w, parts, batch).unwrap());
             for gpu in GPUS {
                 let text = lapidary_ptx::header(gpu) + &entry.text;
                 let used = assemble(&ptxas, gpu, &text)["marlin"];
-                println!("{} batch {batch}: {used} registers", gpu.name());
+                println!("{} batch {batch:?}: {used} registers", gpu.name());
                 assert!(used <= 128);
             }
         }
     }
-}
-
-#[test]
-fn other_weights_are_refused() {
-    let eight = Weights::new("w", 16, 128, Bits::Eight, 128).unwrap();
-    assert!(Marlin::new(&eight, 1, 1).is_err());
-    let small = Weights::new("w", 16, 128, Bits::Four, 64).unwrap();
-    assert!(Marlin::new(&small, 1, 1).is_err());
-    assert!(Marlin::new(&weights(24, 128), 1, 1).is_err());
-    let w = weights(16, 256);
-    assert!(Marlin::new(&w, 0, 1).is_err());
-    assert!(Marlin::new(&w, 1, 3).is_err());
-    assert!(Marlin::new(&w, 1 << 24, 1).is_err());
-    let marlin = Marlin::new(&w, 1, 1).unwrap();
-    assert!(marlin.pack_codes(&[0; 16]).is_err());
-    assert!(marlin.pack_scales(&[0; 16]).is_err());
 }

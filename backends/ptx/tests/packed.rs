@@ -2,8 +2,9 @@
 
 mod support;
 
+use lapidary_ir::kernel::packed::{Bits, Gemv, MOST_BATCH, Weights};
 use lapidary_ptx::GPUS;
-use lapidary_ptx::packed::{Bits, MOST_BATCH, Weights, gemv};
+use lapidary_ptx::packed::gemv;
 use lapidary_suite::Rng;
 use support::entries::{f16_bits, f16_value, launch};
 use support::ptxas::{assemble, assemblers};
@@ -11,7 +12,7 @@ use support::ptxas::{assemble, assemblers};
 /// Random codes and scales.
 struct Sample {
     codes: Vec<u8>,
-    scales: Vec<u16>,
+    scales: Vec<f32>,
     x: Vec<f32>,
 }
 
@@ -22,7 +23,7 @@ fn sample(rng: &mut Rng, rows: u32, columns: u32, bits: Bits, group: u32, batch:
             .map(|_| below(1 << bits.count()) as u8)
             .collect(),
         scales: (0..rows * columns / group)
-            .map(|_| f16_bits(below(1024) as u16, below(6) as i32 - 8))
+            .map(|_| f16_value(f16_bits(below(1024) as u16, below(6) as i32 - 8)) as f32)
             .collect(),
         x: (0..batch * columns)
             .map(|_| below(4001) as f32 / 1000.0 - 2.0)
@@ -39,7 +40,7 @@ fn expected(s: &Sample, [rows, columns]: [u32; 2], bits: Bits, group: u32) -> Ve
         for o in 0..rows as usize {
             let terms = x.iter().enumerate().map(|(i, &x)| {
                 let q = f64::from(s.codes[o * columns + i]) - f64::from(bits.zero());
-                f64::from(x) * q * f16_value(s.scales[o * groups + i / group])
+                f64::from(x) * q * f64::from(s.scales[o * groups + i / group])
             });
             let of: Vec<f64> = terms.collect();
             all.push((of.iter().sum(), of.iter().map(|t| t.abs()).sum()));
@@ -69,7 +70,7 @@ fn a_few_rows_times_packed_weights() {
             for batch in 1..=most {
                 let weights = Weights::new("packed", rows, columns, bits, group).unwrap();
                 let s = sample(&mut rng, rows, columns, bits, group, batch);
-                let (entry, blocks) = gemv(&weights, batch).unwrap();
+                let spec = Gemv::new(weights.clone(), batch, Some(batch)).unwrap();
                 let mut buffers = [
                     weights.pack_codes(&s.codes).unwrap(),
                     weights.pack_scales(&s.scales).unwrap(),
@@ -78,7 +79,7 @@ fn a_few_rows_times_packed_weights() {
                 ];
                 assert_eq!(buffers[0].len() as u64, weights.code_bytes());
                 assert_eq!(buffers[1].len() as u64, weights.scale_bytes());
-                launch(&entry, blocks, &mut buffers);
+                launch(&gemv(&spec), spec.grid(batch), &mut buffers);
                 let want = expected(&s, [rows, columns], bits, group);
                 let got = buffers[3].chunks_exact(4);
                 assert_eq!(got.len(), want.len());
@@ -98,12 +99,17 @@ fn a_few_rows_times_packed_weights() {
 /// What every shape of entries uses at most: two blocks of 256 threads are on a multiprocessor with 128 registers.
 #[test]
 fn packed_products_assemble_without_spills() {
+    let whole = (1..=MOST_BATCH).flat_map(|b| [(b, Some(b), false), (b, Some(b), true)]);
+    let shapes: Vec<_> = whole
+        .chain([(MOST_BATCH, None, false), (MOST_BATCH, None, true)])
+        .collect();
     for ptxas in assemblers() {
         for bits in [Bits::Four, Bits::Eight] {
             for (rows, columns, group) in [(4096, 4096, 128), (11008, 4096, 32), (37, 1184, 32)] {
-                for batch in 1..=MOST_BATCH {
+                for &(batch, m, wide) in &shapes {
                     let weights = Weights::new("packed", rows, columns, bits, group).unwrap();
-                    let (entry, _) = gemv(&weights, batch).unwrap();
+                    let weights = weights.with_wide_scales(wide);
+                    let entry = gemv(&Gemv::new(weights, batch, m).unwrap());
                     for gpu in GPUS {
                         let text = lapidary_ptx::header(gpu) + &entry.text;
                         let used = assemble(&ptxas, gpu, &text)["packed"];
@@ -133,7 +139,12 @@ fn what_is_no_packed_matrix_is_refused() {
     let weights = Weights::new("w", 2, 64, Bits::Four, 32).unwrap();
     assert!(weights.pack_codes(&[0; 127]).is_err());
     assert!(weights.pack_codes(&[16; 128]).is_err());
-    assert!(weights.pack_scales(&[0; 3]).is_err());
-    assert!(gemv(&weights, 0).is_err());
-    assert!(gemv(&weights, MOST_BATCH + 1).is_err());
+    assert!(weights.pack_scales(&[0.0; 3]).is_err());
+    assert!(weights.pack_scales(&[0.1; 4]).is_err());
+    assert!(
+        weights
+            .with_wide_scales(true)
+            .pack_scales(&[0.1; 4])
+            .is_ok()
+    );
 }

@@ -10,10 +10,12 @@
 
 mod support;
 
+use lapidary_ir::ElemType;
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
 use lapidary_ir::target::Feature;
 use lapidary_ptx::occupancy::Multiprocessor;
-use lapidary_ptx::packed::halves::{Half, Product};
-use lapidary_ptx::packed::{Bits, Marlin, Weights, gemv};
+use lapidary_ptx::packed::halves::halves;
+use lapidary_ptx::packed::{gemv, marlin};
 use lapidary_ptx::{Entry, GPUS};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -207,7 +209,8 @@ fn table(ptxas: &Path) -> String {
     for machine in &MACHINES {
         for (bits, group) in [(Bits::Four, 128), (Bits::Eight, 128)] {
             let weights = Weights::new("w", n, k, bits, group).unwrap();
-            let (entry, blocks) = gemv(&weights, 1).unwrap();
+            let spec = Gemv::new(weights.clone(), 1, Some(1)).unwrap();
+            let (entry, blocks) = (gemv(&spec), spec.grid(1));
             let bytes = (weights.code_bytes() + weights.scale_bytes()) as f64;
             // A pass is 512 bytes of codes of each of four outputs.
             let passes = weights.code_bytes() as f64 / (2048.0 * 8.0 * f64::from(blocks));
@@ -230,8 +233,8 @@ fn table(ptxas: &Path) -> String {
             let weights = Weights::new("w", n, k, Bits::Four, 128).unwrap();
             // As many parts as make two blocks for each multiprocessor at most.
             let parts = (2 * machine.multiprocessors as u32 / (n / 128)).max(1);
-            let marlin = Marlin::new(&weights, batch, parts).unwrap();
-            let (entry, blocks) = marlin.entry();
+            let spec = Batch::new(weights.clone(), parts, Some(batch)).unwrap();
+            let (entry, blocks) = (marlin(&spec), spec.grid(batch));
             let (b, parts) = (f64::from(batch), f64::from(parts));
             let results = 4.0 * b * f64::from(n);
             let bytes = (weights.code_bytes() + weights.scale_bytes()) as f64
@@ -252,15 +255,15 @@ fn table(ptxas: &Path) -> String {
             row(&mut table, machine, &what, (time, by), ratio, goal);
         }
         let size = 8192u32;
-        let product = Product {
+        let product = Halves {
             name: "p".to_owned(),
-            half: Half::F16,
-            m: size,
+            elem: ElemType::F16,
+            m: Some(size),
             n: size,
             k: size,
             parts: 1,
         };
-        let (entry, blocks) = product.entry().unwrap();
+        let (entry, blocks) = (halves(&product), product.grid(size));
         let side = f64::from(size);
         let work = Work {
             entry,

@@ -5,6 +5,7 @@
 
 mod blocks;
 pub mod kernels;
+mod packed;
 mod panels;
 mod softmax;
 
@@ -42,6 +43,9 @@ macro_rules! suite {
             blocks_are_rounded
             weights_become_numbers
             windows_of_numbers_and_codes
+            vectors_times_packed_weights
+            batches_times_packed_weights
+            products_of_halves
             scores_become_weights
             halves_become_numbers
         }

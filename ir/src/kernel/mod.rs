@@ -30,6 +30,7 @@ pub mod legalize;
 pub mod map;
 mod math;
 pub mod moves;
+pub mod packed;
 pub mod pattern;
 pub mod softmax;
 pub mod sparse;

@@ -6,7 +6,10 @@
 //!      product of blocks (codes, panels)
 //! ```
 //! Weights are packed from the file's own bytes when they are written. Where the left side is not rounded, a few blocks of a panel are
-//! made numbers at a time, so that the weights never are all; other forms of weights are multiplied as numbers.
+//! made numbers at a time, so that the weights never are all; other forms of weights are multiplied as numbers. GPUs have kernels
+//! for weights that stay packed: see `packed`.
+
+mod packed;
 
 use super::expand::Facts;
 use super::expr::E;
@@ -37,10 +40,27 @@ const MAX_ROUNDED: usize = 256;
 /// What is known of these products before the first step is written.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Products, and whether their left sides are codes.
-    products: HashMap<NodeId, (Weights, bool)>,
+    products: HashMap<NodeId, Product>,
     /// The blocks of codes that products read, by what is rounded and the factor of their sums.
     codes: HashMap<(ValueId, i32), Option<ValueId>>,
+}
+
+/// A product with compressed weights that have a kernel.
+#[derive(Clone, Debug)]
+struct Product {
+    weights: Weights,
+    way: Way,
+}
+
+/// How it is computed.
+#[derive(Clone, Debug)]
+enum Way {
+    /// Of codes: the left side is rounded.
+    Rounded,
+    /// Of numbers: weights become numbers a few blocks at a time.
+    Numbers,
+    /// By a kernel for packed weights.
+    Packed(packed::Launches),
 }
 
 /// Constant weights `[n, k]` in blocks along `k`.
@@ -158,6 +178,42 @@ impl Weights {
         })
     }
 
+    /// Length of a row.
+    fn columns(&self) -> usize {
+        self.blocks * self.format.block as usize
+    }
+
+    /// The bytes that hold the codes.
+    fn packed(&self) -> Result<Cow<'_, [u8]>, String> {
+        let packed = match self.codes.ctor.name {
+            "int" => int::packed(&self.codes),
+            "strided" => strided::bytes(&self.codes).map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(self.codes.blob.as_deref().unwrap_or(&[]))),
+        };
+        packed.map_err(|e| e.to_string())
+    }
+
+    /// A code out of these, not negative.
+    fn code(&self, packed: &[u8], row: usize, at: usize) -> u8 {
+        let bits = self.format.bits as usize;
+        let bit = (row * self.columns() + at) * bits;
+        let mask = (0xFFu16 >> (8 - bits)) as u8;
+        // What is added to a signed code is its sign bit turned over.
+        (packed[bit / 8] >> (bit % 8) & mask) ^ self.shift as u8
+    }
+
+    /// Codes, one a byte, and scales, both in rows.
+    fn plain(&self) -> Result<(Vec<u8>, Vec<f32>), String> {
+        let packed = self.packed()?;
+        let columns = self.columns();
+        let of_row = |row| (0..columns).map(move |at| (row, at));
+        let places = (0..self.n).flat_map(of_row);
+        let codes = places.map(|(row, at)| self.code(&packed, row, at));
+        let scales = self.scales.decode().map_err(|e| e.to_string())?;
+        let scales = scales.floats().ok_or("scales are floats")?;
+        Ok((codes.collect(), scales.iter().map(|&s| s as f32).collect()))
+    }
+
     /// So many panels, as the micro-kernels read them.
     fn pack(&self, panels: usize) -> Result<Vec<u8>, String> {
         let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
@@ -166,20 +222,10 @@ impl Weights {
         let zeros = self.zeros.as_deref().map(whole_numbers);
         let zeros = zeros.map(|z| z.ok_or("zero points are whole numbers"));
         let zeros = zeros.transpose()?;
-        let packed = match self.codes.ctor.name {
-            "int" => int::packed(&self.codes),
-            "strided" => strided::bytes(&self.codes).map(Cow::Owned),
-            _ => Ok(Cow::Borrowed(self.codes.blob.as_deref().unwrap_or(&[]))),
-        };
-        let packed = packed.map_err(|e| e.to_string())?;
         let (f, width) = (self.format, PANEL as usize);
         let (block, bits) = (f.block as usize, f.bits as usize);
-        let (k, mask) = (block * self.blocks, (0xFFu16 >> (8 - bits)) as u8);
-        let code = |row: usize, at: usize| {
-            let bit = (row * k + at) * bits;
-            // What is added to a signed code is its sign bit turned over.
-            (packed[bit / 8] >> (bit % 8) & mask) ^ self.shift as u8
-        };
+        let packed = self.packed()?;
+        let code = |row: usize, at: usize| self.code(&packed, row, at);
         let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
         for panel in 0..panels {
             let rows: Vec<Option<usize>> = (panel * width..(panel + 1) * width)
@@ -247,7 +293,7 @@ fn rounder(facts: &Facts, a: ValueId, block: u32) -> Option<NodeId> {
 /// Finds the products of blocks, and what is never stored because of them: transposed weights, rounded numbers.
 pub fn find(low: &mut Lowerer) {
     let module = &low.facts.module;
-    let mut found = Found::default();
+    let (mut found, mut considered) = (Found::default(), vec![]);
     let mut users: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
     let mut kept: HashSet<ValueId> = HashSet::new();
     for region in module.reachable_regions() {
@@ -256,12 +302,28 @@ pub fn find(low: &mut Lowerer) {
             for &v in module.node(n).operands.iter().flatten() {
                 users.entry(v).or_default().push(n);
             }
-            if let Some((weights, a, rounded)) = product(low, n) {
-                if rounded {
-                    found.codes.insert((a, weights.factor), None);
+            let Some((weights, plan)) = candidate(low, n) else {
+                continue;
+            };
+            let way = match rounder(&low.facts, plan.a, weights.format.block) {
+                Some(_) => {
+                    found.codes.insert((plan.a, weights.factor), None);
+                    Way::Rounded
                 }
-                found.products.insert(n, (weights, rounded));
-            }
+                None if low.target.micro_kernels => Way::Numbers,
+                None => match packed::choose(low, n, &plan, &weights) {
+                    Some((choice, launches)) => {
+                        considered.push((n, choice));
+                        match launches {
+                            Some(launches) => Way::Packed(launches),
+                            None => continue,
+                        }
+                    }
+                    // Without micro-kernels, numbers are better unpacked once.
+                    None => continue,
+                },
+            };
+            found.products.insert(n, Product { weights, way });
         }
     }
     let mut unstored = vec![];
@@ -273,7 +335,8 @@ pub fn find(low: &mut Lowerer) {
                 let operands = &module.node(*n).operands;
                 let once = operands.iter().filter(|o| **o == Some(v)).count() == 1;
                 let product = found.products.get(n);
-                once && operands[i] == Some(v) && product.is_some_and(|p| i == 1 || p.1)
+                let codes = |p: &Product| matches!(p.way, Way::Rounded);
+                once && operands[i] == Some(v) && product.is_some_and(|p| i == 1 || codes(p))
             };
             if !kept.contains(&v) && users.get(&v).is_some_and(|u| u.iter().all(taken)) {
                 unstored.push(v);
@@ -282,6 +345,7 @@ pub fn find(low: &mut Lowerer) {
     }
     low.facts.inlined.extend(unstored);
     low.blocked = found;
+    low.choices.extend(considered);
 }
 
 /// Length of the blocks of a product's weights, if they are of a form that has kernels.
@@ -294,20 +358,15 @@ pub fn block_of(module: &Module, n: NodeId) -> Option<u32> {
     Some(weights.format.block)
 }
 
-/// The weights and the left side of a node that is such a product, and whether that is rounded as the weights are.
-fn product(low: &Lowerer, n: NodeId) -> Option<(Weights, ValueId, bool)> {
-    let facts = &low.facts;
-    let node = facts.module.node(n);
+/// The weights of a node that multiplies with some that have kernels, and its plan.
+fn candidate(low: &Lowerer, n: NodeId) -> Option<(Weights, Plan)> {
+    let node = low.facts.module.node(n);
     if !matches!(node.op.name, "matmul" | "fused_linear") {
         return None;
     }
-    let constant = transposed(&facts.module, node.operand(1)?)?;
-    let plan = linear::plan(facts, n)?;
-    let weights = Weights::of(constant)?;
-    let rounded = rounder(facts, plan.a, weights.format.block).is_some();
-    // Without micro-kernels, numbers are better unpacked once.
-    let worthwhile = rounded || low.target.micro_kernels;
-    worthwhile.then_some((weights, plan.a, rounded))
+    let constant = transposed(&low.facts.module, node.operand(1)?)?;
+    let plan = linear::plan(&low.facts, n)?;
+    Some((Weights::of(constant)?, plan))
 }
 
 /// True if a node is such a product.
@@ -319,7 +378,12 @@ pub fn is_chosen(low: &Lowerer, n: NodeId) -> bool {
 pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
     let missing = || OpError::new("a product of blocks without its operands");
     let found = low.blocked.products.get(&n).cloned();
-    let (weights, rounded) = found.ok_or_else(missing)?;
+    let Product { weights, way } = found.ok_or_else(missing)?;
+    let rounded = match way {
+        Way::Packed(launches) => return packed::steps(low, n, &plan, &weights, &launches),
+        Way::Rounded => true,
+        Way::Numbers => false,
+    };
     let codes = low.blocked.codes.get(&(plan.a, weights.factor)).copied();
     let a = match rounded {
         true => codes.flatten().ok_or_else(missing)?,
@@ -448,281 +512,4 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::lower::checks::{check, numbers};
-    use lapidary_ir::builder::Builder;
-    use lapidary_ir::encodings::strided::Places;
-    use lapidary_ir::encodings::{Encoding, affine, codebook, dense, int, strided};
-    use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
-
-    /// Zero points of packed weights.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Zeros {
-        Middle,
-        Equal,
-        Own,
-        Floats,
-    }
-
-    fn bytes(b: &mut Builder, shape: &[usize], seed: usize) -> ValueId {
-        let n = shape.iter().product::<usize>();
-        let byte = |i: usize| ((i + seed).wrapping_mul(2_654_435_761) >> 9 & 255) as i128;
-        b.constant(&Tensor::from_int(
-            ElemType::U8,
-            shape.to_vec(),
-            (0..n).map(byte).collect(),
-        ))
-    }
-
-    /// `matmul_nbits` of `x` with weights `[n, k]`.
-    fn product(
-        b: &mut Builder,
-        x: ValueId,
-        [n, k]: [usize; 2],
-        (bits, block, level): (usize, usize, i64),
-        zeros: Zeros,
-        bias: bool,
-    ) -> ValueId {
-        let count = k.div_ceil(block);
-        let packed = bytes(b, &[n, count, block * bits / 8], 3);
-        let scales = b.constant(&numbers(&[n, count], 5));
-        let row = (count * bits).div_ceil(8);
-        let zero = match zeros {
-            Zeros::Middle => None,
-            Zeros::Own => Some(bytes(b, &[n, row], 11)),
-            Zeros::Equal => {
-                let all = (0..8 / bits).fold(0, |byte, p| byte | 1 << (p * bits));
-                Some(b.constant(&Tensor::from_int(
-                    ElemType::U8,
-                    [n, row],
-                    vec![all; n * row],
-                )))
-            }
-            Zeros::Floats => Some(b.constant(&numbers(&[n, count], 7))),
-        };
-        let bias = bias.then(|| b.constant(&numbers(&[n], 6)));
-        let attrs: Attrs = [
-            ("K", k as i64),
-            ("N", n as i64),
-            ("bits", bits as i64),
-            ("block_size", block as i64),
-            ("accuracy_level", level),
-        ]
-        .map(|(name, v)| (name.to_owned(), Attr::Int(v)))
-        .into();
-        let operands = vec![Some(x), Some(packed), Some(scales), zero, None, bias];
-        b.node("matmul_nbits", operands, attrs, 1)
-            .expect("a product")[0]
-    }
-
-    #[test]
-    fn products_of_blocks() {
-        // Rows, columns, blocks of a row.
-        let shapes = [
-            (1, 1, 1),
-            (1, 33, 3),
-            (2, 16, 2),
-            (5, 7, 4),
-            (12, 48, 1),
-            (13, 20, 3),
-            (50, 17, 2),
-        ];
-        let formats = [
-            (4, 32),
-            (2, 16),
-            (8, 16),
-            (4, 128),
-            (2, 64),
-            (8, 256),
-            (4, 16),
-        ];
-        let zeros = [Zeros::Middle, Zeros::Own, Zeros::Equal];
-        for (i, &(m, n, blocks)) in shapes.iter().enumerate() {
-            for (j, &(bits, block)) in formats.iter().enumerate() {
-                let k = blocks * block;
-                let a: &[usize] = &[m, k];
-                let (zeros, bias, symbolic) = (
-                    zeros[(i + j) % 3],
-                    (i + j).is_multiple_of(2),
-                    (i + j).is_multiple_of(4),
-                );
-                let name = format!("{m} {n} {k} of {bits} bits by {block}");
-                let kernels = check(&name, &[a], symbolic, |b, x| {
-                    product(b, x[0], [n, k], (bits, block, 4), zeros, bias)
-                });
-                // A bias is part of the product only after rewriting.
-                assert_eq!(kernels, 2 + usize::from(bias), "{name}");
-            }
-        }
-    }
-
-    #[test]
-    fn other_products_are_of_numbers() {
-        // No rounding, a last block that is shorter, zero points that are no codes, more leading axes.
-        let cases: &[(&[usize], usize, i64, Zeros)] = &[
-            (&[3, 64], 64, 0, Zeros::Middle),
-            (&[1, 64], 64, 1, Zeros::Own),
-            (&[3, 40], 40, 4, Zeros::Own),
-            (&[3, 40], 40, 0, Zeros::Middle),
-            (&[3, 64], 64, 4, Zeros::Floats),
-            (&[2, 3, 64], 64, 4, Zeros::Own),
-        ];
-        for &(shape, k, level, zeros) in cases {
-            for bias in [false, true] {
-                let name = format!("{shape:?} {level}");
-                let kernels = check(&name, &[shape], false, |b, x| {
-                    product(b, x[0], [9, k], (4, 32, level), zeros, bias)
-                });
-                if k == 64 && level < 4 {
-                    assert_eq!(kernels, 1 + usize::from(bias), "{name}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn numbers_meet_weights_a_few_blocks_at_a_time() {
-        // More than one band of rows, chunk of blocks and panel, with rests.
-        let zeros = [Zeros::Middle, Zeros::Own, Zeros::Equal];
-        for (i, (m, k, n)) in [(1, 640, 33), (15, 320, 70), (113, 96, 16)]
-            .into_iter()
-            .enumerate()
-        {
-            for (j, (bits, block)) in [(4, 32), (2, 16), (8, 32)].into_iter().enumerate() {
-                let (a, r): (&[usize], &[usize]) = (&[m, k], &[m, n]);
-                let name = format!("{m} {k} {n} of {bits} bits by {block}");
-                let kernels = check(&name, &[a, r], i == j, |b, x| {
-                    let zeros = zeros[(i + j) % 3];
-                    let y = product(b, x[0], [n, k], (bits, block, 0), zeros, false);
-                    let of = operands(b, y);
-                    let bias = b.constant(&numbers(&[n], 9));
-                    let operands = vec![of[0], of[1], Some(bias), Some(x[1])];
-                    let name = ["", "Relu", "Gelu"][j];
-                    let attrs: Attrs = [("activation".into(), Attr::Str(name.into()))].into();
-                    b.node("fused_linear", operands, attrs, 1)
-                        .expect("a product")[0]
-                });
-                assert_eq!(kernels, 1, "{name}");
-            }
-        }
-    }
-
-    /// Terms as files of other programs give them: signed codes, codes among other bytes, zero points of a table.
-    #[test]
-    fn terms_over_files_are_products_of_blocks() {
-        let (n, k) = (9, 64);
-        let file: Vec<u8> = (0..n * (k + 4)).map(|i| (i * 37 % 251) as u8).collect();
-        let file = bytes::Bytes::from(file);
-        // Rows of codes with four other bytes before each.
-        let among = |elem, bits| {
-            let digits = vec![(n, (8 * (k + 4)) as i64), (8 * k / bits, bits as i64)];
-            let places = Places {
-                bits,
-                first: 32,
-                digits,
-            };
-            strided::strided(elem, vec![n, k], places, file.clone())
-        };
-        let scales = |b: &mut Builder| {
-            let v = b.constant(&numbers(&[n, 2], 5));
-            let scales = b.module.as_constant(v).expect("a constant").encoding();
-            Encoding::clone(scales)
-        };
-        let zeros = |elem, values: fn(i128) -> i128| {
-            let values = (0..2 * n as i128).map(values).collect();
-            dense::from_tensor(&Tensor::from_int(elem, [n, 2], values))
-        };
-        let table = |codes| {
-            let next = (0..16).map(|q| f64::from((q + 1) % 16)).collect();
-            let table = Tensor::from_f64(ElemType::F32, [1, 1, 16, 1], next);
-            codebook::codebook(ElemType::F32, dense::from_tensor(&table), codes)
-        };
-        let nibbles = || {
-            let bytes = Places {
-                bits: 8,
-                first: 0,
-                digits: vec![(n * k / 2, 8)],
-            };
-            let bytes = strided::strided(ElemType::U8, vec![n * k / 2], bytes, file.clone());
-            int::over(ElemType::U8, 4, vec![n, k], bytes)
-        };
-        let cases: Vec<(&str, Encoding, Option<Encoding>)> = vec![
-            ("signed", among(ElemType::I8, 8), None),
-            (
-                "signed, zeros",
-                among(ElemType::I8, 4),
-                Some(zeros(ElemType::I8, |i| i % 7 - 3)),
-            ),
-            (
-                "unsigned",
-                among(ElemType::U8, 1),
-                Some(zeros(ElemType::U8, |_| 128)),
-            ),
-            (
-                "a table",
-                nibbles(),
-                Some(table(zeros(ElemType::U8, |i| i % 16))),
-            ),
-        ];
-        for (name, codes, zero) in cases {
-            let kernels = check(name, &[&[3, k]], false, |b, x| {
-                let term = affine::affine(ElemType::F32, scales(b), codes.clone(), zero.clone());
-                let w = b.term(&std::sync::Arc::new(term));
-                let w = b.transpose(w, &[1, 0]).expect("a matrix");
-                b.op("matmul", &[x[0], w]).expect("fits")
-            });
-            assert_eq!(kernels, 1, "{name}");
-        }
-    }
-
-    /// The operands of the product that a node decomposes into.
-    fn operands(b: &mut Builder, y: ValueId) -> Vec<Option<ValueId>> {
-        let node = b.module.node(b.module.producer(y).expect("a node")).clone();
-        let made = node.op.decompose.expect("it has one")(b, &node).expect("constant")[0];
-        let product = b.module.producer(made).expect("a node");
-        b.module.node(product).operands.clone()
-    }
-
-    #[test]
-    fn rounded_numbers_that_more_read() {
-        // Two products share them, with other factors; they are also a result.
-        let a: &[usize] = &[3, 64];
-        let kernels = check("shared", &[a], false, |b, x| {
-            let r = b
-                .op_with("round_blocks", &[x[0]], [("block_size", 32i64.into())])
-                .expect("f32");
-            let p = product(b, r, [8, 64], (4, 32, 0), Zeros::Middle, false);
-            let q = product(b, r, [8, 64], (4, 32, 0), Zeros::Own, false);
-            let y = b.op("add", &[p, q]).expect("of one shape");
-            let r = b.slice(r, 1, 0, 8).expect("columns");
-            b.op("mul", &[y, r]).expect("of one shape")
-        });
-        assert!(kernels >= 5, "{kernels}");
-    }
-
-    #[test]
-    fn what_follows_is_part_of_the_product() {
-        for (n, activation) in [
-            (40, ""),
-            (37, "Relu"),
-            (32, "Gelu"),
-            (37, "Swish"),
-            (7, "Tanh"),
-        ] {
-            let (a, r): (&[usize], &[usize]) = (&[5, 64], &[5, n]);
-            for residual in [false, true] {
-                let shapes: Vec<&[usize]> = if residual { vec![a, r] } else { vec![a] };
-                let kernels = check(activation, &shapes, false, |b, x| {
-                    let y = product(b, x[0], [n, 64], (4, 32, 4), Zeros::Own, false);
-                    let of = operands(b, y);
-                    let bias = b.constant(&numbers(&[n], 9));
-                    let operands = vec![of[0], of[1], Some(bias), x.get(1).copied()];
-                    let attrs: Attrs = [("activation".into(), Attr::Str(activation.into()))].into();
-                    b.node("fused_linear", operands, attrs, 1)
-                        .expect("a product")[0]
-                });
-                assert_eq!(kernels, 2, "{activation}");
-            }
-        }
-    }
-}
+mod tests;

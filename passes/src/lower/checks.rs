@@ -38,6 +38,18 @@ pub fn check_lowered(
     symbolic: bool,
     build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
 ) -> Lowered {
+    let how = (&Target::x86_64(), &Options::default(), 1e-4);
+    check_lowered_for(how, name, shapes, symbolic, build)
+}
+
+/// [`check_lowered`] for a target with options, to a tolerance.
+pub fn check_lowered_for(
+    (target, options, tolerance): (&Target, &Options, f64),
+    name: &str,
+    shapes: &[&[usize]],
+    symbolic: bool,
+    build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> Lowered {
     let mut module = Module::new(name);
     let inputs: Vec<ValueId> = shapes
         .iter()
@@ -60,8 +72,7 @@ pub fn check_lowered(
         .map(|(i, s)| numbers(s, 77 + i as u64).into())
         .collect();
     let want = eval::run(&module, values.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let lowered = lower(&module, &Target::x86_64(), &Options::default())
-        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let lowered = lower(&module, target, options).unwrap_or_else(|e| panic!("{name}: {e}"));
     let got = run(&lowered, &values).unwrap_or_else(|e| panic!("{name}: {e}"));
     let (got, want) = (
         got[0].as_tensor().expect("a tensor"),
@@ -75,7 +86,7 @@ pub fn check_lowered(
         .zip(want.to_f64s().expect("numbers"));
     for (i, (g, w)) in both.enumerate() {
         assert!(
-            (g - w).abs() <= 1e-4 * (1.0 + w.abs()),
+            (g - w).abs() <= tolerance * (1.0 + w.abs()),
             "{name}: element {i} is {g}, not {w}"
         );
     }

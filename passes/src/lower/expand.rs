@@ -20,6 +20,17 @@ pub struct Facts {
     pub contents: HashMap<ValueId, Vec<Dim>>,
     /// Values that are stored channels last; all others are row-major.
     pub channels: HashMap<ValueId, super::channels::Channels>,
+    /// Products whose sums are stored before what follows them.
+    pub sums: HashMap<NodeId, Sums>,
+}
+
+/// Sums of a product, row-major like its result, in parts that must be added up.
+#[derive(Clone, Copy, Debug)]
+pub struct Sums {
+    /// `f32` `[parts][rows][columns]`.
+    pub value: ValueId,
+    /// How many.
+    pub parts: u32,
 }
 
 /// Builds expressions for one kernel.

@@ -8,12 +8,13 @@
 //! one right matrix for all of them.
 
 use super::activation::{Fused, activated};
-use super::blocked;
 use super::codes::{self, TailValues};
-use super::expand::Facts;
+use super::expand::{Facts, Sums};
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use super::{blocked, halves};
+use crate::predict::{self, Operand};
 use crate::schedules::codes::{column_sums, pack_quads, width};
 use crate::schedules::gemm::Gemm;
 use crate::schedules::{Num, pack};
@@ -32,6 +33,9 @@ pub static RULES: &[Rule] = &[
     }),
 ];
 
+/// Name of the kernel that multiplies numbers.
+pub const KERNEL: &str = "gemm";
+
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
 
@@ -49,6 +53,14 @@ pub struct Plan {
     pub gemm: Gemm,
     /// What a tail adds.
     pub tail: Vec<TailValues>,
+}
+
+impl Plan {
+    /// Whether something is done with the sums before they are stored.
+    pub fn has_epilogue(&self) -> bool {
+        let g = &self.gemm;
+        g.bias || g.residual || g.lo.is_some() || g.hi.is_some() || g.activation.is_some()
+    }
 }
 
 fn num(d: &Dim) -> Num {
@@ -159,6 +171,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     if super::sparse::is_chosen(low, n) {
         return super::sparse::linear(low, n, plan);
     }
+    if let Some((choice, chosen)) = halves::choose(low, n, &plan) {
+        low.choices.insert(n, choice);
+        if let Some(product) = chosen {
+            return halves::steps(low, n, &plan, &product);
+        }
+    }
     let (w, coded) = match plan.gemm.codes {
         None => (packed(low, &plan)?, vec![]),
         Some(c) => {
@@ -189,18 +207,54 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         .map(KernelArg::Value)
         .collect();
     args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
-    let width = i64::from(plan.gemm.width);
-    let panels = plan.n.ceil_div(&Dim::from(width));
-    let rows = i64::from(plan.gemm.tile_rows());
-    let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
+    let (grid, per_block) = grid(&plan);
     let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k;
-    let per_block = plan.k.as_const().unwrap_or(256) * 2 * width * rows;
     low.launch(
-        plan.gemm.kernel("gemm"),
+        plan.gemm.kernel(KERNEL),
         &args,
         &grid,
         grain(per_block),
         &flops,
+    )
+}
+
+/// Blocks of the product of numbers, and operations of one.
+pub fn grid(plan: &Plan) -> (Dim, i64) {
+    let (width, rows) = (i64::from(plan.gemm.width), i64::from(plan.gemm.tile_rows()));
+    let panels = plan.n.ceil_div(&Dim::from(width));
+    let grid = &plan.batch * &panels * plan.m.ceil_div(&Dim::from(rows));
+    (grid, plan.k.as_const().unwrap_or(256) * 2 * width * rows)
+}
+
+/// Predicted nanoseconds of the product of numbers with constant weights, for `m` rows.
+pub fn predicted(low: &Lowerer, plan: &Plan, m: u32) -> f64 {
+    let bytes = |d: &[&Dim]| {
+        let n = d.iter().map(|d| d.as_const().unwrap_or(i64::from(m)));
+        4 * n.product::<i64>().unsigned_abs()
+    };
+    let mut operands = vec![
+        Operand::made(bytes(&[&plan.m, &plan.k])),
+        Operand::constant(bytes(&[&plan.n, &plan.k])),
+    ];
+    if plan.bias.is_some() {
+        operands.push(Operand::constant(bytes(&[&plan.n])));
+    }
+    let out = bytes(&[&plan.m, &plan.n]);
+    operands.extend(plan.residual.map(|_| Operand::made(out)));
+    operands.push(Operand::made(out));
+    operands.extend(
+        plan.m
+            .as_const()
+            .is_none()
+            .then_some(Operand::Size(m.into())),
+    );
+    let blocks = grid(plan).0.substitute(&|_| Some(Dim::from(i64::from(m))));
+    let kernel = plan.gemm.kernel(KERNEL);
+    predict::alone(
+        &kernel,
+        &operands,
+        blocks.as_const().unwrap_or(1),
+        &low.target,
     )
 }
 
@@ -263,7 +317,7 @@ pub fn dense(c: &Constant) -> Result<bytes::Bytes, String> {
 }
 
 /// The element of a product, with what `fused_linear` adds to it.
-fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+pub fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let mut y = sum(x, p)?;
     if x.n().op.name != "fused_linear" {
         return Ok(y);
@@ -278,6 +332,9 @@ fn element(x: &mut Element, p: &Pos) -> Result<E, OpError> {
 }
 
 fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
+    if let Some(&sums) = x.x.facts.sums.get(&x.node) {
+        return stored(x, p, sums);
+    }
     let (a, b, out) = (x.shape(0)?, x.shape(1)?, x.out_shape()?);
     let at = p.indices(&x.x.body, &out);
     let k = a
@@ -313,6 +370,19 @@ fn sum(x: &mut Element, p: &Pos) -> Result<E, OpError> {
     let b = x.b();
     let product = b.binary(Binary::Mul, l, r);
     Ok(b.reduce(ReduceKind::Sum, &[k], product))
+}
+
+/// A sum that a kernel has stored.
+fn stored(x: &mut Element, p: &Pos, sums: Sums) -> Result<E, OpError> {
+    let out = x.out_shape()?;
+    let at = p.linear(&out);
+    if sums.parts == 1 {
+        return Ok(x.x.stored(sums.value, ElemType::F32, at));
+    }
+    let part = x.b().loop_var(Dim::from(i64::from(sums.parts)));
+    let at = part.dim() * product(&out) + at;
+    let of_part = x.x.stored(sums.value, ElemType::F32, at);
+    Ok(x.b().reduce(ReduceKind::Sum, &[part], of_part))
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ mod cast;
 mod codes;
 mod conv;
 mod conv_kernel;
+mod halves;
 mod indexing;
 mod kv;
 mod linear;
@@ -86,6 +87,9 @@ pub struct Options {
     /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8, or 16 of both for halves. A little
     /// less exact.
     pub kv: Option<[i64; 2]>,
+    /// Round to `f16` what a GPU's tensor cores multiply, where that is predicted to be faster: a little less exact, and numbers
+    /// beyond 65504 become infinite.
+    pub halves: bool,
     /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
     pub evictable: bool,
 }
@@ -99,6 +103,7 @@ impl Default for Options {
             round: false,
             caches: false,
             kv: None,
+            halves: false,
             evictable: false,
         }
     }
@@ -179,6 +184,8 @@ pub struct Report {
     pub calls: Vec<String>,
     /// Weights in which zeros were noticed, in the order of the program.
     pub noticed: Vec<Noticed>,
+    /// How products are computed for which a GPU has kernels of its own, in the order of the program.
+    pub choices: Vec<Choice>,
     /// Bytes of the arena: the peak of what is live at once, with alignment.
     pub arena_bytes: u64,
     /// Bytes of all arena values, had none shared storage.
@@ -208,6 +215,68 @@ impl fmt::Display for Noticed {
             f,
             "`{}`: {share:.1} % of {} weights are not zero; predicted {:.2} of the dense time, so it is {made}",
             self.weight, self.weights, self.predicted
+        )
+    }
+}
+
+/// How a product is computed on a GPU that has kernels of its own for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Path of the node in the source model.
+    pub node: String,
+    /// Rows that are multiplied, as an expression.
+    pub rows: String,
+    /// Outputs and inputs.
+    pub weights: [usize; 2],
+    /// What the weights are.
+    pub form: String,
+    /// Names of the kernels: for one row, and for more, where the rows are not known.
+    pub kernels: Vec<String>,
+    /// Predicted nanoseconds, of one row where they are not known; what goes with the product included.
+    pub predicted_ns: f64,
+    /// The way that was not chosen.
+    pub others: Vec<String>,
+    /// Its time.
+    pub others_ns: f64,
+}
+
+impl Choice {
+    /// The faster of two ways, each with its kernels and nanoseconds; true if it is the first.
+    fn between(
+        [node, rows, form]: [String; 3],
+        weights: [usize; 2],
+        first: (Vec<String>, f64),
+        second: (Vec<String>, f64),
+        always_first: bool,
+    ) -> (Choice, bool) {
+        let is_first = always_first || first.1 < second.1;
+        let (this, other) = match is_first {
+            true => (first, second),
+            false => (second, first),
+        };
+        let choice = Choice {
+            node,
+            rows,
+            weights,
+            form,
+            kernels: this.0,
+            predicted_ns: this.1,
+            others: other.0,
+            others_ns: other.1,
+        };
+        (choice, is_first)
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [outputs, inputs] = self.weights;
+        let [these, others] = [&self.kernels, &self.others].map(|k| k.join("`, `"));
+        let [this, other] = [self.predicted_ns, self.others_ns].map(|ns| ns / 1e3);
+        write!(
+            f,
+            "`{}`: {} rows times {outputs} x {inputs} {}: `{these}`, predicted {this:.1} us; `{others}` {other:.1} us",
+            self.node, self.rows, self.form
         )
     }
 }

@@ -10,8 +10,8 @@ use super::expand::{Expand, Facts};
 use super::index::{LoopVar, Pos};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
-    ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report, WeightPiece,
-    blocked, memory, prepare, rule, sparse,
+    Choice, ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report,
+    WeightPiece, blocked, memory, prepare, rule, sparse,
 };
 use lapidary_abi::program::{
     Arg, Block, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
@@ -20,7 +20,7 @@ use lapidary_ir::kernel::Kernel;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::target::Target;
 use lapidary_ir::{Dim, ElemType, Module, NodeId, RegionId, Type, ValueId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Expressions grow at most this large before a value is stored after all.
 const MAX_INLINE: usize = 48;
@@ -53,6 +53,10 @@ pub struct Lowerer {
     pub(super) sparse: HashMap<NodeId, Noticed>,
     /// Products with compressed weights.
     pub(super) blocked: blocked::Found,
+    /// How products are computed for which a GPU has kernels of its own.
+    pub(super) choices: BTreeMap<NodeId, Choice>,
+    /// Left sides as halves, by what they were.
+    pub(super) rounded: HashMap<(ValueId, ElemType), ValueId>,
     /// What the runtime keeps between runs.
     pub(super) caches: Caches,
     errors: Vec<LowerError>,
@@ -69,6 +73,7 @@ impl Lowerer {
                 inlined: HashSet::new(),
                 contents: HashMap::new(),
                 channels: HashMap::new(),
+                sums: HashMap::new(),
             },
             target,
             options,
@@ -90,6 +95,8 @@ impl Lowerer {
             calls: vec![],
             sparse: HashMap::new(),
             blocked: blocked::Found::default(),
+            choices: BTreeMap::new(),
+            rounded: HashMap::new(),
             caches: Caches::default(),
             errors: vec![],
         }
@@ -170,6 +177,7 @@ impl Lowerer {
                 noticed.sort_by_key(|(n, _)| *n);
                 noticed.into_iter().map(|(_, n)| n).collect()
             },
+            choices: self.choices.into_values().collect(),
             arena_bytes: self.program.arena_bytes,
             unshared_bytes,
         };

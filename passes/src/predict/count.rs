@@ -7,6 +7,7 @@
 
 use super::function;
 use lapidary_ir::kernel::contraction::{self, Facts, Kind};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
 use lapidary_ir::kernel::sparse::{self, Form};
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Stmt, TileElem, TileType, Unary, Var,
@@ -71,6 +72,12 @@ pub fn count(launch: &Launch, target: &Target) -> Amounts {
     };
     let extents: Vec<i64> = kernel.grid.iter().map(|e| walk.extent(e)).collect();
     if extents.contains(&0) {
+        return walk.amounts;
+    }
+    if let Some((work, shape, units)) = packed_product(kernel, launch.sizes) {
+        walk.amounts.add(work, shape, units);
+        let buffers = (0..kernel.params.len() as u32).map(Buf);
+        walk.whole(&buffers.collect::<Vec<_>>());
         return walk.amounts;
     }
     for ends in 0..1u32 << extents.len().min(AXES) {
@@ -507,6 +514,33 @@ fn whole(f: Binary, a: i64, b: i64) -> Option<i64> {
         Binary::Ge => is(a >= b),
         _ => None,
     }
+}
+
+/// The work of a kernel that is canonical as a whole: rows that are not there are computed with the others.
+fn packed_product(kernel: &Kernel, sizes: &[Option<i64>]) -> Option<(Work, u32, f64)> {
+    let given = sizes.last().copied().flatten();
+    let tiles = |m: Option<u32>, tile: u32| {
+        let m = m.map(i64::from).or(given).unwrap_or(1).max(0);
+        (m as u64).div_ceil(u64::from(tile)) as f64 * f64::from(tile)
+    };
+    let of_codes = |w: &Weights, m, tile| {
+        let work = match w.bits() {
+            Bits::Four => Work::Blocks4,
+            Bits::Eight => Work::Blocks8,
+        };
+        let codes = w.code_bytes() as f64 * 8.0 / f64::from(w.bits().count());
+        (work, tile, 2.0 * tiles(m, tile) * codes)
+    };
+    if let Some(g) = Gemv::of(kernel) {
+        return Some(of_codes(&g.weights, g.m, g.batch));
+    }
+    if let Some(b) = Batch::of(kernel) {
+        return Some(of_codes(&b.weights, b.m, b.tile()));
+    }
+    let h = Halves::of(kernel)?;
+    let units = 2.0 * tiles(h.m, h.tile()) * f64::from(h.n) * f64::from(h.k);
+    // Tensor cores multiply them as they do batches of packed weights.
+    Some((Work::Blocks8, h.tile(), units))
 }
 
 fn of_blocks(format: blocks::Format) -> Work {

@@ -235,6 +235,8 @@ impl Run<'_> {
     fn block(&mut self, block: &Block) {
         for step in &block.steps {
             match step {
+                // Nothing is launched without blocks.
+                Step::Launch { grid, .. } if self.size(grid) == 0 => {}
                 Step::Launch { grid, grain, .. } => {
                     if let Some((name, args, amounts)) = self.launched(step) {
                         let shares = shares(self.size(grid), *grain, self.target.threads);
@@ -277,10 +279,6 @@ impl Run<'_> {
     }
 
     fn launch(&self, amounts: &Amounts, touched: &[(ValueIndex, f64)], shares: Shares) -> f64 {
-        let speeds = self.speeds;
-        let work =
-            |&(work, shape, units): &(Work, u32, f64)| units / speeds.rate(work, f64::from(shape));
-        let compute = amounts.work.iter().map(work).sum::<f64>() * shares.largest;
         let mut seen = BTreeSet::new();
         let (mut constants, mut others) = (0.0, 0.0);
         for &(v, bytes) in touched {
@@ -292,10 +290,83 @@ impl Run<'_> {
                 false => others += bytes,
             }
         }
-        let read = |bytes: f64, among: u64| bytes / speeds.bandwidth(among, shares.threads);
-        let moved = read(constants, self.resident) + read(others, others as u64);
-        speeds.launch_ns + at(&speeds.fork_ns, f64::from(shares.threads)) + compute.max(moved)
+        time(
+            self.speeds,
+            amounts,
+            [constants, others],
+            self.resident,
+            shares,
+        )
     }
+}
+
+/// Nanoseconds of a launch that reads and writes so many bytes of constants, which are where `resident` bytes fit, and of others.
+fn time(
+    speeds: &Speeds,
+    amounts: &Amounts,
+    [constants, others]: [f64; 2],
+    resident: u64,
+    shares: Shares,
+) -> f64 {
+    let work =
+        |&(work, shape, units): &(Work, u32, f64)| units / speeds.rate(work, f64::from(shape));
+    let compute = amounts.work.iter().map(work).sum::<f64>() * shares.largest;
+    let read = |bytes: f64, among: u64| bytes / speeds.bandwidth(among, shares.threads);
+    let moved = read(constants, resident) + read(others, others as u64);
+    speeds.launch_ns + at(&speeds.fork_ns, f64::from(shares.threads)) + compute.max(moved)
+}
+
+/// What a launch that is no program's yet is given for a parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Operand {
+    /// So many bytes; true for weights.
+    Bytes(u64, bool),
+    /// A size.
+    Size(i64),
+}
+
+impl Operand {
+    /// Weights.
+    pub fn constant(bytes: u64) -> Operand {
+        Operand::Bytes(bytes, true)
+    }
+
+    /// What a step before has written, or the result.
+    pub fn made(bytes: u64) -> Operand {
+        Operand::Bytes(bytes, false)
+    }
+}
+
+/// Predicted nanoseconds of a launch of so many blocks, whose weights are in memory, beyond the caches.
+pub(crate) fn alone(kernel: &Kernel, operands: &[Operand], blocks: i64, target: &Target) -> f64 {
+    let sizes: Vec<Option<i64>> = operands
+        .iter()
+        .map(|o| match o {
+            Operand::Size(n) => Some(*n),
+            Operand::Bytes(..) => None,
+        })
+        .collect();
+    let launch = Launch {
+        kernel,
+        sizes: &sizes,
+        flops: 0.0,
+    };
+    let amounts = count(&launch, target);
+    let mut bytes = [0.0, 0.0];
+    for (i, operand) in operands.iter().enumerate() {
+        if let Operand::Bytes(all, constant) = *operand {
+            let touched = amounts.touched.get(&(i as u32)).copied().unwrap_or(0.0);
+            bytes[usize::from(!constant)] += touched.min(all as f64);
+        }
+    }
+    let shares = shares(blocks, 1, target.threads);
+    time(&target.speeds(), &amounts, bytes, u64::MAX, shares)
+}
+
+/// Predicted nanoseconds of a launch that only moves so many bytes which a step before has written.
+pub(crate) fn moved(bytes: u64, target: &Target) -> f64 {
+    let speeds = target.speeds();
+    speeds.launch_ns + bytes as f64 / speeds.bandwidth(bytes, target.threads)
 }
 
 /// How a launch is shared.

@@ -7,7 +7,7 @@ use lapidary_abi::program::{Port, ValueType};
 use lapidary_abi::{ElemType, Size};
 use lapidary_runtime::Model;
 use lapidary_runtime::bytes::Bytes;
-use lapidary_runtime::exec::State;
+use lapidary_runtime::exec::{Extent, State};
 use lapidary_runtime::value::{Operand, View};
 use std::ops::Range;
 
@@ -146,7 +146,8 @@ impl<'m> Session<'m> {
     /// Gives what there is of one sequence to another, which is forgotten.
     pub fn replace(&mut self, at: usize, by: usize) -> Result<(), Error> {
         if at != by {
-            self.state.copy_row(by, at)?;
+            let row = self.extent(1, self.past[by])?;
+            self.state.copy_row(by, at, &row)?;
             self.past[at] = self.past[by];
             self.read[at] = self.read[by];
         }
@@ -219,7 +220,7 @@ impl<'m> Session<'m> {
     /// What the first sequence is kept as.
     pub(crate) fn kept(&self) -> Result<State, Error> {
         let mut state = self.room_for(self.len(0))?;
-        state.take_over(&self.state, 1)?;
+        state.take_over(&self.state, &self.extent(1, self.cached(0))?)?;
         Ok(state)
     }
 
@@ -252,7 +253,7 @@ impl<'m> Session<'m> {
         scores: Option<&Vec<u8>>,
     ) -> Result<(), Error> {
         self.reserve(tokens)?;
-        self.state.take_over(kept, 1)?;
+        self.state.take_over(kept, &self.extent(1, tokens)?)?;
         self.past[0] = tokens;
         self.read[0] = tokens;
         if let Some(scores) = scores {
@@ -356,10 +357,19 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// What of the caches so many tokens of so many sequences fill.
+    fn extent(&self, rows: usize, tokens: usize) -> Result<Extent, Error> {
+        let capacity = tokens.next_multiple_of(UNIT);
+        Ok(self
+            .model
+            .extent(&[("batch", rows), ("capacity", capacity)])?)
+    }
+
     /// Makes the caches so large.
     fn resize(&mut self, rows: usize, capacity: usize) -> Result<(), Error> {
         let mut state = room(self.model, rows, capacity)?;
-        state.take_over(&self.state, self.past.len())?;
+        let longest = self.past.iter().max().copied().unwrap_or(0);
+        state.take_over(&self.state, &self.extent(self.past.len(), longest)?)?;
         (self.state, self.capacity) = (state, capacity);
         Ok(())
     }

@@ -37,14 +37,12 @@ impl State {
             Some((index, i64::try_from(value).ok()?))
         };
         // A symbol that the program does not have decides nothing.
-        let symbols: Vec<(usize, i64)> = symbols.iter().filter_map(find).collect();
-        let mut values = vec![UNBOUND; plan.symbols.len()];
-        symbols.iter().for_each(|&(s, v)| values[s] = v);
-        let parts = plan.states.iter().map(|port| Part::new(port, &values));
+        let parts = Extent::new(plan, symbols)?.0.into_iter().zip(&plan.states);
+        let parts = parts.map(|(dims, port)| Part::new(port, dims));
         Ok(State {
             parts: parts.collect::<Result<_, _>>()?,
             outer: outer(&plan.states),
-            symbols,
+            symbols: symbols.iter().filter_map(find).collect(),
         })
     }
 
@@ -104,8 +102,11 @@ impl State {
         self.parts.iter_mut().map(buffer).collect()
     }
 
-    /// Copies what one row holds to another.
-    pub fn copy_row(&mut self, from: usize, to: usize) -> Result<(), RunError> {
+    /// Copies what one row holds to another, as much of it as the extent of a row is.
+    ///
+    /// # Errors
+    /// There are no such rows, or the extent is larger than they are, or one of another program.
+    pub fn copy_row(&mut self, from: usize, to: usize, of: &Extent) -> Result<(), RunError> {
         let rows = self.rows();
         if from.max(to) >= rows {
             let row = from.max(to);
@@ -113,28 +114,51 @@ impl State {
                 "row {row} of a state that has {rows}"
             )));
         }
-        for part in &mut self.parts {
+        self.check_extent(of)?;
+        for (part, dims) in self.parts.iter_mut().zip(&of.0) {
+            let runs = Runs::new(part, part, dims);
             let bytes = part.memory.as_mut_slice();
-            let len = bytes.len() / rows;
-            bytes.copy_within(from * len..(from + 1) * len, to * len);
+            let row = bytes.len() / rows;
+            for (s, t) in runs.all() {
+                let s = from * row + s;
+                bytes.copy_within(s..s + runs.bytes, to * row + t);
+            }
         }
         Ok(())
     }
 
-    /// Copies what another state of the same program holds in its first rows to the beginning of each axis, as far as this one has
-    /// room for it.
-    pub fn take_over(&mut self, from: &State, rows: usize) -> Result<(), RunError> {
-        // Without rows in common, it is all.
-        let rows = from.outer.map_or(usize::MAX, |_| rows);
-        let alike = self.parts.len() == from.parts.len();
-        let mut both = self.parts.iter_mut().zip(&from.parts);
-        if !alike || !both.all(|(to, from)| to.is_like(from)) {
-            return Err(RunError::Input("a state of another program".to_owned()));
-        }
-        for (to, from) in self.parts.iter_mut().zip(&from.parts) {
-            to.take_over(from, rows);
+    /// Copies what another state of the same program holds at the beginning of each axis.
+    ///
+    /// # Errors
+    /// The extent is larger than one of both, or one of them is of another program.
+    pub fn take_over(&mut self, from: &State, of: &Extent) -> Result<(), RunError> {
+        self.check_extent(of)?;
+        from.check_extent(of)?;
+        let parts = self.parts.iter_mut().zip(&from.parts);
+        for ((to, from), dims) in parts.zip(&of.0) {
+            if to.elem != from.elem {
+                return Err(RunError::Input("a state of another program".to_owned()));
+            }
+            let runs = Runs::new(from, to, dims);
+            let (source, target) = (from.memory.as_slice(), to.memory.as_mut_slice());
+            for (s, t) in runs.all() {
+                target[t..t + runs.bytes].copy_from_slice(&source[s..s + runs.bytes]);
+            }
         }
         Ok(())
+    }
+
+    fn check_extent(&self, of: &Extent) -> Result<(), RunError> {
+        let holds = |part: &Part, dims: &Vec<usize>| {
+            part.dims.len() == dims.len() && part.dims.iter().zip(dims).all(|(all, n)| n <= all)
+        };
+        let mut both = self.parts.iter().zip(&of.0);
+        match self.parts.len() == of.0.len() && both.all(|(part, dims)| holds(part, dims)) {
+            true => Ok(()),
+            false => Err(RunError::Input(
+                "a state has less room than is copied, or is one of another program".to_owned(),
+            )),
+        }
     }
 
     /// The memory of each part.
@@ -179,66 +203,89 @@ fn outer(ports: &[Port]) -> Option<usize> {
         .then_some(symbol)
 }
 
+/// How far each axis of each part of a state reaches.
+pub struct Extent(Vec<Vec<usize>>);
+
+impl Extent {
+    /// For these values of the symbols that the sizes of states depend on.
+    pub(super) fn new(plan: &Plan, symbols: &[(&str, usize)]) -> Result<Extent, RunError> {
+        let mut values = vec![UNBOUND; plan.symbols.len()];
+        for &(name, value) in symbols {
+            let index = plan.symbols.iter().position(|s| s == name);
+            if let (Some(index), Ok(value)) = (index, i64::try_from(value)) {
+                values[index] = value;
+            }
+        }
+        let dims = |port: &Port| {
+            let known = match &port.ty {
+                ValueType::Tensor { dims: Some(d), .. } => sizes::dims(d, &values),
+                _ => None,
+            };
+            known.ok_or_else(|| {
+                let name = &port.name;
+                RunError::Input(format!("the size of the state `{name}` is not known"))
+            })
+        };
+        let all = plan.states.iter().map(dims);
+        Ok(Extent(all.collect::<Result<_, _>>()?))
+    }
+}
+
 impl Part {
-    fn new(port: &Port, symbols: &[i64]) -> Result<Part, RunError> {
-        let unknown = || {
-            RunError::Input(format!(
-                "the size of the state `{}` is not known",
-                port.name
-            ))
+    fn new(port: &Port, dims: Vec<usize>) -> Result<Part, RunError> {
+        let ValueType::Tensor { elem, .. } = port.ty else {
+            let name = &port.name;
+            return Err(RunError::program(format!(
+                "the state `{name}` is no tensor"
+            )));
         };
-        let ValueType::Tensor {
-            elem,
-            dims: Some(dims),
-        } = &port.ty
-        else {
-            return Err(unknown());
-        };
-        let dims = sizes::dims(dims, symbols).ok_or_else(unknown)?;
         Ok(Part {
-            memory: Bytes::zeroed(byte_len(*elem, &dims)?)?,
+            memory: Bytes::zeroed(byte_len(elem, &dims)?)?,
             dims,
             elem: elem.size_bytes(),
         })
     }
+}
 
-    fn is_like(&self, other: &Part) -> bool {
-        self.elem == other.elem && self.dims.len() == other.dims.len()
+/// What is at the beginning of each axis of two parts, as runs that are contiguous in both.
+struct Runs {
+    /// Lengths of the axes before those of a run.
+    counts: Vec<usize>,
+    /// Bytes from one index of each of them to the next.
+    strides: [Vec<usize>; 2],
+    /// Bytes of a run.
+    bytes: usize,
+}
+
+impl Runs {
+    fn new(from: &Part, to: &Part, dims: &[usize]) -> Runs {
+        // The last axis that is not copied whole ends them.
+        let partial = |&i: &usize| from.dims[i] != dims[i] || to.dims[i] != dims[i];
+        let axis = (0..dims.len()).rev().find(partial).unwrap_or(0);
+        let strides = |part: &Part| {
+            let inner = |a: usize| part.dims[a + 1..].iter().product::<usize>() * part.elem;
+            (0..axis).map(inner).collect()
+        };
+        Runs {
+            counts: dims[..axis].to_vec(),
+            strides: [strides(from), strides(to)],
+            bytes: dims[axis.min(dims.len())..].iter().product::<usize>() * from.elem,
+        }
     }
 
-    fn take_over(&mut self, from: &Part, rows: usize) {
-        let mut dims: Vec<usize> = self
-            .dims
-            .iter()
-            .zip(&from.dims)
-            .map(|(a, b)| *a.min(b))
-            .collect();
-        if let Some(first) = dims.first_mut() {
-            *first = rows.min(*first);
-        }
-        // Runs along the last axis that differs are contiguous in both.
-        let last = (0..dims.len())
-            .rev()
-            .find(|&i| self.dims[i] != from.dims[i]);
-        let axis = last.unwrap_or(0);
-        let inner = dims.iter().skip(axis + 1).product::<usize>() * self.elem;
-        let length = |part: &Part| part.dims.get(axis).unwrap_or(&1) * inner;
-        let (source_run, target_run) = (length(from), length(self));
-        let run = dims.get(axis).unwrap_or(&1) * inner;
-        let (source, target) = (from.memory.as_slice(), self.memory.as_mut_slice());
-        for i in 0..dims[..axis].iter().product() {
-            // The index before the axis, in the numbers of rows that each has.
-            let (mut rest, mut s, mut t) = (i, 0, 0);
-            let (mut source_stride, mut target_stride) = (source_run, target_run);
-            for a in (0..axis).rev() {
-                s += rest % dims[a] * source_stride;
-                t += rest % dims[a] * target_stride;
-                rest /= dims[a];
-                source_stride *= from.dims[a];
-                target_stride *= self.dims[a];
+    /// Where each begins in both.
+    fn all(&self) -> impl Iterator<Item = (usize, usize)> {
+        let count = self.counts.iter().product();
+        (0..count).map(|mut index| {
+            let mut at = [0, 0];
+            for (axis, n) in self.counts.iter().enumerate().rev() {
+                for (at, strides) in at.iter_mut().zip(&self.strides) {
+                    *at += index % n * strides[axis];
+                }
+                index /= n;
             }
-            target[t..t + run].copy_from_slice(&source[s..s + run]);
-        }
+            (at[0], at[1])
+        })
     }
 }
 
@@ -256,31 +303,45 @@ mod tests {
         }
     }
 
+    fn state(part: Part) -> State {
+        State {
+            symbols: vec![],
+            outer: Some(0),
+            parts: vec![part],
+        }
+    }
+
     #[test]
     fn what_is_taken_over_keeps_its_place() {
-        let small = part(&[2, 2, 3], 0);
-        let mut wide = part(&[2, 4, 3], 100);
-        let all = usize::MAX;
-        assert!(wide.is_like(&small));
-        wide.take_over(&small, all);
-        let found = wide.memory.as_slice();
-        assert_eq!(&found[..6], [0, 1, 2, 3, 4, 5]);
-        assert_eq!(&found[6..12], [106, 107, 108, 109, 110, 111]);
-        assert_eq!(&found[12..18], [6, 7, 8, 9, 10, 11]);
-        let mut both = part(&[3, 4, 3], 100);
-        both.take_over(&small, all);
-        assert_eq!(&both.memory.as_slice()[12..18], [6, 7, 8, 9, 10, 11]);
-        let mut same = part(&[2, 2, 3], 100);
-        same.take_over(&small, all);
-        assert_eq!(same.memory.as_slice(), small.memory.as_slice());
+        let small = state(part(&[2, 2, 3], 0));
+        let found = |to: &[usize], begin, from: &State, of: &[usize]| {
+            let mut to = state(part(to, begin));
+            let copied = to.take_over(from, &Extent(vec![of.to_vec()]));
+            copied.map(|()| to)
+        };
+        let bytes = |s: &State| s.parts[0].memory.as_slice().to_vec();
+        let wide = found(&[2, 4, 3], 100, &small, &[2, 2, 3]).expect("it fits");
+        assert_eq!(&bytes(&wide)[..6], [0, 1, 2, 3, 4, 5]);
+        assert_eq!(&bytes(&wide)[6..12], [106, 107, 108, 109, 110, 111]);
+        assert_eq!(&bytes(&wide)[12..18], [6, 7, 8, 9, 10, 11]);
+        let both = found(&[3, 4, 3], 100, &small, &[2, 2, 3]).expect("it fits");
+        assert_eq!(&bytes(&both)[12..18], [6, 7, 8, 9, 10, 11]);
+        let same = found(&[2, 2, 3], 100, &small, &[2, 2, 3]).expect("it fits");
+        assert_eq!(bytes(&same), bytes(&small));
         // One row of two, into memory that has no more, and longer ones.
-        let mut one = part(&[1, 4, 3], 100);
-        one.take_over(&small, 1);
-        assert_eq!(&one.memory.as_slice()[..7], [0, 1, 2, 3, 4, 5, 106]);
-        // And back: what there is no room for is left out.
-        let mut back = part(&[2, 2, 3], 200);
-        back.take_over(&wide, all);
-        assert_eq!(back.memory.as_slice(), small.memory.as_slice());
+        let one = found(&[1, 4, 3], 100, &small, &[1, 2, 3]).expect("it fits");
+        assert_eq!(&bytes(&one)[..7], [0, 1, 2, 3, 4, 5, 106]);
+        // And back: what is beyond the extent stays away.
+        let back = found(&[2, 2, 3], 200, &wide, &[2, 2, 3]).expect("it fits");
+        assert_eq!(bytes(&back), bytes(&small));
+        let some = found(&[2, 2, 3], 100, &small, &[2, 1, 2]).expect("it fits");
+        assert_eq!(
+            bytes(&some),
+            [0, 1, 102, 103, 104, 105, 6, 7, 108, 109, 110, 111]
+        );
+        for of in [&[2, 3, 3][..], &[3, 2, 3], &[2, 2]] {
+            assert!(found(&[4, 4, 3], 0, &small, of).is_err(), "{of:?}");
+        }
     }
 
     #[test]
@@ -297,11 +358,13 @@ mod tests {
         let found = state.buffers(&(1..3)).expect("they exist");
         assert_eq!((found[0].bytes, found[1].bytes), (256, 128));
         assert_eq!(found[1].address as usize, begin + 64);
-        state.copy_row(2, 0).expect("they exist");
+        let row = Extent(vec![vec![1, 128], vec![1, 48]]);
+        state.copy_row(2, 0, &row).expect("they exist");
         let bytes = state.parts[1].memory.as_slice();
-        assert_eq!(bytes[..64], bytes[128..]);
+        assert_eq!(bytes[..48], bytes[128..176]);
+        assert_eq!(bytes[48..64], (48..64).collect::<Vec<u8>>());
         assert!(state.buffers(&(2..4)).is_err());
-        assert!(state.copy_row(0, 3).is_err());
+        assert!(state.copy_row(0, 3, &row).is_err());
         let mut narrow = State {
             parts: vec![part(&[2, 32], 0)],
             ..state

@@ -3,7 +3,7 @@
 use crate::Entry;
 use crate::writer::{Ty, Val, Writer};
 
-/// An entry around a body. `params` are addresses; `shared` is the name of shared memory and its bytes; `resident` blocks fit a
+/// An entry around a body. `params` are addresses and sizes; `shared` is the name of shared memory and its bytes; `resident` blocks fit a
 /// multiprocessor, which bounds the registers.
 pub(super) fn entry(
     name: &str,
@@ -40,6 +40,13 @@ impl Writer {
         let at = self.register(Ty::B64);
         self.line(format_args!("ld.param.u64 {at}, [{name}];"));
         self.op(Ty::B64, "cvta.to.global.u64", &[at])
+    }
+
+    /// A size that a parameter is: one that 32 bits hold.
+    pub(super) fn size(&mut self, name: &str) -> Val {
+        let wide = self.register(Ty::B64);
+        self.line(format_args!("ld.param.u64 {wide}, [{name}];"));
+        self.op(Ty::B32, "cvt.u32.u64", &[wide])
     }
 
     /// A special register, or the address of shared memory.

@@ -12,10 +12,9 @@ use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
+use lapidary_ir::ElemType;
 use lapidary_ir::backend::Error;
-
-/// Columns of a piece in shared memory.
-const DEPTH: u32 = 32;
+use lapidary_ir::kernel::packed::{DEPTH, Halves, TILE_OUTPUTS, WARPS};
 
 /// Pieces in shared memory: one is multiplied, the others are on their way.
 const STAGES: u32 = 3;
@@ -23,111 +22,25 @@ const STAGES: u32 = 3;
 /// Bytes of a row of a piece.
 const ROW: u32 = 2 * DEPTH;
 
-const THREADS: u32 = 256;
-
-/// Outputs of a tile: four warps of 32.
-const TILE_N: u32 = 128;
+const THREADS: u32 = WARPS * WARP;
 
 /// Tiles of rows that follow one another for the same columns: their blocks find the right operand in the cache.
 const BAND: u32 = 8;
 
-/// What operands are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
-    /// IEEE binary16.
-    F16,
-    /// The upper half of an `f32`.
-    Bf16,
-}
-
-impl Half {
-    fn name(self) -> &'static str {
-        match self {
-            Half::F16 => "f16",
-            Half::Bf16 => "bf16",
-        }
-    }
-}
-
-/// `c[p, i, j] = sum over part p of the k of a[i, k] b[j, k]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Product {
-    /// Name of the entry.
-    pub name: String,
-    /// Type of the operands.
-    pub half: Half,
-    /// Rows of `a` and `c`.
-    pub m: u32,
-    /// Rows of `b`, columns of `c`.
-    pub n: u32,
-    /// Columns of `a` and `b`.
-    pub k: u32,
-    /// Parts of `k`, of which each has a `c` of its own; [`sum`] adds them up.
-    pub parts: u32,
-}
-
-impl Product {
-    fn error(&self, what: String) -> Error {
-        Error::Unsupported {
-            kernel: self.name.clone(),
-            what,
-        }
-    }
-
-    /// Fragments of 16 rows of a warp.
-    fn fragments(&self) -> u32 {
-        match self.m {
-            0..=32 => 1,
-            33..=64 => 2,
-            _ => 4,
-        }
-    }
-
-    /// Rows of a tile: two warps.
-    pub fn tile_m(&self) -> u32 {
-        2 * 16 * self.fragments()
-    }
-
-    /// Pieces of a part.
-    fn pieces(&self) -> u32 {
-        self.k.div_ceil(DEPTH).div_ceil(self.parts)
-    }
-
-    fn tiles(&self) -> [u32; 2] {
-        [self.m.div_ceil(self.tile_m()), self.n.div_ceil(TILE_N)]
-    }
-
-    /// The entry, with parameters `a`, `b`, of the operands' type, and `c`, of `f32`, then as every entry; the number of its
-    /// blocks.
-    ///
-    /// # Errors
-    /// A size is none, `k` or `n` is no multiple of 8, there are more parts than pieces, or an operand or result has more than 2^31 bytes,
-    /// which offsets do not reach.
-    pub fn entry(&self) -> Result<(Entry, u32), Error> {
-        let (m, n, k) = (u64::from(self.m), u64::from(self.n), u64::from(self.k));
-        if m * n * k == 0 || !k.is_multiple_of(8) || !n.is_multiple_of(8) {
-            return Err(self.error(format!("a product of {m} x {n} x {k}")));
-        }
-        if self.parts == 0 || self.parts > self.k.div_ceil(DEPTH) {
-            return Err(self.error(format!("{} parts of {k} columns", self.parts)));
-        }
-        if (2 * m.max(n) * k).max(4 * m * n * u64::from(self.parts)) > 1 << 31 {
-            return Err(self.error("more than 2^31 bytes".to_owned()));
-        }
-        let [down, across] = self.tiles();
-        let kernel = Kernel {
-            p: self,
-            w: Writer::default(),
-        };
-        Ok((kernel.entry(), down * across * self.parts))
-    }
+/// The entry of a canonical kernel, with its parameters, then as every entry.
+pub fn halves(product: &Halves) -> Entry {
+    let kernel = Kernel {
+        p: product,
+        w: Writer::default(),
+    };
+    kernel.entry()
 }
 
 /// Where a thread's lanes read fragments: the offset in a piece for each 16 of its columns.
 type Places = [Val; 2];
 
 struct Kernel<'p> {
-    p: &'p Product,
+    p: &'p Halves,
     w: Writer,
 }
 
@@ -146,29 +59,41 @@ struct Source {
 impl Kernel<'_> {
     /// Bytes of a piece of both operands.
     fn stage(&self) -> u32 {
-        ROW * (self.p.tile_m() + TILE_N)
+        ROW * (self.p.tile() + TILE_OUTPUTS)
     }
 
     fn entry(mut self) -> Entry {
         let shared = STAGES * self.stage();
         self.body();
+        let mut params = vec!["a", "b", "c"];
+        if self.p.m.is_none() {
+            params.push("m");
+        }
         let shared = Some(("pieces", shared));
-        frame::entry(&self.p.name, &["a", "b", "c"], (THREADS, 2), shared, self.w)
+        frame::entry(&self.p.name, &params, (THREADS, 2), shared, self.w)
     }
 
-    /// First row, first column and part of this block: bands of tiles of rows, in them column after column.
-    fn place(&mut self) -> [Val; 3] {
-        let [down, across] = self.p.tiles();
+    /// First row, first column and part of this block of `m` rows: bands of tiles of rows, in them column after column.
+    fn place(&mut self, m: Val) -> [Val; 3] {
+        let (across, tile) = (self.p.across(), self.p.tile());
+        let down = match self.p.m {
+            Some(m) => Val::int(i64::from(m.div_ceil(tile))),
+            None => {
+                let up = self.w.add(m, Val::int(i64::from(tile - 1)));
+                self.w.int("shr.u32", up, tile.trailing_zeros())
+            }
+        };
         let block = self.w.block();
-        let [part, tile] = self.w.divide(block, Val::int(i64::from(down * across)));
+        let tiles = self.w.mul(down, Val::int(i64::from(across)));
+        let [part, tile] = self.w.divide(block, tiles);
         let [band, inside] = self.w.divide(tile, Val::int(i64::from(BAND * across)));
         let begin = self.w.mul(band, Val::int(i64::from(BAND)));
-        let left = self.w.sub(Val::int(i64::from(down)), begin);
+        let left = self.w.sub(down, begin);
         let height = self.w.int("min.u32", left, BAND);
         let [column, row] = self.w.divide(inside, height);
         let row = self.w.add(row, begin);
-        let row = self.w.mul(row, Val::int(i64::from(self.p.tile_m())));
-        let column = self.w.mul(column, Val::int(i64::from(TILE_N)));
+        let row = self.w.mul(row, Val::int(i64::from(self.p.tile())));
+        let column = self.w.mul(column, Val::int(i64::from(TILE_OUTPUTS)));
         [row, column, part]
     }
 
@@ -177,7 +102,7 @@ impl Kernel<'_> {
         &mut self,
         tid: Val,
         base: Val,
-        rows: u32,
+        rows: Val,
         first: Val,
         k: Val,
         at: [u32; 2],
@@ -186,7 +111,7 @@ impl Kernel<'_> {
         let nth = self.w.int("and.b32", tid, 3);
         let row_of = self.w.add(row, first);
         let row_of = self.w.add(row_of, Val::int(i64::from(at[0])));
-        let there = self.w.compare("lt.u32", row_of, Val::int(i64::from(rows)));
+        let there = self.w.compare("lt.u32", row_of, rows);
         let column = self.w.mul_add(nth, Val::int(8), k);
         let element = self
             .w
@@ -261,7 +186,11 @@ impl Kernel<'_> {
         let p = self.p;
         let [a, b, c] = ["a", "b", "c"].map(|name| self.w.param(name));
         let tid = self.w.special("%tid.x");
-        let [row, column, part] = self.place();
+        let m = match p.m {
+            Some(m) => Val::int(i64::from(m)),
+            None => self.w.size("m"),
+        };
+        let [row, column, part] = self.place(m);
         let base = self.w.special("pieces");
 
         let length = p.pieces() * DEPTH;
@@ -269,17 +198,17 @@ impl Kernel<'_> {
         let end = self.w.add(k, Val::int(i64::from(length)));
         let end = self.w.int("min.u32", end, p.k);
         let mut sources = vec![];
-        for at in (0..p.tile_m()).step_by(64) {
-            sources.push(self.source(tid, a, p.m, row, k, [at, 0]));
+        for at in (0..p.tile()).step_by(64) {
+            sources.push(self.source(tid, a, m, row, k, [at, 0]));
         }
-        let right = ROW * p.tile_m();
-        if p.tile_m() < 64 {
+        let (right, n) = (ROW * p.tile(), Val::int(i64::from(p.n)));
+        if p.tile() < 64 {
             // Half of the threads have no row of the left operand.
             let mine = self.w.compare("lt.u32", tid, Val::int(128));
             sources[0].mine = Some(mine);
         }
-        for at in (0..TILE_N).step_by(64) {
-            sources.push(self.source(tid, b, p.n, column, k, [at, right]));
+        for at in (0..TILE_OUTPUTS).step_by(64) {
+            sources.push(self.source(tid, b, n, column, k, [at, right]));
         }
         let nth = self.w.int("and.b32", tid, 3);
         let own = self.w.mul_add(nth, Val::int(8), k);
@@ -343,11 +272,14 @@ impl Kernel<'_> {
         self.w.line(format_args!("cp.async.wait_group 0;"));
         let row = self.w.add(row, of_m);
         let column = self.w.add(column, of_n);
-        self.store(c, [row, column, part], lane, &sums);
+        self.store([c, m], [row, column, part], lane, &sums);
     }
 
     fn multiply(&mut self, slot: Val, [a, b]: [Places; 2], right: u32, sums: &[Val]) {
-        let half = self.p.half.name();
+        let half = match self.p.elem {
+            ElemType::BF16 => "bf16",
+            _ => "f16",
+        };
         for step in 0..2 {
             let [a_at, b_at] = [a, b].map(|p| self.w.add(slot, p[step]));
             let bs = [0, 1].map(|i| self.load(b_at, right + 16 * ROW * i));
@@ -367,17 +299,17 @@ impl Kernel<'_> {
         }
     }
 
-    fn store(&mut self, c: Val, [row, column, part]: [Val; 3], lane: Val, sums: &[Val]) {
+    fn store(&mut self, [c, m]: [Val; 2], [row, column, part]: [Val; 3], lane: Val, sums: &[Val]) {
         let p = self.p;
         let group = self.w.int("shr.u32", lane, 2);
         let row = self.w.add(row, group);
         let position = self.w.int("and.b32", lane, 3);
         let column = self.w.mul_add(position, Val::int(2), column);
-        let skip = self.w.mul(part, Val::int(i64::from(p.m)));
+        let skip = self.w.mul(part, m);
         for f in 0..p.fragments() {
             for below in [0, 8] {
                 let row = self.w.add(row, Val::int(i64::from(16 * f + below)));
-                let of_row = self.w.compare("lt.u32", row, Val::int(i64::from(p.m)));
+                let of_row = self.w.compare("lt.u32", row, m);
                 let all = self.w.add(row, skip);
                 let first = self.w.mul_add(all, Val::int(i64::from(p.n)), column);
                 let bytes = self.w.op(Ty::B64, "mul.wide.u32", &[first, Val::int(4)]);

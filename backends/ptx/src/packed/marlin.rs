@@ -3,164 +3,42 @@
 //! Source: "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on Large Language Models" (Frantar et al. 2024): the
 //! order of codes, how they become `f16`, the ring of copies. What differs: a lane's 16 bytes are 64 rows of `k` by 16
 //! outputs, codes enter the product as the integers that they are and a group's sum is scaled in `f32`, and blocks that share
-//! `k` write sums of `f32` which [`super::halves::sum`] adds up in order.
-//!
-//! **Codes.** Tiles of 16 outputs, in them steps of 64 columns, in them a lane's 16 bytes: word `s` is columns
-//! `64 step + 16 s + {2p, 2p + 1, 2p + 8, 2p + 9}` of output `g`, then of output `g + 8`, where the lane is `4 g + p`: the right
-//! fragments of two m16n8k16. Its eight codes are in nibbles 0, 4, 1, 5, 2, 6, 3, 7: two that are 16 bits apart become a pair of
-//! halves by one `lop3`. **Scales** are `[group][output]`.
+//! `k` write sums of `f32` of their own, which whoever reads them adds up in order.
 
-use super::{Bits, Weights, frame};
+use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
-use lapidary_ir::backend::Error;
+use lapidary_ir::kernel::packed::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS, WARPS};
 
-/// Columns of a step: those of a lane's 16 bytes.
-const STEP: u32 = 64;
-
-/// Outputs of a warp.
-const WARP_N: u32 = 16;
-
-/// Columns of a group: two steps.
-const GROUP: u32 = 128;
-
-const THREADS: u32 = 256;
-
-/// Outputs of a block.
-const TILE_N: u32 = WARP_N * THREADS / WARP;
+const THREADS: u32 = WARPS * WARP;
 
 /// Bytes of a row of the left operand's step, in shared memory: eight times 16, the `c`-th at `c ^ (row % 8)`.
 const ROW: u32 = 2 * STEP;
 
-/// Nibble of each of a word's codes.
-const NIBBLES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// A batch of `f16` times packed weights.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Marlin<'w> {
-    weights: &'w Weights,
-    batch: u32,
-    parts: u32,
-}
-
-impl<'w> Marlin<'w> {
-    /// Of `batch` rows; `parts` blocks share the columns, of which each writes a result of its own.
-    ///
-    /// # Errors
-    /// The weights have not 4 bits in groups of 128 columns, or outputs that are no multiple of 16; the batch is none; there are
-    /// more parts than groups; an operand has more than 2^31 bytes.
-    pub fn new(weights: &'w Weights, batch: u32, parts: u32) -> Result<Marlin<'w>, Error> {
-        let w = weights;
-        if w.bits != Bits::Four || w.group != GROUP || !w.rows.is_multiple_of(WARP_N) {
-            let (bits, group, rows) = (w.bits.count(), w.group, w.rows);
-            return Err(w.error(format!(
-                "{bits} bits in groups of {group} of {rows} outputs on tensor cores"
-            )));
-        }
-        if batch == 0 || parts == 0 || parts > w.columns / GROUP {
-            return Err(w.error(format!("a batch of {batch} in {parts} parts")));
-        }
-        let most = u64::from(batch) * u64::from((2 * w.columns).max(4 * w.rows * parts));
-        match most <= 1 << 31 {
-            true => Ok(Marlin {
-                weights,
-                batch,
-                parts,
-            }),
-            false => Err(w.error("more than 2^31 bytes".to_owned())),
-        }
+/// The entry of a canonical kernel, with its parameters, then as every entry.
+pub fn marlin(batch: &Batch) -> Entry {
+    let mut kernel = Kernel {
+        p: batch,
+        w: Writer::default(),
+    };
+    kernel.body();
+    let mut params = vec!["codes", "scales", "x", "c"];
+    if batch.m.is_none() {
+        params.push("m");
     }
-
-    /// Codes as the entry reads them, from `[outputs][columns]`, a code a byte.
-    ///
-    /// # Errors
-    /// As [`Weights::pack_codes`].
-    pub fn pack_codes(&self, codes: &[u8]) -> Result<Vec<u8>, Error> {
-        let w = self.weights;
-        w.check_codes(codes)?;
-        let mut packed = Vec::with_capacity(codes.len() / 2);
-        for tile in 0..w.rows / WARP_N {
-            for step in 0..w.columns / STEP {
-                for lane in 0..WARP {
-                    let (g, p) = (lane / 4, lane % 4);
-                    for s in 0..4 {
-                        let mut word = 0u32;
-                        for (nth, nibble) in NIBBLES.into_iter().enumerate() {
-                            let inside = [0, 1, 8, 9][nth % 4];
-                            let column = STEP * step + 16 * s + 2 * p + inside;
-                            let row = WARP_N * tile + g + 8 * (nth as u32 / 4);
-                            let at = row as usize * w.columns as usize + column as usize;
-                            word |= u32::from(codes[at]) << (4 * nibble);
-                        }
-                        packed.extend(word.to_le_bytes());
-                    }
-                }
-            }
-        }
-        Ok(packed)
-    }
-
-    /// Scales as the entry reads them, from `[outputs][groups]`, each the bits of an `f16`.
-    ///
-    /// # Errors
-    /// As [`Weights::pack_scales`].
-    pub fn pack_scales(&self, scales: &[u16]) -> Result<Vec<u8>, Error> {
-        let w = self.weights;
-        w.check_scales(scales)?;
-        let groups = (w.columns / GROUP) as usize;
-        let column = |group| scales.iter().skip(group).step_by(groups);
-        let all = (0..groups).flat_map(column);
-        Ok(all.flat_map(|s| s.to_le_bytes()).collect())
-    }
-
-    /// Fragments of 16 rows of a tile: every warp has all.
-    fn fragments(&self) -> u32 {
-        match self.batch {
-            0..=16 => 1,
-            17..=32 => 2,
-            _ => 4,
-        }
-    }
-
-    /// Steps in shared memory: as many as 48 KiB hold, six at most.
-    fn stages(&self) -> u32 {
-        (49152 / self.stage()).min(6)
-    }
-
-    fn tile_m(&self) -> u32 {
-        16 * self.fragments()
-    }
-
-    /// Bytes of a step in shared memory: rows, then codes.
-    fn stage(&self) -> u32 {
-        ROW * self.tile_m() + 16 * THREADS
-    }
-
-    /// Groups of a part.
-    fn groups(&self) -> u32 {
-        (self.weights.columns / GROUP).div_ceil(self.parts)
-    }
-
-    /// `c[p, i, o] = sum over part p of the k of x[i, k] W[o, k]`: an entry with parameters codes, scales, `x`, of `f16`, and `c`,
-    /// of `f32`, then as every entry; the number of its blocks.
-    pub fn entry(&self) -> (Entry, u32) {
-        let down = self.batch.div_ceil(self.tile_m());
-        let across = self.weights.rows.div_ceil(TILE_N);
-        let mut kernel = Kernel {
-            p: self,
-            w: Writer::default(),
-        };
-        kernel.body([down, across]);
-        let params = ["codes", "scales", "x", "c"];
-        let shared = Some(("pieces", self.stages() * self.stage()));
-        let entry = frame::entry(&self.weights.name, &params, (THREADS, 2), shared, kernel.w);
-        (entry, down * across * self.parts)
-    }
+    let shared = Some(("pieces", kernel.stages() * kernel.stage()));
+    frame::entry(
+        batch.weights.name(),
+        &params,
+        (THREADS, 2),
+        shared,
+        kernel.w,
+    )
 }
 
 struct Kernel<'p> {
-    p: &'p Marlin<'p>,
+    p: &'p Batch,
     w: Writer,
 }
 
@@ -196,12 +74,20 @@ struct Constants {
 }
 
 impl Kernel<'_> {
+    /// Steps in shared memory: as many as 48 KiB hold, six at most.
+    fn stages(&self) -> u32 {
+        (49152 / self.stage()).min(6)
+    }
+
+    /// Bytes of a step in shared memory: rows, then codes.
+    fn stage(&self) -> u32 {
+        ROW * self.p.tile() + 16 * THREADS
+    }
+
     fn advance(&mut self, slot: Val, base: Val) {
-        let stage = i64::from(self.p.stage());
+        let stage = i64::from(self.stage());
         self.w.to(slot, "add.s32", &[slot, Val::int(stage)]);
-        let end = self
-            .w
-            .add(base, Val::int(i64::from(self.p.stages()) * stage));
+        let end = self.w.add(base, Val::int(i64::from(self.stages()) * stage));
         let over = self.w.compare("eq.u32", slot, end);
         self.w.line(format_args!("@{over} mov.b32 {slot}, {base};"));
     }
@@ -226,20 +112,33 @@ impl Kernel<'_> {
         self.advance(ring.write, ring.base);
     }
 
-    fn body(&mut self, [down, across]: [u32; 2]) {
+    fn body(&mut self) {
         let p = self.p;
-        let (rows, columns) = (p.weights.rows, p.weights.columns);
+        let (rows, columns) = (p.weights.rows(), p.weights.columns());
         let [codes, scales, x, c] = ["codes", "scales", "x", "c"].map(|n| self.w.param(n));
         let tid = self.w.special("%tid.x");
         let block = self.w.block();
-        let [part, tile] = self.w.divide(block, Val::int(i64::from(down * across)));
-        let [across, down] = self.w.divide(tile, Val::int(i64::from(down)));
+        let (m, down) = match p.m {
+            Some(m) => (
+                Val::int(i64::from(m)),
+                Val::int(i64::from(m.div_ceil(p.tile()))),
+            ),
+            None => {
+                let m = self.w.size("m");
+                let up = self.w.add(m, Val::int(i64::from(p.tile() - 1)));
+                (m, self.w.int("shr.u32", up, p.tile().trailing_zeros()))
+            }
+        };
+        let tiles = self.w.mul(down, Val::int(i64::from(p.across())));
+        let [part, tile] = self.w.divide(block, tiles);
+        let [across, down] = self.w.divide(tile, down);
         let lane = self.w.int("and.b32", tid, WARP - 1);
         let warp = self.w.int("shr.u32", tid, 5);
-        let row = self.w.mul(down, Val::int(i64::from(p.tile_m())));
+        let row = self.w.mul(down, Val::int(i64::from(p.tile())));
         let column = {
-            let first = self.w.mul(across, Val::int(i64::from(TILE_N)));
-            self.w.mul_add(warp, Val::int(i64::from(WARP_N)), first)
+            let first = self.w.mul(across, Val::int(i64::from(TILE_OUTPUTS)));
+            self.w
+                .mul_add(warp, Val::int(i64::from(WARP_OUTPUTS)), first)
         };
         // Warps without outputs copy zeros.
         let exists = self.w.compare("lt.u32", column, Val::int(i64::from(rows)));
@@ -251,11 +150,11 @@ impl Kernel<'_> {
         let mut sources = vec![];
         let in_tile = self.w.int("shr.u32", tid, 3);
         let nth = self.w.int("and.b32", tid, 7);
-        for at in (0..p.tile_m()).step_by(32) {
+        for at in (0..p.tile()).step_by(32) {
             // 32 rows of 8 times 16 bytes.
             let own = self.w.add(in_tile, Val::int(i64::from(at)));
             let of_x = self.w.add(row, own);
-            let there = self.w.compare("lt.u32", of_x, Val::int(i64::from(p.batch)));
+            let there = self.w.compare("lt.u32", of_x, m);
             let k = self.w.mul(begin, Val::int(i64::from(GROUP)));
             let k = self.w.mul_add(nth, Val::int(8), k);
             let element = self.w.mul_add(of_x, Val::int(i64::from(columns)), k);
@@ -263,7 +162,7 @@ impl Kernel<'_> {
             let place = self.w.op(Ty::B32, "xor.b32", &[nth, turn]);
             let place = self.w.mul(place, Val::int(16));
             let to = self.w.mul_add(own, Val::int(i64::from(ROW)), place);
-            let mine = (p.tile_m() < 32).then(|| self.w.compare("lt.u32", tid, Val::int(128)));
+            let mine = (p.tile() < 32).then(|| self.w.compare("lt.u32", tid, Val::int(128)));
             sources.push(Source {
                 from: self.w.at(x, element, 2),
                 to,
@@ -274,7 +173,7 @@ impl Kernel<'_> {
         }
         let own = {
             let to = self.w.mul(tid, Val::int(16));
-            self.w.add(to, Val::int(i64::from(ROW * p.tile_m())))
+            self.w.add(to, Val::int(i64::from(ROW * p.tile())))
         };
         let tile = self.w.int("shr.u32", column, 4);
         let steps = i64::from(columns / STEP);
@@ -337,7 +236,7 @@ impl Kernel<'_> {
         for pair in pairs {
             self.w.copy(pair, Val::int(0));
         }
-        for _ in 1..p.stages() {
+        for _ in 1..self.stages() {
             self.bring(&ring);
         }
         let [top, after] = [(); 2].map(|()| self.w.label());
@@ -358,7 +257,7 @@ impl Kernel<'_> {
         }
         for _ in 0..GROUP / STEP {
             self.w
-                .line(format_args!("cp.async.wait_group {};", p.stages() - 2));
+                .line(format_args!("cp.async.wait_group {};", self.stages() - 2));
             // After this, all have multiplied the step whose place the next takes, and all see this one.
             self.w.line(format_args!("bar.sync 0;"));
             self.bring(&ring);
@@ -371,7 +270,7 @@ impl Kernel<'_> {
         self.w.line(format_args!("@{more} bra {top};"));
         self.w.place(after);
         self.w.line(format_args!("cp.async.wait_group 0;"));
-        self.store(c, [row, own_column, part], lane, exists, &sums);
+        self.store([c, m], [row, own_column, part], lane, exists, &sums);
     }
 
     fn multiply(&mut self, ring: &Ring, own: Val, places: &[Val; 4], k: &Constants, sums: &[Val]) {
@@ -441,20 +340,20 @@ impl Kernel<'_> {
 
     fn store(
         &mut self,
-        c: Val,
+        [c, m]: [Val; 2],
         [row, column, part]: [Val; 3],
         lane: Val,
         exists: Val,
         sums: &[Val],
     ) {
-        let (batch, n) = (self.p.batch, self.p.weights.rows);
+        let n = self.p.weights.rows();
         let group = self.w.int("shr.u32", lane, 2);
         let row = self.w.add(row, group);
-        let skip = self.w.mul(part, Val::int(i64::from(batch)));
+        let skip = self.w.mul(part, m);
         for f in 0..self.p.fragments() {
             for below in [0, 8] {
                 let row = self.w.add(row, Val::int(i64::from(16 * f + below)));
-                let there = self.w.compare("lt.u32", row, Val::int(i64::from(batch)));
+                let there = self.w.compare("lt.u32", row, m);
                 let there = self.w.and(there, exists);
                 let all = self.w.add(row, skip);
                 let first = self.w.mul_add(all, Val::int(i64::from(n)), column);

@@ -1,201 +1,22 @@
-//! Products with weights that stay packed: matrices of 4-bit or 8-bit codes with a scale for each group of columns, laid out
-//! for the lanes that read them.
-//!
-//! `W[o, i] = s[o, i / g] * (q[o, i] - z)`, where `z` is the middle of the codes' range (8 or 128). These entries are
-//! written for a shape, not from kernel IR; `gemv` multiplies a few rows at the speed of memory. Source of the term: the
-//! symmetric grouped integers of GPTQ (Frantar et al. 2022) and AWQ (Lin et al. 2023).
-//!
-//! **Layout.** Columns come in *runs*, of which every lane of a warp has 16 bytes of codes, so that a warp reads 512
-//! consecutive bytes. A run has [`Weights::chunks`] chunks of 128 columns; of a chunk lane `l` has columns `4 l .. 4 l + 4`,
-//! so that the warp also reads the vector in consecutive 16 bytes a lane. Scales are of `f16`, `[o][run][part][chunk]`:
-//! those of all chunks of a lane's part of a chunk are one load.
+//! Entries that are written for a shape, not statement by statement: products with weights that stay packed, and products on
+//! tensor cores. Weights, their layout, and the canonical kernels that these stand for: [`lapidary_ir::kernel::packed`].
 
 mod frame;
 mod gemv;
 pub mod halves;
 mod marlin;
 
-pub use gemv::{MOST_BATCH, gemv};
-pub use marlin::Marlin;
+pub use gemv::gemv;
+pub use marlin::marlin;
 
-use lapidary_ir::backend::Error;
+use crate::Entry;
+use lapidary_ir::kernel::Kernel;
+use lapidary_ir::kernel::packed::{Batch, Gemv, Halves};
 
-/// Columns of a chunk: four for each lane of a warp.
-pub(crate) const CHUNK: u32 = 128;
-
-/// Bits of a code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bits {
-    /// Codes 0 to 15, zero at 8.
-    Four,
-    /// Codes 0 to 255, zero at 128.
-    Eight,
-}
-
-impl Bits {
-    /// How many.
-    pub fn count(self) -> u32 {
-        match self {
-            Bits::Four => 4,
-            Bits::Eight => 8,
-        }
-    }
-
-    /// The code of zero.
-    pub fn zero(self) -> u8 {
-        1 << (self.count() - 1)
-    }
-}
-
-/// A matrix of packed weights, without the weights.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Weights {
-    name: String,
-    rows: u32,
-    columns: u32,
-    bits: Bits,
-    group: u32,
-}
-
-impl Weights {
-    /// Of `rows` outputs and `columns` inputs, with a scale for each `group` columns of a row.
-    ///
-    /// # Errors
-    /// The group is not of 32, 64 or 128 columns, or does not divide the columns; there are no rows or no columns; there
-    /// are more than 2^31 bytes of codes, which an entry's offsets do not reach.
-    pub fn new(
-        name: &str,
-        rows: u32,
-        columns: u32,
-        bits: Bits,
-        group: u32,
-    ) -> Result<Weights, Error> {
-        let weights = Weights {
-            name: name.to_owned(),
-            rows,
-            columns,
-            bits,
-            group,
-        };
-        if ![32, 64, 128].contains(&group) {
-            return Err(weights.error(format!(
-                "groups of {group} columns; they have 32, 64 or 128"
-            )));
-        }
-        if rows == 0 || columns == 0 || !columns.is_multiple_of(group) {
-            let what = format!("{rows} rows of {columns} columns in groups of {group}");
-            return Err(weights.error(what));
-        }
-        match weights.code_bytes() <= 1 << 31 {
-            true => Ok(weights),
-            false => Err(weights.error("more than 2^31 bytes of codes".to_owned())),
-        }
-    }
-
-    fn error(&self, what: String) -> Error {
-        Error::Unsupported {
-            kernel: self.name.clone(),
-            what,
-        }
-    }
-
-    /// Chunks of a run.
-    pub fn chunks(&self) -> u32 {
-        32 / self.bits.count()
-    }
-
-    /// Runs of a row; the last may be filled with zeros.
-    pub fn runs(&self) -> u32 {
-        self.columns.div_ceil(self.run())
-    }
-
-    /// Columns of a run.
-    fn run(&self) -> u32 {
-        self.chunks() * CHUNK
-    }
-
-    /// Parts of a chunk that have scales of their own.
-    fn parts(&self) -> u32 {
-        CHUNK / self.group
-    }
-
-    /// Bytes of the codes.
-    pub fn code_bytes(&self) -> u64 {
-        u64::from(self.rows) * u64::from(self.runs()) * 512
-    }
-
-    /// Bytes of the scales.
-    pub fn scale_bytes(&self) -> u64 {
-        u64::from(self.rows) * u64::from(self.runs()) * u64::from(2 * self.parts() * self.chunks())
-    }
-
-    fn check_codes(&self, codes: &[u8]) -> Result<(), Error> {
-        let columns = self.columns as usize;
-        if codes.len() != self.rows as usize * columns {
-            return Err(self.error(format!("{} codes for the matrix", codes.len())));
-        }
-        if let Some(code) = codes
-            .iter()
-            .find(|&&c| u32::from(c) >> self.bits.count() != 0)
-        {
-            return Err(self.error(format!("code {code} in {} bits", self.bits.count())));
-        }
-        Ok(())
-    }
-
-    fn check_scales(&self, scales: &[u16]) -> Result<(), Error> {
-        let groups = (self.columns / self.group) as usize;
-        if scales.len() != self.rows as usize * groups {
-            return Err(self.error(format!("{} scales for the matrix", scales.len())));
-        }
-        Ok(())
-    }
-
-    /// Codes as the entries read them, from `[rows][columns]`, a code a byte.
-    ///
-    /// # Errors
-    /// Their number is not that of the matrix, or a code has more bits.
-    pub fn pack_codes(&self, codes: &[u8]) -> Result<Vec<u8>, Error> {
-        self.check_codes(codes)?;
-        let columns = self.columns as usize;
-        let mut packed = Vec::with_capacity(self.code_bytes() as usize);
-        for row in codes.chunks_exact(columns) {
-            for run in 0..self.runs() {
-                for lane in 0..32 {
-                    let mut bits = 0u128;
-                    for nth in 0..4 * self.chunks() {
-                        let column = run * self.run() + nth / 4 * CHUNK + 4 * lane + nth % 4;
-                        let code = row.get(column as usize);
-                        let code = code.copied().unwrap_or(self.bits.zero());
-                        bits |= u128::from(code) << (nth * self.bits.count());
-                    }
-                    packed.extend(bits.to_le_bytes());
-                }
-            }
-        }
-        Ok(packed)
-    }
-
-    /// Scales as the entries read them, from `[rows][columns / group]`, each the bits of an `f16`.
-    ///
-    /// # Errors
-    /// Their number is not that of the matrix' groups.
-    pub fn pack_scales(&self, scales: &[u16]) -> Result<Vec<u8>, Error> {
-        self.check_scales(scales)?;
-        let groups = (self.columns / self.group) as usize;
-        let mut packed = Vec::with_capacity(self.scale_bytes() as usize);
-        for row in scales.chunks_exact(groups) {
-            for run in 0..self.runs() {
-                for part in 0..self.parts() {
-                    for chunk in 0..self.chunks() {
-                        let group = (run * self.chunks() + chunk) * self.parts() + part;
-                        // Where there are no columns there is no scale.
-                        let scale = row.get(group as usize).copied().unwrap_or(0);
-                        packed.extend(scale.to_le_bytes());
-                    }
-                }
-            }
-        }
-        Ok(packed)
-    }
+/// The entry of a kernel that one is written for; `None` for any other.
+pub(crate) fn entry(kernel: &Kernel) -> Option<Entry> {
+    let gemv = || Gemv::of(kernel).map(|g| gemv(&g));
+    let marlin = || Batch::of(kernel).map(|b| marlin(&b));
+    let halves = || Halves::of(kernel).map(|h| halves::halves(&h));
+    gemv().or_else(marlin).or_else(halves)
 }
