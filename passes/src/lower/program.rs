@@ -11,7 +11,7 @@ use super::index::{LoopVar, Pos};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report, WeightPiece,
-    blocked, memory, prepare, rule, sparse,
+    blocked, experts, memory, prepare, rule, sparse,
 };
 use lapidary_abi::program::{
     Arg, Block, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
@@ -156,6 +156,7 @@ impl Lowerer {
         if self.options.prepare {
             prepare::hoist(&mut self.program, &self.kernels);
         }
+        experts::group(&mut self.program, &self.kernels);
         let unshared_bytes = memory::plan(&mut self.program);
         self.program.weights_bytes = self
             .weights
