@@ -3,7 +3,7 @@
 //! Exit status: 0 done; 1 the model or its data cannot be run (nothing is left half-written); 2 wrong usage.
 
 use crate::error::RunError;
-use crate::exec::{KernelTiming, Model, ModelOptions, parse_bytes};
+use crate::exec::{KernelTiming, Model, ModelOptions, parse_bytes, parse_expert_order};
 use crate::image::Image;
 use crate::io::folder::{read_inputs, write_outputs};
 use crate::ops::number;
@@ -11,6 +11,7 @@ use crate::pool::pin_this_thread;
 use crate::sizes;
 use crate::value::{Operand, Tensor, Value, View};
 use lapidary_abi::ElemType;
+use lapidary_abi::experts::Order;
 use lapidary_abi::program::{Port, Program, ValueType};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -31,6 +32,8 @@ struct Options {
     threads: usize,
     huge_pages: bool,
     memory: Option<u64>,
+    /// As [`ModelOptions::expert_order`], if it is given.
+    expert_order: Option<Option<Order>>,
     no_pin: bool,
     bench: Option<f64>,
     action: Action,
@@ -111,6 +114,12 @@ fn parse(args: impl IntoIterator<Item = String>) -> Result<Options, String> {
                 options.memory =
                     Some(bytes.ok_or_else(|| format!("`{text}` is no number of bytes like 2GiB"))?);
             }
+            "--expert-order" => {
+                let text = value()?;
+                let order = parse_expert_order(&text);
+                options.expert_order =
+                    Some(order.ok_or_else(|| format!("`{text}` is none of hebf, fifo, none"))?);
+            }
             "--huge-pages" => options.huge_pages = true,
             "--no-pin" => options.no_pin = true,
             "--help" | "-h" => options.action = Action::Help,
@@ -139,11 +148,13 @@ fn act(options: &Options) -> Result<String, RunError> {
             "no inputs: give them with --inputs DIR; see --help".into(),
         ));
     }
+    let default = ModelOptions::default();
     let model = image.load(ModelOptions {
         threads: options.threads,
         pin: !options.no_pin,
         huge_pages: options.huge_pages,
         memory: options.memory,
+        expert_order: options.expert_order.unwrap_or(default.expert_order),
     })?;
     if !options.no_pin {
         pin_this_thread(model.threads());
@@ -191,6 +202,8 @@ usage: {exe} --inputs DIR [--outputs DIR] [options]
   --threads N    threads to use (default: one for each core)
   --no-pin       let threads move between cores
   --memory SIZE  have at most so much in memory, such as 2GiB: weights are read again as they are used
+  --expert-order ORDER  how experts that tokens chose are read from the file, while others are computed: hebf (default;
+                 those of most tokens first), fifo (by number) or none (when they are used)
   --huge-pages   ask for huge pages for working memory and weights
   --bench SEC    run for SEC seconds and print times (on zeros without --inputs)
   --help, --version
@@ -356,6 +369,10 @@ mod tests {
             (options.threads, options.no_pin, options.bench),
             (3, true, Some(0.5))
         );
+        assert_eq!(options.expert_order, None);
+        let order = |text| parse(text).expect("right").expert_order;
+        assert_eq!(order("--expert-order fifo"), Some(Some(Order::Fifo)));
+        assert_eq!(order("--expert-order=none"), Some(None));
         for wrong in [
             "--inputs",
             "--threads 0",
@@ -363,6 +380,7 @@ mod tests {
             "--bench -1",
             "x",
             "--no-pin=1",
+            "--expert-order last",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

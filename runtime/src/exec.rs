@@ -11,17 +11,20 @@ use crate::plan::{Plan, prepare};
 use crate::pool::Pool;
 use crate::value::{Operand, Value};
 use lapidary_abi::ElemType;
+use lapidary_abi::experts::Order;
 use lapidary_abi::program::{Port, ValueType};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 mod control;
+mod experts;
 mod fingerprint;
 mod ports;
 mod residency;
 mod run;
 mod state;
 
+pub use experts::parse_expert_order;
 pub use fingerprint::fingerprint;
 pub use ports::type_text;
 use residency::Residency;
@@ -40,6 +43,9 @@ pub struct ModelOptions {
     pub huge_pages: bool,
     /// Bytes that the process may have in memory, where weights are mapped from a file: some of them leave when others need room.
     pub memory: Option<u64>,
+    /// In which order weights of experts that tokens chose are read ahead, where they are mapped from a file and not in memory; `None`:
+    /// they are read when they are used.
+    pub expert_order: Option<Order>,
 }
 
 impl Default for ModelOptions {
@@ -49,6 +55,7 @@ impl Default for ModelOptions {
             pin: true,
             huge_pages: false,
             memory: None,
+            expert_order: Some(Order::Hebf),
         }
     }
 }

@@ -4,9 +4,13 @@
 
 use crate::error::RunError;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
+
+/// Bytes of a page; where pages are larger, advice on parts of them is refused, and nothing but speed is lost.
+const PAGE: usize = 4096;
 
 /// Pages mapped into the process; unmapped when dropped.
 pub struct Mapping {
@@ -83,7 +87,6 @@ impl Mapping {
 
     /// Lets go of the whole pages of a range: they are read from the file again when they are used.
     pub fn give_back(&self, offset: usize, len: usize) {
-        const PAGE: usize = 4096;
         let start = offset.min(self.len).next_multiple_of(PAGE);
         let end = offset.saturating_add(len).min(self.len) & !(PAGE - 1);
         if self.of_file && start < end {
@@ -92,6 +95,47 @@ impl Mapping {
                 let address = self.ptr.as_ptr().add(start);
                 libc::madvise(address.cast(), end - start, libc::MADV_DONTNEED)
             };
+        }
+    }
+
+    /// Whole pages that hold a range.
+    fn pages(&self, offset: usize, len: usize) -> Range<usize> {
+        let end = offset.saturating_add(len).min(self.len);
+        offset.min(self.len) & !(PAGE - 1)..end.next_multiple_of(PAGE)
+    }
+
+    /// False if the system tells that some page of a range must be read from the file before it is used.
+    pub fn is_in_memory(&self, offset: usize, len: usize) -> bool {
+        #[cfg(target_os = "linux")]
+        if self.of_file {
+            const AT_ONCE: usize = 1024;
+            let (pages, mut flags) = (self.pages(offset, len), [0u8; AT_ONCE]);
+            for at in pages.clone().step_by(AT_ONCE * PAGE) {
+                let bytes = (pages.end - at).min(AT_ONCE * PAGE);
+                // SAFETY: the range is of our mapping, and there is a flag for each page of it, or of larger ones.
+                let told = unsafe {
+                    let address = self.ptr.as_ptr().add(at);
+                    libc::mincore(address.cast(), bytes, flags.as_mut_ptr())
+                };
+                if told == 0 && flags[..bytes / PAGE].iter().any(|f| f & 1 == 0) {
+                    return false;
+                }
+            }
+        }
+        let _ = (offset, len);
+        true
+    }
+
+    /// Reads a range from the file, and returns when it is in memory.
+    ///
+    /// By touching it: the system notices that it is read in order and reads ahead in large pages. Advice that it will be needed makes
+    /// it read small ones, which was twice as slow.
+    pub fn read_ahead(&self, offset: usize, len: usize) {
+        if self.of_file {
+            for at in self.pages(offset, len).step_by(PAGE) {
+                // SAFETY: the page is of our mapping, readable. The read is volatile so that it happens.
+                unsafe { self.ptr.as_ptr().add(at).read_volatile() };
+            }
         }
     }
 
@@ -112,7 +156,6 @@ impl Drop for Mapping {
 pub fn advise_huge(ptr: *const u8, len: usize) {
     #[cfg(target_os = "linux")]
     {
-        const PAGE: usize = 4096;
         let start = (ptr as usize).next_multiple_of(PAGE);
         let end = (ptr as usize).saturating_add(len) & !(PAGE - 1);
         if start < end {

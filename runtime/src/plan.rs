@@ -9,6 +9,10 @@ use lapidary_abi::program::{
 };
 use lapidary_abi::{ElemType, Size};
 
+mod mixtures;
+
+pub use mixtures::{Expert, Mixture, Part};
+
 /// Blocks nested deeper than this are refused, so that running them cannot exhaust the stack.
 const MAX_DEPTH: usize = 100;
 
@@ -97,6 +101,7 @@ pub enum Op {
         right: Size,
         message: String,
     },
+    Experts(Mixture),
 }
 
 pub struct Loop {
@@ -159,7 +164,8 @@ pub fn prepare(
         checker.value(port.value)?;
         checker.define(port.value);
     }
-    let body = checker.block(&program.body, 0)?;
+    let mut body = checker.block(&program.body, 0)?;
+    body.ops = mixtures::gather(body.ops, &program.mixtures, &values)?;
     for port in program.outputs.iter().chain(&program.inputs) {
         checker.value(port.value)?;
         checker.ty(&port.ty)?;

@@ -27,6 +27,8 @@ const PIECES: u32 = 8;
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The cores that workers are pinned to, if they are.
+    cores: Option<Vec<usize>>,
     /// Held by the caller whose job the workers do.
     busy: AtomicBool,
 }
@@ -54,7 +56,7 @@ impl Pool {
                 .name(format!("lapidary-{index}"))
                 .spawn(move || {
                     if let Some(core) = core {
-                        affinity::pin(core);
+                        affinity::pin(&[core]);
                     }
                     worker_shared.work(index);
                 });
@@ -66,6 +68,7 @@ impl Pool {
         Pool {
             shared,
             workers,
+            cores,
             busy: AtomicBool::new(false),
         }
     }
@@ -73,6 +76,13 @@ impl Pool {
     /// Threads that work on a job, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Lets the calling thread, which was started by a pinned one, use every core that threads of the pool are pinned to.
+    pub fn unpin_this_thread(&self) {
+        if let Some(cores) = &self.cores {
+            affinity::pin(cores);
+        }
     }
 
     /// Calls `body` on disjoint ranges that cover `0..n_blocks`, and returns when all are done.
@@ -150,7 +160,7 @@ impl Drop for Pool {
 /// its workers to the others. For programs that own their main thread; a library should not do this.
 pub fn pin_this_thread(threads: usize) {
     if let Some(cores) = affinity::cores_to_pin(threads) {
-        affinity::pin(cores[0]);
+        affinity::pin(&cores[..1]);
     }
 }
 
@@ -420,12 +430,12 @@ mod affinity {
         (wise && threads > 1).then_some(allowed)
     }
 
-    /// Keeps the calling thread on one core; a refusal is ignored, since only speed depends on it.
-    pub fn pin(core: usize) {
-        // SAFETY: `core` came from a set of this size.
+    /// Keeps the calling thread on these cores; a refusal is ignored, since only speed depends on it.
+    pub fn pin(cores: &[usize]) {
+        // SAFETY: the cores came from a set of this size.
         unsafe {
             let mut set: libc::cpu_set_t = zeroed();
-            libc::CPU_SET(core, &mut set);
+            cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
             libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
         }
     }
@@ -439,7 +449,7 @@ mod affinity {
         None
     }
 
-    pub fn pin(_core: usize) {}
+    pub fn pin(_cores: &[usize]) {}
 }
 
 #[cfg(test)]

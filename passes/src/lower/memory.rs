@@ -1,10 +1,13 @@
 //! Where values live: one arena whose pieces are shared by values that are not live at the same time.
 //!
 //! Steps are numbered through all blocks. A value lives from its first mention to its last; one that is
-//! defined outside a branch or loop and used inside lives until that step ends. Large values are placed
+//! defined outside a branch or loop and used inside lives until that step ends. Experts of a layer may be run in any order: what one of
+//! them and a step besides it use lives as long as the layer. Large values are placed
 //! first, each at the lowest gap it fits best.
 
-use lapidary_abi::program::{Arg, Block, CallAttr, Place, Program, Step, ValueIndex, ValueType};
+use lapidary_abi::program::{
+    Arg, Block, CallAttr, Expert, Mixture, Place, Program, Step, ValueIndex, ValueType,
+};
 use std::collections::HashMap;
 
 /// Assigns offsets to all arena values and frees heap values after their last use. Returns the bytes that
@@ -17,11 +20,26 @@ pub fn plan(program: &mut Program) -> u64 {
         roots: &roots,
         clock: 0,
         span: HashMap::new(),
+        times: vec![],
     };
     lives.block(&program.prepare);
+    lives.times.clear();
     lives.block(&program.body);
     let end = lives.clock;
-    let mut span = lives.span;
+    let (mut span, times) = (lives.span, lives.times);
+    for mixture in &program.mixtures {
+        let during = |e: &Expert| (times[e.begin as usize].0, times[e.end as usize - 1].1);
+        let experts: Vec<_> = mixture.experts.iter().map(during).collect();
+        let (Some(first), Some(last)) = (experts.first(), experts.last()) else {
+            continue;
+        };
+        for s in span.values_mut() {
+            let meets = s.0 <= last.1 && first.0 <= s.1;
+            if meets && !experts.iter().any(|e| e.0 <= s.0 && s.1 <= e.1) {
+                *s = (s.0.min(first.0), s.1.max(last.1));
+            }
+        }
+    }
     for port in &program.outputs {
         if let Some(s) = span.get_mut(&roots[port.value as usize]) {
             s.1 = end;
@@ -154,6 +172,8 @@ struct Lives<'r> {
     roots: &'r [ValueIndex],
     clock: usize,
     span: HashMap<ValueIndex, (usize, usize)>,
+    /// When each step of the top block began and ended; what blocks inside it add comes before its own and is taken away.
+    times: Vec<(usize, usize)>,
 }
 
 impl Lives<'_> {
@@ -173,6 +193,7 @@ impl Lives<'_> {
         for step in &block.steps {
             self.clock += 1;
             let now = self.clock;
+            let known = self.times.len();
             for v in mentions(step) {
                 self.touch(v, now, now);
             }
@@ -181,6 +202,8 @@ impl Lives<'_> {
             }
             self.clock += 1;
             let end = self.clock;
+            self.times.truncate(known);
+            self.times.push((now, end));
             let inner_blocks = blocks(step);
             if !inner_blocks.is_empty() {
                 // Everything that was live when the step began and is used inside it.
@@ -203,23 +226,24 @@ impl Lives<'_> {
 
 /// Inserts a `Free` after the last use of each heap value of the top block.
 fn free_heap(program: &mut Program, roots: &[ValueIndex]) {
-    let mut last: HashMap<ValueIndex, usize> = HashMap::new();
-    fn inside(step: &Step, at: usize, roots: &[ValueIndex], last: &mut HashMap<ValueIndex, usize>) {
-        let mut note = |v: ValueIndex| {
-            last.insert(roots[v as usize], at);
-        };
+    let mut uses: HashMap<ValueIndex, (usize, usize)> = HashMap::new();
+    fn inside(
+        step: &Step,
+        at: usize,
+        roots: &[ValueIndex],
+        uses: &mut HashMap<ValueIndex, (usize, usize)>,
+    ) {
+        let mut note = |v: ValueIndex| uses.entry(roots[v as usize]).or_insert((at, at)).1 = at;
         mentions(step).into_iter().for_each(&mut note);
         for b in blocks(step) {
-            b.results.iter().copied().for_each(|v| {
-                last.insert(roots[v as usize], at);
-            });
-            for s in &b.steps {
-                inside(s, at, roots, last);
-            }
+            b.results.iter().copied().for_each(&mut note);
+        }
+        for b in blocks(step) {
+            b.steps.iter().for_each(|s| inside(s, at, roots, uses));
         }
     }
     for (at, step) in program.body.steps.iter().enumerate() {
-        inside(step, at, roots, &mut last);
+        inside(step, at, roots, &mut uses);
     }
     let kept: Vec<ValueIndex> = program
         .outputs
@@ -232,32 +256,58 @@ fn free_heap(program: &mut Program, roots: &[ValueIndex]) {
     for step in &program.body.steps {
         own.extend(mentions(step).into_iter().map(|v| roots[v as usize]));
     }
-    let mut after: HashMap<usize, Vec<ValueIndex>> = HashMap::new();
-    for (v, at) in last {
+    // By the step that they come after, and whether that step's expert is over then.
+    let mut after: HashMap<(usize, bool), Vec<ValueIndex>> = HashMap::new();
+    for (v, (first, last)) in uses {
         let heap = matches!(program.values[v as usize].place, Place::Heap);
         if heap && own.contains(&v) && !kept.contains(&v) {
+            let at = after_use(&program.mixtures, first, last);
             after.entry(at).or_default().push(v);
         }
     }
     let steps = std::mem::take(&mut program.body.steps);
+    // Where each step begins, and where it ends with what its expert frees.
+    let mut places: Vec<(u32, u32)> = vec![];
     for (at, step) in steps.into_iter().enumerate() {
+        let begin = program.body.steps.len() as u32;
         program.body.steps.push(step);
-        let mut dead = after.remove(&at).unwrap_or_default();
-        dead.sort_unstable();
-        let frees = dead.into_iter().map(|value| Step::Free { value });
-        program.body.steps.extend(frees);
+        let mut end = begin;
+        for expert_is_over in [false, true] {
+            let mut dead = after.remove(&(at, expert_is_over)).unwrap_or_default();
+            dead.sort_unstable();
+            let frees = dead.into_iter().map(|value| Step::Free { value });
+            program.body.steps.extend(frees);
+            if !expert_is_over {
+                end = program.body.steps.len() as u32;
+            }
+        }
+        places.push((begin, end));
+    }
+    for expert in program.mixtures.iter_mut().flat_map(|m| &mut m.experts) {
+        expert.begin = places[expert.begin as usize].0;
+        expert.end = places[expert.end as usize - 1].1;
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_are_reused_and_live_pieces_kept_apart() {
-        let placed = [(0, 64, (0, 2)), (64, 256, (0, 9)), (256, 320, (5, 9))];
-        assert_eq!(best_fit(&placed, 64, (3, 4)), 0);
-        assert_eq!(best_fit(&placed, 64, (2, 6)), 320);
-        assert_eq!(best_fit(&placed, 128, (3, 4)), 256);
+/// The step after which a value is freed that steps use from `first` to `last`: what an expert uses and others too is freed after the
+/// whole layer, outside of the last expert.
+fn after_use(mixtures: &[Mixture], first: usize, last: usize) -> (usize, bool) {
+    let holds = |e: &Expert, at: usize| (e.begin as usize..e.end as usize).contains(&at);
+    let layer = mixtures
+        .iter()
+        .find(|m| m.experts.iter().any(|e| holds(e, last)));
+    let Some(layer) = layer else {
+        return (last, true);
+    };
+    match layer.experts.last() {
+        Some(end)
+            if !layer
+                .experts
+                .iter()
+                .any(|e| holds(e, first) && holds(e, last)) =>
+        {
+            (end.end as usize - 1, true)
+        }
+        _ => (last, false),
     }
 }

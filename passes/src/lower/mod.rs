@@ -35,6 +35,7 @@ mod cast;
 mod codes;
 mod conv;
 mod conv_kernel;
+mod experts;
 mod halves;
 mod indexing;
 mod kv;

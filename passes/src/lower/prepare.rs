@@ -94,7 +94,7 @@ fn may_be_prepared(program: &Program, v: ValueIndex) -> bool {
 }
 
 /// Every value that a step writes, inner blocks included.
-fn writes(step: &Step, kernels: &[Kernel], f: &mut dyn FnMut(ValueIndex)) {
+pub(super) fn writes(step: &Step, kernels: &[Kernel], f: &mut dyn FnMut(ValueIndex)) {
     match step {
         Step::Launch { kernel, args, .. } => {
             let params = kernels.get(*kernel as usize).map(|k| &k.params[..]);

@@ -11,7 +11,7 @@ use super::index::{LoopVar, Pos};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     Choice, ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report,
-    WeightPiece, blocked, memory, prepare, rule, sparse,
+    WeightPiece, blocked, experts, memory, prepare, rule, sparse,
 };
 use lapidary_abi::program::{
     Arg, Block, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
@@ -163,6 +163,7 @@ impl Lowerer {
         if self.options.prepare {
             prepare::hoist(&mut self.program, &self.kernels);
         }
+        experts::group(&mut self.program, &self.kernels);
         let unshared_bytes = memory::plan(&mut self.program);
         self.program.weights_bytes = self
             .weights

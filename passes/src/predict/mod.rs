@@ -8,6 +8,7 @@
 //! longer), and lengths that depend on data (the dimension is then 1, as every symbol that nobody gave).
 
 mod count;
+pub mod experts;
 
 pub use count::{Amounts, Launch, count};
 

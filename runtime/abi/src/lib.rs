@@ -4,10 +4,11 @@
 //! plain data: element types ([`ElemType`]), run-time sizes ([`Size`]), the host program that sequences
 //! compiled kernels ([`program`]), the kernel calling convention and the argument blocks of the
 //! micro-kernels ([`kernel`]), how an image lies in a file ([`image`]), and the number formats that both read ([`minifloat`],
-//! [`rans`]), and what caches that may lose tokens keep of attention ([`attended`]). Nothing here allocates device memory, runs code or knows a graph op.
+//! [`rans`]), what caches that may lose tokens keep of attention ([`attended`]), and in which order experts are loaded ([`experts`]). Nothing here allocates device memory, runs code or knows a graph op.
 
 pub mod attended;
 pub mod elem;
+pub mod experts;
 pub mod image;
 pub mod kernel;
 pub mod math;

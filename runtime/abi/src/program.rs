@@ -9,7 +9,7 @@ use crate::{ElemType, Size};
 use serde::{Deserialize, Serialize};
 
 /// Version of this encoding; an executable and its runtime stub must agree.
-pub const PROGRAM_VERSION: u32 = 3;
+pub const PROGRAM_VERSION: u32 = 4;
 
 /// Index into [`Program::values`].
 pub type ValueIndex = u32;
@@ -37,6 +37,8 @@ pub struct Program {
     pub prepare: Block,
     /// The steps of each run.
     pub body: Block,
+    /// Layers of experts among those steps, in order.
+    pub mixtures: Vec<Mixture>,
     /// Bytes of the statically planned arena (64-byte aligned).
     pub arena_bytes: u64,
     /// Bytes of what `prepare` leaves for the runs (64-byte aligned).
@@ -145,6 +147,25 @@ pub struct Block {
     pub steps: Vec<Step>,
     /// Values that the block yields.
     pub results: Vec<ValueIndex>,
+}
+
+/// A layer of experts: groups of the body's steps, one behind the other. They are right in this order and in any other, one group after
+/// another, since none uses what another one writes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mixture {
+    /// The groups; each begins where the one before ends.
+    pub experts: Vec<Expert>,
+}
+
+/// The steps of one expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Expert {
+    /// Index of the first among [`Program::body`]'s steps.
+    pub begin: u32,
+    /// Index behind the last.
+    pub end: u32,
+    /// How many tokens chose it: known before the first step of the mixture.
+    pub tokens: Size,
 }
 
 /// An argument of a kernel.

@@ -7,8 +7,9 @@ use crate::generate::{Generator, Summary};
 use crate::options::{self, FLAGS, Flag, OF_EMBEDDINGS, Options};
 use crate::program::{Program, gives_embeddings};
 use crate::{Draft, Error, batch, embed_command};
+use lapidary_abi::experts::Order;
 use lapidary_abi::program::File;
-use lapidary_runtime::exec::parse_bytes;
+use lapidary_runtime::exec::{parse_bytes, parse_expert_order};
 use lapidary_runtime::image::Image;
 use lapidary_runtime::pool::pin_this_thread;
 use lapidary_runtime::{Model, ModelOptions};
@@ -68,6 +69,8 @@ struct Own {
     threads: usize,
     huge_pages: bool,
     memory: Option<u64>,
+    /// As [`ModelOptions::expert_order`], if it is given.
+    expert_order: Option<Option<Order>>,
     no_pin: bool,
     help: bool,
     version: bool,
@@ -112,7 +115,8 @@ fn parse<E: Extension>(args: Vec<String>) -> Result<(Own, Options, E), String> {
         let bare = name.strip_prefix("--").unwrap_or("");
         let flag = FLAGS.iter().find(|f| f.name == bare).map(|f| f.value);
         let more = E::FLAGS.iter().find(|f| f.name == bare).map(|f| f.value);
-        let takes = ["threads", "memory"].contains(&bare) || flag.or(more).flatten().is_some();
+        let takes = ["threads", "memory", "expert-order"].contains(&bare)
+            || flag.or(more).flatten().is_some();
         let value = match (takes, given) {
             (true, Some(value)) => value,
             (true, None) => args
@@ -131,6 +135,11 @@ fn parse<E: Extension>(args: Vec<String>) -> Result<(Own, Options, E), String> {
                 own.memory = Some(
                     bytes.ok_or_else(|| format!("`{value}` is no number of bytes like 2GiB"))?,
                 );
+            }
+            "--expert-order" => {
+                let order = parse_expert_order(&value);
+                own.expert_order =
+                    Some(order.ok_or_else(|| format!("`{value}` is none of hebf, fifo, none"))?);
             }
             "--huge-pages" => own.huge_pages = true,
             "--no-pin" => own.no_pin = true,
@@ -159,11 +168,13 @@ fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool,
         ));
         return Ok(true);
     }
+    let default = ModelOptions::default();
     let loading = ModelOptions {
         threads: own.threads,
         pin: !own.no_pin,
         huge_pages: own.huge_pages,
         memory: own.memory,
+        expert_order: own.expert_order.unwrap_or(default.expert_order),
     };
     let program = Program::load(image, loading)?.within_budget(options)?;
     if extension.is_asked() {
@@ -207,6 +218,10 @@ fn help<E: Extension>(name: &str, embeds: bool) -> String {
         (
             "memory SIZE",
             "have at most so much in memory, such as 2GiB: weights are read again as they are used",
+        ),
+        (
+            "expert-order ORDER",
+            "how experts that tokens chose are read from the file, while others are computed: hebf (default; those of most tokens first), fifo (by number) or none (when they are used)",
         ),
         (
             "huge-pages",

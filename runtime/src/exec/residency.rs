@@ -1,14 +1,16 @@
 //! A limit on memory: weights that are mapped from a file leave it again where others need their place.
 //!
 //! What leaves first is what is used least often, such as experts of a mixture that few tokens choose; of what every run uses, what was
-//! used last, since the programs go round and it is needed again last. It is read from the file again when it is used.
+//! used last, since the programs go round and it is needed again last. It is read from the file again when it is used. While a layer of
+//! experts runs, what its tokens still need leaves after everything else, of the coldest experts first.
 
 use crate::error::RunError;
 use crate::memory::{Mapping, Weights};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
+use lapidary_abi::experts::{Unit, leaving};
 use lapidary_abi::program::Place;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What there must be room for besides weights and working memory: code, stacks, tables.
 const BASE: u64 = 16 << 20;
@@ -29,6 +31,10 @@ struct Parts {
     all: HashMap<u64, Part>,
     /// Launches so far.
     clock: u64,
+    /// Bytes that the current launch is the first to use.
+    launching: u64,
+    /// Bytes that are being read ahead.
+    arriving: u64,
 }
 
 /// One weight.
@@ -38,8 +44,12 @@ struct Part {
     used: u64,
     /// The share of launches that could use it and did, the latest most.
     often: f32,
-    /// It was used since it last left.
+    /// It was used, or read ahead, since it last left.
     held: bool,
+    /// It is being read ahead.
+    arriving: bool,
+    /// What it is to the layer of experts that runs, if tokens need it there.
+    wanted: Option<Unit>,
 }
 
 impl Residency {
@@ -68,6 +78,8 @@ impl Residency {
                     used: 0,
                     often: 0.5,
                     held: false,
+                    arriving: false,
+                    wanted: None,
                 };
                 Some((offset, part))
             }
@@ -84,13 +96,20 @@ impl Residency {
         Ok(Residency {
             limit,
             mapping: Arc::clone(mapping),
-            parts: Mutex::new(Parts { all, clock: 0 }),
+            parts: Mutex::new(Parts {
+                all,
+                ..Parts::default()
+            }),
         })
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A launch comes to these weights, by their offsets; `used` unless it has nothing to do. Makes room for them.
     pub fn visit(&self, weights: impl Iterator<Item = u64>, used: bool) {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = self.parts();
         parts.clock += 1;
         let now = parts.clock;
         let mut needed = 0;
@@ -107,17 +126,84 @@ impl Residency {
                 }
             }
         }
-        while needed > 0 && resident().is_some_and(|bytes| bytes + needed > self.limit) {
-            let free = |p: &(&u64, &mut Part)| p.1.held && p.1.used != now;
+        parts.launching = needed;
+        if needed > 0 {
+            self.make_room(&mut parts, |_| true);
+        }
+    }
+
+    /// Room for a weight that is going to be read ahead; false if that would take what is needed sooner.
+    pub fn reserve(&self, offset: u64) -> bool {
+        let mut parts = self.parts();
+        let Some(part) = parts.all.get_mut(&offset).filter(|p| !p.held) else {
+            return true;
+        };
+        let bytes = part.bytes;
+        (part.held, part.arriving) = (true, true);
+        parts.arriving += bytes;
+        let has_room = self.make_room(&mut parts, |part| part.wanted.is_none());
+        if !has_room {
+            parts.arriving -= bytes;
+            if let Some(part) = parts.all.get_mut(&offset) {
+                (part.held, part.arriving) = (false, false);
+            }
+        }
+        has_room
+    }
+
+    /// What there was made room for is in memory.
+    pub fn arrived(&self, offset: u64) {
+        let mut parts = self.parts();
+        if let Some(part) = parts.all.get_mut(&offset).filter(|p| p.arriving) {
+            part.arriving = false;
+            parts.arriving -= part.bytes;
+        }
+    }
+
+    /// A layer of experts begins whose tokens need these weights, and no others; without any, it is over.
+    pub fn expect(&self, wanted: impl Iterator<Item = (Unit, plan::Part)>) {
+        let mut parts = self.parts();
+        parts.all.values_mut().for_each(|p| p.wanted = None);
+        for (unit, place) in wanted {
+            if let Some(part) = parts.all.get_mut(&place.offset) {
+                part.wanted = Some(unit);
+            }
+        }
+    }
+
+    /// The layer needs these weights no more, and the launches that used them are over.
+    pub fn finished(&self, weights: impl Iterator<Item = u64>) {
+        let mut parts = self.parts();
+        parts.clock += 1;
+        parts.launching = 0;
+        for offset in weights {
+            if let Some(part) = parts.all.get_mut(&offset) {
+                part.wanted = None;
+            }
+        }
+    }
+
+    /// Lets weights go that may until there is room for what comes; false if there is not.
+    fn make_room(&self, parts: &mut Parts, may_leave: impl Fn(&Part) -> bool) -> bool {
+        let now = parts.clock;
+        let coming = parts.launching + parts.arriving;
+        while resident().is_some_and(|bytes| bytes + coming > self.limit) {
+            let free = |p: &(&u64, &mut Part)| {
+                p.1.held && !p.1.arriving && p.1.used != now && may_leave(p.1)
+            };
             let first = |a: &(&u64, &mut Part), b: &(&u64, &mut Part)| {
-                (a.1.often.total_cmp(&b.1.often)).then(b.1.used.cmp(&a.1.used))
+                let key = |p: &Part| p.wanted.as_ref().map(leaving);
+                (key(a.1).cmp(&key(b.1)))
+                    .then(a.1.often.total_cmp(&b.1.often))
+                    .then(b.1.used.cmp(&a.1.used))
             };
             let Some((&offset, part)) = parts.all.iter_mut().filter(free).min_by(first) else {
-                break;
+                return false;
             };
             part.held = false;
             self.mapping.give_back(offset as usize, part.bytes as usize);
         }
+        true
     }
 }
 

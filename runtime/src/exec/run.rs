@@ -119,7 +119,7 @@ impl<'a> Run<'a, '_> {
         body.ops.iter().try_for_each(|op| self.op(op))
     }
 
-    fn op(&mut self, op: &'a Op) -> Result<(), RunError> {
+    pub(super) fn op(&mut self, op: &'a Op) -> Result<(), RunError> {
         match op {
             Op::Launch { .. } => self.launch(op),
             Op::Call { .. } => self.call(op),
@@ -169,6 +169,7 @@ impl<'a> Run<'a, '_> {
                 Ok(())
             }
             Op::Loop(l) => self.run_loop(l),
+            Op::Experts(mixture) => self.experts(mixture),
             Op::Free { value } => {
                 let root = self.decl(*value).root;
                 self.frame.clear(root);
