@@ -227,6 +227,44 @@ def hqq(w, random):
     }, decoded
 
 
+def dictionary(cache=[]):
+    """QMoE's words: the most probable sequences of pairs of ternary codes, by what they stand for."""
+    import heapq
+    if not cache:
+        p = [.885, (1 - .885) / 2, (1 - .885) / 2]
+        words, heap = {}, [(-1., ())]
+        while len(words) < 2 ** 16:
+            probability, pairs = heapq.heappop(heap)
+            if pairs:
+                words[pairs] = len(words)
+            if len(pairs) < 14:
+                for i in range(9):
+                    # A pair is its first code and three times its second.
+                    heapq.heappush(heap, (probability * (p[i % 3] * p[i // 3]), pairs + (i,)))
+        cache.append(words)
+    return cache[0]
+
+
+def qmoe(w, random):
+    import ml_dtypes
+    ends = np.stack([w.min(1), w.max(1)], 1).astype(ml_dtypes.bfloat16)
+    low, high = ends.astype(np.float32).T[..., None]
+    codes = np.where(w > high / 2, 2, np.where(w < low / 2, 1, 0))
+    decoded = np.choose(codes, [np.zeros_like(low), low, high]).astype(np.float32)
+    words, starts = [], [0]
+    for row in codes:
+        pairs, at = tuple(int(p) for p in row[0::2] + 3 * row[1::2]), 0
+        while at < len(pairs):
+            n = next(n for n in range(14, 0, -1) if pairs[at:at + n] in dictionary())
+            words.append(dictionary()[pairs[at:at + n]])
+            at += min(n, len(pairs) - at)
+        starts.append(len(words))
+    return {
+        "w_comp": np.array(words, dtype=np.uint16).view(np.int16), "row_off": np.array(starts, dtype=np.int32),
+        "ter_minmax": ends.reshape(-1), "weight": np.zeros(0, dtype=ml_dtypes.bfloat16),
+    }, decoded
+
+
 METHODS = {
     "gptq": (dict(quant_method="gptq", bits=4, group_size=32, desc_act=True, sym=False), gptq),
     "gptq3": (dict(quant_method="gptq", bits=3, group_size=32), lambda w, r: gptq(w, r, 3, 32, False)),
@@ -234,6 +272,7 @@ METHODS = {
     "compressed-tensors": (dict(quant_method="compressed-tensors", format="pack-quantized"), packed),
     "bitsandbytes": (dict(quant_method="bitsandbytes", load_in_4bit=True), nf4),
     "hqq": (dict(quant_method="hqq"), hqq),
+    "qmoe": (dict(quant_method="qmoe"), qmoe),
 }
 
 
@@ -242,9 +281,11 @@ def pack(method, folder, out):
     settings, how = METHODS[method]
     random = np.random.default_rng(3)
     stored, decoded = {}, {}
+    # QMoE leaves all but experts as it is.
+    only = ".experts." if method == "qmoe" and any(".experts." in name for name in tensors) else ".layers."
     for name, t in tensors.items():
         t = t.astype(np.float32)
-        if ".layers." not in name or t.ndim != 2:
+        if only not in name or t.ndim != 2:
             stored[name] = decoded[name] = t
             continue
         parts, decoded[name] = how(t, random)

@@ -17,6 +17,7 @@ mod gptq;
 mod hqq;
 mod marlin24;
 mod parts;
+mod qmoe;
 mod spqr;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,7 @@ pub static FORMATS: &[&Format] = &[
     &fp8::BLOCKS,
     &gptq::GPTQ,
     &hqq::HQQ,
+    &qmoe::QMOE,
     &spqr::SPQR,
 ];
 

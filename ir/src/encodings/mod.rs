@@ -32,6 +32,8 @@ mod pattern;
 pub mod rotate;
 pub mod sampling;
 pub mod scale;
+#[cfg(test)]
+mod sha256;
 pub mod sparse;
 pub mod strided;
 pub mod sum;
