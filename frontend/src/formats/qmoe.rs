@@ -10,7 +10,7 @@
 //! to be said, by a tensor `shape` (`[to, from]`).
 //! Source: `QMoE: Practical Sub-1-Bit Compression of Trillion-Parameter Models`, section 4; IST-DASLab/qmoe, `sub1.py`.
 
-use super::{Format, Parts};
+use super::{Format, Parts, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::coded::dictionary;
@@ -22,6 +22,7 @@ pub static QMOE: Format = Format {
     method: "qmoe",
     marker: "w_comp",
     term,
+    split: whole,
 };
 
 fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {

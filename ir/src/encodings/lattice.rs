@@ -104,25 +104,37 @@ pub fn e8p() -> Encoding {
 }
 
 /// 256 of the shortest vectors of E8, in halves: 0, the 240 of `|v|² = 2`, and 15 of the 16 with one coordinate ±2. A vector of
-/// E8 has coordinates that are all integers or all halves of odd ones, and an even sum.
+/// E8 has coordinates that are all integers or all halves of odd ones, and an even sum. In the published order: integers, then
+/// halves, each in lexicographic order, then those of one coordinate.
 pub fn e8_vectors() -> Vec<[i8; DIM]> {
-    let mut all = vec![[0; DIM]];
+    let mut whole = vec![[0; DIM]];
     for i in 0..DIM {
         for (j, signs) in (0..i).flat_map(|j| (0..4).map(move |s| (j, s))) {
             let mut v = [0; DIM];
             (v[i], v[j]) = (2 - 4 * (signs & 1), 2 - 4 * (signs >> 1));
-            all.push(v);
+            whole.push(v);
         }
     }
     let even = (0..=u8::MAX).filter(|s| s.count_ones() % 2 == 0);
-    all.extend(even.map(|s| std::array::from_fn(|i| 1 - 2 * (s >> i & 1) as i8)));
-    let axes = (0..DIM).flat_map(|i| [(i, 4), (i, -4)]);
-    all.extend(axes.take(ENTRIES - all.len()).map(|(i, length)| {
+    let mut halves: Vec<[i8; DIM]> = { even }
+        .map(|s| std::array::from_fn(|i| 1 - 2 * (s >> i & 1) as i8))
+        .collect();
+    whole.sort_unstable();
+    halves.sort_unstable();
+    let axes = [4, -4]
+        .into_iter()
+        .flat_map(|length| (0..DIM).map(move |i| (i, length)));
+    let axes = axes.map(|(i, length)| {
         let mut v = [0; DIM];
         v[i] = length;
         v
-    }));
-    all
+    });
+    whole
+        .into_iter()
+        .chain(halves)
+        .chain(axes)
+        .take(ENTRIES)
+        .collect()
 }
 
 /// The table of [`e8_vectors`]: a term `f16[1, 1, 256, 8]`.
@@ -263,6 +275,11 @@ mod tests {
         let all = table(&e8());
         let distinct: BTreeSet<_> = all.iter().map(|v| format!("{v:?}")).collect();
         assert_eq!(distinct.len(), ENTRIES);
+        let bytes: Vec<u8> = { e8_vectors().into_iter() }
+            .flatten()
+            .map(|v| v as u8)
+            .collect();
+        assert_eq!(sha256(&bytes)[..16], *"37ce1a66345c1bbc");
         let of = |length: f64| all.iter().filter(|v| square(v) == length).count();
         assert_eq!((of(0.0), of(2.0), of(4.0)), (1, 240, 15));
         for v in &all {

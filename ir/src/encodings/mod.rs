@@ -23,6 +23,7 @@ mod elementwise;
 pub mod emul;
 pub mod gather;
 pub mod r#gen;
+pub mod hadamard;
 pub mod hashed;
 pub mod int;
 pub mod lattice;
