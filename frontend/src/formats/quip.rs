@@ -79,6 +79,9 @@ const TABLES: &[Tables] = &[
     },
 ];
 
+/// Rows of the largest matrix that is stored, beside one of a power of two that is not.
+const MAX_OUTER: usize = 1024;
+
 /// Words of E8P for 64 columns of a row.
 const E8P_WORDS: usize = 2;
 
@@ -156,8 +159,12 @@ fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {
             vec![term, scale(ElemType::F32, factor, second)],
         );
     }
-    term = turned(p, "SU", 1, term)?;
-    term = turned(p, "SV", 0, term)?;
+    let no_matrix = |part, n| {
+        let reason = format!("has {n} numbers, and no Hadamard matrix is known of that order");
+        p.wrong(part, reason)
+    };
+    term = turned(1, term).ok_or_else(|| no_matrix("SU", from))?;
+    term = turned(0, term).ok_or_else(|| no_matrix("SV", to))?;
     term = scale(ElemType::F32, inputs(p, from)?, term);
     Ok(Some(scale(ElemType::F32, outputs(p, [to, from])?, term)))
 }
@@ -214,18 +221,18 @@ fn outputs(p: &Parts, shape: [usize; 2]) -> Result<Encoding, Problem> {
     Ok(vector(&[to, 1], scales.collect()))
 }
 
-/// `e` times the Hadamard matrix of a side that `part` is as long as.
-fn turned(p: &Parts, part: &str, axis: usize, e: Encoding) -> Result<Encoding, Problem> {
+/// `e` times the Hadamard matrix of all of an axis; none if none is known.
+fn turned(axis: usize, e: Encoding) -> Option<Encoding> {
     let n = e.shape[axis];
-    let Some((order, power)) = hadamard::order(n) else {
-        let reason = format!("has {n} numbers, and no Hadamard matrix is known of that order");
-        return Err(p.wrong(part, reason));
-    };
+    let (order, power) = hadamard::order(n)?;
     let inner = power.min(MAX_HADAMARD);
     let outer = n / inner;
+    if outer > MAX_OUTER {
+        return None;
+    }
     let mut e = rotate::hadamard(ElemType::F32, axis, inner, e);
     if outer == 1 {
-        return Ok(e);
+        return Some(e);
     }
     // What the small matrix turns lies `inner` apart: it is brought together, and back.
     let place = |of: &dyn Fn(usize) -> usize| {
@@ -234,7 +241,7 @@ fn turned(p: &Parts, part: &str, axis: usize, e: Encoding) -> Result<Encoding, P
     };
     e = gather(axis, place(&|i| i % outer * inner + i / outer), e);
     e = rotate::rotate(ElemType::F32, axis, e, small(order, outer / order));
-    Ok(gather(axis, place(&|i| i % inner * outer + i / inner), e))
+    Some(gather(axis, place(&|i| i % inner * outer + i / inner), e))
 }
 
 /// The Kronecker product of the small matrix of an order with the one of a power of two, its rows of length 1, as columns.
@@ -249,4 +256,29 @@ fn small(order: usize, power: usize) -> Encoding {
         f64::from(sign) / root * rest[row % power * power + column % power]
     };
     vector(&[n, n], (0..n * n).map(at).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sides that are longer than the longest matrix a term names.
+    #[test]
+    fn long_sides_are_turned_whole() {
+        let n = 2 * MAX_HADAMARD;
+        let mut want: Vec<f64> = (0..n).map(|i| (i * i % 31) as f64 - 15.0).collect();
+        let given = vector(&[1, n], want.clone());
+        rotate::transform(&mut want);
+        for (axis, shape) in [(1, [1, n]), (0, [n, 1])] {
+            let mut given = given.clone();
+            given.shape = shape.to_vec();
+            let term = turned(axis, given).expect("a matrix");
+            let found = term.decode().expect("valid").to_f64s().expect("numbers");
+            let near = found.iter().zip(&want).all(|(f, w)| (f - w).abs() < 1e-3);
+            assert!(near, "axis {axis}");
+        }
+        let long = |n| vector(&[1, n], vec![0.0; n]);
+        assert!(turned(1, long(MAX_HADAMARD * MAX_OUTER * 2)).is_none());
+        assert!(turned(1, long(44)).is_none());
+    }
 }

@@ -275,7 +275,7 @@ mod tests {
         let half = |w: &[u8], len: usize| {
             let pairs = w.iter().enumerate();
             pairs.fold(len as u32, |word, (i, &pair)| {
-                word | u32::from(pair % 3 | pair / 3 << 2) << (4 + 4 * i)
+                word | u32::from(pair % 3 + 4 * (pair / 3)) << (4 + 4 * i)
             })
         };
         let entry = |w: &Vec<u8>| {
