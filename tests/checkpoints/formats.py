@@ -227,6 +227,117 @@ def hqq(w, random):
     }, decoded
 
 
+def dictionary(cache=[]):
+    """QMoE's words: the most probable sequences of pairs of ternary codes, by what they stand for."""
+    import heapq
+    if not cache:
+        p = [.885, (1 - .885) / 2, (1 - .885) / 2]
+        words, heap = {}, [(-1., ())]
+        while len(words) < 2 ** 16:
+            probability, pairs = heapq.heappop(heap)
+            if pairs:
+                words[pairs] = len(words)
+            if len(pairs) < 14:
+                for i in range(9):
+                    # A pair is its first code and three times its second.
+                    heapq.heappush(heap, (probability * (p[i % 3] * p[i // 3]), pairs + (i,)))
+        cache.append(words)
+    return cache[0]
+
+
+def qmoe(w, random):
+    import ml_dtypes
+    ends = np.stack([w.min(1), w.max(1)], 1).astype(ml_dtypes.bfloat16)
+    low, high = ends.astype(np.float32).T[..., None]
+    codes = np.where(w > high / 2, 2, np.where(w < low / 2, 1, 0))
+    decoded = np.choose(codes, [np.zeros_like(low), low, high]).astype(np.float32)
+    words, starts = [], [0]
+    for row in codes:
+        pairs, at = tuple(int(p) for p in row[0::2] + 3 * row[1::2]), 0
+        while at < len(pairs):
+            n = next(n for n in range(14, 0, -1) if pairs[at:at + n] in dictionary())
+            words.append(dictionary()[pairs[at:at + n]])
+            at += min(n, len(pairs) - at)
+        starts.append(len(words))
+    return {
+        "w_comp": np.array(words, dtype=np.uint16).view(np.int16), "row_off": np.array(starts, dtype=np.int32),
+        "ter_minmax": ends.reshape(-1), "weight": np.zeros(0, dtype=ml_dtypes.bfloat16),
+    }, decoded
+
+
+def e8p():
+    """QuIP#'s vectors by their codes: absolute values, their signs, and a shift."""
+    import itertools
+    all = np.array(list(itertools.product((1, 3, 5), repeat=8)))
+    short = all[(all ** 2).sum(1) <= 40]
+    ones = [14, 13, 11, 7, 200, 168, 152, 104, 88, 56, 196, 164, 148, 100, 84, 52, 194, 162, 146, 98, 82, 49, 193, 161, 145, 97, 81, 19, 140]
+    long = np.where(np.array(ones)[:, None] >> np.arange(8) & 1, 1, 3)
+    absolute = np.concatenate([short, long]) / 2
+    absolute[:, 7] *= 1 - 2 * (absolute.sum(1) % 2)
+    signs = np.arange(256)[:, None] >> np.arange(8) & 1
+    odd = signs.sum(1) % 2
+    signs[:, 0] ^= odd
+    minus = 1 - 2 * signs[:, [0, 4, 1, 5, 2, 6, 3, 7]]
+    return (absolute[:, None] * minus + ((1 - 2 * odd) / 4)[:, None]).reshape(-1, 8).astype(np.float32)
+
+
+def hadamard(n):
+    """Of 2^k, or of 12 times that, its rows of length 1."""
+    small = np.ones((1, 1))
+    if n % 3 == 0:
+        square = {x * x % 11 for x in range(1, 11)}
+        core = [[-1 if (j - i) % 11 in square else 1 for j in range(11)] for i in range(11)]
+        small = np.block([[np.ones((1, 1)), -np.ones((1, 11))], [np.ones((11, 1)), np.array(core)]])
+    while len(small) < n:
+        small = np.kron(small, [[1, 1], [1, -1]])
+    return small / np.sqrt(n)
+
+
+def quip(w, random):
+    table = e8p()
+    rows, columns = w.shape
+    su, sv = (random.choice([-1., 1.], n) for n in (columns, rows))
+    left, right = hadamard(rows), hadamard(columns)
+    turned = left.T @ (sv[:, None] * w * su) @ right
+    scale = np.sqrt((turned ** 2).mean()) / 1.03
+    half = (table ** 2).sum(1) / 2
+    codes = np.concatenate([(run @ table.T - half).argmax(1) for run in (turned / scale).reshape(rows, -1, 8).astype(np.float32)])
+    sv = (sv * scale).astype(np.float16)
+    decoded = sv.astype(np.float64)[:, None] * (left @ table[codes].reshape(rows, columns) @ right.T) * su
+    # Words of two rows by two runs, in tiles of 16 rows by 8 runs.
+    four = codes.reshape(rows // 2, 2, columns // 16, 2).transpose(0, 2, 3, 1).reshape(-1, 4).astype(np.uint64)
+    word = sum(four[:, i] >> np.uint64(8) << np.uint64(8 * i) for i in range(4))
+    word |= sum((four[:, i] >> np.uint64(j) & np.uint64(1)) << np.uint64(32 + 4 * j + i) for i in range(4) for j in range(8))
+    word = word.reshape(rows // 16, 8, columns // 64, 4).transpose(0, 2, 1, 3).reshape(rows, columns // 32)
+    return {
+        "Qidxs": word.view(np.int64), "SU": su.astype(np.float16), "SV": sv, "Wscale": np.array(1, dtype=np.float32),
+        "codebook_id": np.array(7, dtype=np.int64),
+    }, decoded.astype(np.float32)
+
+
+def pack_quip(folder, out):
+    """As the published files are: projections of the same input in one module, which has a factor for each."""
+    config, tensors = checkpoint(folder)
+    random = np.random.default_rng(3)
+    stored, decoded = dict(tensors), dict(tensors)
+    for layer in range(config["num_hidden_layers"]):
+        for module, projections in [("self_attn.qkv_proj", ["q_proj", "k_proj", "v_proj"]), ("self_attn.o_proj", ["o_proj"]),
+                                    ("mlp.upgate_proj", ["up_proj", "gate_proj"])]:
+            base = f"model.layers.{layer}.{module}"
+            names = [f"{base.rsplit('.', 1)[0]}.{p}.weight" for p in projections]
+            weights = [stored.pop(name).astype(np.float32) for name in names]
+            scales = [np.sqrt((w ** 2).mean()) if len(names) > 1 else np.float32(1) for w in weights]
+            parts, whole = quip(np.concatenate([w / s for w, s in zip(weights, scales)]), random)
+            if len(names) > 1:
+                parts["fuse_scales"] = np.array(scales, dtype=np.float32)
+            stored.update({f"{base}.{part}": value for part, value in parts.items()})
+            rows = np.cumsum([len(w) for w in weights])[:-1]
+            decoded.update({name: s * w for name, s, w in zip(names, scales, np.split(whole, rows))})
+    save(os.path.join(out, "DECODED"), config, decoded)
+    settings = dict(codebook="E8P12", codebook_version=1, codesz=8, packsz=4, idx_dtype="torch.int64", lora_rank=0, rescale_WH=False)
+    save(out, {**config, "quip_params": settings}, stored)
+
+
 METHODS = {
     "gptq": (dict(quant_method="gptq", bits=4, group_size=32, desc_act=True, sym=False), gptq),
     "gptq3": (dict(quant_method="gptq", bits=3, group_size=32), lambda w, r: gptq(w, r, 3, 32, False)),
@@ -234,17 +345,22 @@ METHODS = {
     "compressed-tensors": (dict(quant_method="compressed-tensors", format="pack-quantized"), packed),
     "bitsandbytes": (dict(quant_method="bitsandbytes", load_in_4bit=True), nf4),
     "hqq": (dict(quant_method="hqq"), hqq),
+    "qmoe": (dict(quant_method="qmoe"), qmoe),
 }
 
 
 def pack(method, folder, out):
+    if method == "quip":
+        return pack_quip(folder, out)
     config, tensors = checkpoint(folder)
     settings, how = METHODS[method]
     random = np.random.default_rng(3)
     stored, decoded = {}, {}
+    # QMoE leaves all but experts as it is.
+    only = ".experts." if method == "qmoe" and any(".experts." in name for name in tensors) else ".layers."
     for name, t in tensors.items():
         t = t.astype(np.float32)
-        if ".layers." not in name or t.ndim != 2:
+        if only not in name or t.ndim != 2:
             stored[name] = decoded[name] = t
             continue
         parts, decoded[name] = how(t, random)

@@ -43,20 +43,37 @@ fn logits(model: &Path) -> Vec<f32> {
     floats(&run(import(model), &[ids(&[&tokens])])[0])
 }
 
+/// How the script packs weights.
+const PACKED: &[&str] = &[
+    "gptq",
+    "gptq3",
+    "awq",
+    "compressed-tensors",
+    "bitsandbytes",
+    "hqq",
+    "qmoe",
+    "quip",
+];
+
 #[test]
 fn packed_weights_give_what_they_stand_for() {
-    let model = bundled().join("llama31-rope");
-    let plain = logits(&model);
-    for method in [
-        "gptq",
-        "gptq3",
-        "awq",
-        "compressed-tensors",
-        "bitsandbytes",
-        "hqq",
-    ] {
+    packed_as(&bundled().join("llama31-rope"), PACKED);
+}
+
+/// QMoE packs the weights of experts alone.
+#[test]
+fn packed_experts_give_what_they_stand_for() {
+    if let Some(model) = data("arch/mixtral") {
+        packed_as(&model, &["qmoe"]);
+    }
+}
+
+/// A model whose weights are packed gives what the one with the decoded weights does.
+fn packed_as(model: &Path, methods: &[&str]) {
+    let plain = logits(model);
+    for method in methods {
         let folder = tempfile::tempdir().expect("a folder");
-        if !script(&["pack", method, path(&model), path(folder.path())]) {
+        if !script(&["pack", method, path(model), path(folder.path())]) {
             return;
         }
         let module = import(folder.path());
@@ -80,21 +97,15 @@ fn packed_weights_give_what_they_stand_for() {
 #[test]
 fn damaged_parts_are_refused_by_name() {
     let model = bundled().join("llama31-rope");
-    for method in [
-        "gptq",
-        "gptq3",
-        "awq",
-        "compressed-tensors",
-        "bitsandbytes",
-        "hqq",
-    ] {
+    for method in PACKED {
         let folder = tempfile::tempdir().expect("a folder");
         if !script(&["pack", method, path(&model), path(folder.path())]) {
             return;
         }
         let file = folder.path().join("model.safetensors");
         let all = tensors(&file);
-        let of_one = "model.layers.0.mlp.up_proj.";
+        // One format keeps two projections in `upgate_proj`.
+        let of_one = "model.layers.0.mlp.up";
         let parts: Vec<usize> = (0..all.len())
             .filter(|&i| all[i].0.starts_with(of_one))
             .collect();
@@ -123,6 +134,8 @@ fn damaged_parts_are_refused_by_name() {
                             ("F16", "BF16"),
                             ("U8", "I8"),
                             ("I64", "F64"),
+                            ("I16", "F16"),
+                            ("BF16", "I16"),
                         ];
                         let other = other
                             .iter()

@@ -153,8 +153,8 @@ fn what_is_wrong_with_settings_is_said() {
         (
             "llama31-rope",
             "quantization_config",
-            json!({"quant_method": "quip"}),
-            "`quip` is not a known format",
+            json!({"quant_method": "vptq"}),
+            "`vptq` is not a known format",
         ),
         (
             "bert",

@@ -149,11 +149,10 @@ impl Weights {
         modules.map(str::to_owned).collect()
     }
 
-    /// From now on, the weight of a module is this term, whose parts lie where the module's tensor of this ending does.
-    pub(crate) fn put(&mut self, module: &str, ending: &str, term: Encoding) {
-        let file = self.file_of(&format!("{module}{ending}"));
+    /// From now on, the weight of a module is this term, whose parts lie in this file.
+    pub(crate) fn put(&mut self, module: &str, file: &str, term: Encoding) {
         let held = Held {
-            file: file.unwrap_or_default().to_owned(),
+            file: file.to_owned(),
             what: What::Term(Arc::new(term)),
             used: Cell::new(false),
         };

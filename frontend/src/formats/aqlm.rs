@@ -8,7 +8,7 @@
 //! Source: `Extreme Compression of Large Language Models via Additive Quantization`, section 3; Vahe1994/AQLM,
 //! `inference_lib/src/aqlm/utils.py`.
 
-use super::{Format, Parts};
+use super::{Format, Parts, whole};
 use crate::error::Problem;
 use lapidary_ir::ElemType;
 use lapidary_ir::encodings::{Encoding, codebook, scale, sum};
@@ -18,6 +18,7 @@ pub static AQLM: Format = Format {
     method: "aqlm",
     marker: "codebooks",
     term,
+    split: whole,
 };
 
 fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {

@@ -8,7 +8,7 @@
 //! What scales of activations have been found are in the weights before: nothing is left to apply.
 //! Source: AutoAWQ, `awq/utils/packing_utils.py`, `awq/modules/linear/gemm.py`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use bytes::Bytes;
 use lapidary_ir::ElemType;
@@ -19,6 +19,7 @@ pub static AWQ: Format = Format {
     method: "awq",
     marker: "qweight",
     term,
+    split: whole,
 };
 
 fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {

@@ -6,7 +6,7 @@
 //! ```
 //! Source: `The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits`; transformers, `integrations/bitnet.py`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::{Encoding, affine, dense};
 use lapidary_ir::{ElemType, Tensor};
@@ -16,6 +16,7 @@ pub static BITNET: Format = Format {
     method: "bitnet",
     marker: "weight_scale",
     term,
+    split: whole,
 };
 
 fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {

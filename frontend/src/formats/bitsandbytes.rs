@@ -11,7 +11,7 @@
 //! ```
 //! Source: bitsandbytes, `functional.py`; `QLoRA: Efficient Finetuning of Quantized LLMs`, section 3.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::r#gen::generate;
 use lapidary_ir::encodings::strided::{Places, strided};
@@ -27,6 +27,7 @@ pub static NF4: Format = Format {
     method: METHOD,
     marker: "weight.quant_state.bitsandbytes__nf4",
     term: |p| four_bits(p, NF4.marker).map(Some),
+    split: whole,
 };
 
 /// Codes of 4-bit floats.
@@ -34,6 +35,7 @@ pub static FP4: Format = Format {
     method: METHOD,
     marker: "weight.quant_state.bitsandbytes__fp4",
     term: |p| four_bits(p, FP4.marker).map(Some),
+    split: whole,
 };
 
 /// Codes of a byte, by rows.
@@ -41,6 +43,7 @@ pub static INT8: Format = Format {
     method: METHOD,
     marker: "SCB",
     term: |p| by_rows(p).map(Some),
+    split: whole,
 };
 
 /// What is said beside the tensors.

@@ -9,7 +9,7 @@
 //! ```
 //! Source: vllm-project/compressed-tensors, `compressors/`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::{Encoding, affine, dense, scale, sparse};
 use lapidary_ir::{ElemType, Tensor};
@@ -22,6 +22,7 @@ pub static PACKED: Format = Format {
     method: METHOD,
     marker: "weight_packed",
     term: packed,
+    split: whole,
 };
 
 /// Codes of a byte.
@@ -29,6 +30,7 @@ pub static QUANTIZED: Format = Format {
     method: METHOD,
     marker: "weight_scale",
     term: |p| (!p.has("weight_packed")).then(|| quantized(p)).transpose(),
+    split: whole,
 };
 
 /// Zeros left out.
@@ -36,6 +38,7 @@ pub static BITMASK: Format = Format {
     method: METHOD,
     marker: "bitmask",
     term: |p| bitmask(p).map(Some),
+    split: whole,
 };
 
 /// Bits of a word.

@@ -7,7 +7,7 @@
 //! Source: `DeepSeek-V3 Technical Report`, section 3.3; transformers' `finegrained_fp8`.
 
 use super::parts::by_runs;
-use super::{Format, Parts};
+use super::{Format, Parts, whole};
 use crate::error::Problem;
 use lapidary_ir::ElemType;
 use lapidary_ir::encodings::{Encoding, scale};
@@ -17,6 +17,7 @@ pub static BLOCKS: Format = Format {
     method: "fp8",
     marker: "weight_scale_inv",
     term,
+    split: whole,
 };
 
 fn term(p: &Parts) -> Result<Option<Encoding>, Problem> {

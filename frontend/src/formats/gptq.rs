@@ -9,7 +9,7 @@
 //! Source: AutoGPTQ, `qlinear_cuda_old.py`; GPTQModel's format `gptq_v2`.
 
 use super::parts::{by_runs, packed};
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::{Encoding, affine, dense, gather};
@@ -20,6 +20,7 @@ pub static GPTQ: Format = Format {
     method: "gptq",
     marker: "qweight",
     term,
+    split: whole,
 };
 
 /// Bits of a word.

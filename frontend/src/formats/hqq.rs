@@ -10,7 +10,7 @@
 //! Beside them `nbits`, `group_size`, `axis`, `shape` and more, each a small tensor. `W_q` may say that it is of floats.
 //! Source: `Half-Quadratic Quantization of Large Machine Learning Models`; mobiusml/hqq, `bitpack.py`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::ElemType;
 use lapidary_ir::encodings::r#gen::generate;
@@ -21,6 +21,7 @@ pub static HQQ: Format = Format {
     method: "hqq",
     marker: "W_q",
     term,
+    split: whole,
 };
 
 /// Parts that say what the others already tell, or what a program does with them.

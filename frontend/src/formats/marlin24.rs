@@ -15,7 +15,7 @@
 //! ```
 //! Source: IST-DASLab/Sparse-Marlin; vllm-project/compressed-tensors 0.9, `marlin_24.py`, and CUTLASS' `reorder_meta`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::encodings::{Encoding, affine, dense, sparse};
 use lapidary_ir::{ElemType, Tensor};
@@ -25,6 +25,7 @@ pub static MARLIN24: Format = Format {
     method: "compressed-tensors",
     marker: "meta",
     term: |p| term(p).map(Some),
+    split: whole,
 };
 
 /// Outputs of a tile, and of a block of places.

@@ -17,6 +17,8 @@ mod gptq;
 mod hqq;
 mod marlin24;
 mod parts;
+mod qmoe;
+mod quip;
 mod spqr;
 #[cfg(test)]
 mod tests;
@@ -24,7 +26,8 @@ mod tests;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::weights::Weights;
 use crate::error::{Problem, Problems};
-use lapidary_ir::encodings::Encoding;
+use lapidary_ir::encodings::{Encoding, dense, gather};
+use lapidary_ir::{ElemType, Tensor};
 use parts::Parts;
 pub(crate) use parts::codes;
 
@@ -37,6 +40,14 @@ pub struct Format {
     pub marker: &'static str,
     /// The term `f32[to, from]` of a module's parts; none if its weight is not packed after all.
     term: fn(&Parts) -> Result<Option<Encoding>, Problem>,
+    /// The modules beside it that a module of this name stands for with a weight `[to, from]`, and the rows of each; none if it stands
+    /// for itself.
+    split: fn(&str, [usize; 2]) -> Vec<(&'static str, usize)>,
+}
+
+/// Modules that stand for themselves.
+fn whole(_: &str, _: [usize; 2]) -> Vec<(&'static str, usize)> {
+    vec![]
 }
 
 /// Every format.
@@ -54,8 +65,13 @@ pub static FORMATS: &[&Format] = &[
     &fp8::BLOCKS,
     &gptq::GPTQ,
     &hqq::HQQ,
+    &qmoe::QMOE,
+    &quip::QUIP,
     &spqr::SPQR,
 ];
+
+/// Settings that published files have in the place of `quantization_config`, and the method that they are of.
+const OWN_SETTINGS: &[(&str, &str)] = &[("quip_params", "quip")];
 
 /// How tensors end that say how a cache of keys and values may be rounded: none is.
 const OF_CACHES: &[&str] = &[".k_scale", ".v_scale"];
@@ -71,6 +87,11 @@ fn methods() -> Vec<&'static str> {
 pub(crate) fn unpack(config: &Config, weights: &mut Weights, problems: &mut Problems) {
     let settings = config.inner("quantization_config").and_then(|settings| {
         let Some(settings) = settings else {
+            for (name, method) in OWN_SETTINGS {
+                if let Some(settings) = config.inner(name)? {
+                    return Ok(Some((settings, (*method).to_owned())));
+                }
+            }
             return Ok(None);
         };
         let method = settings.text("quant_method")?.unwrap_or_default();
@@ -101,12 +122,34 @@ pub(crate) fn unpack(config: &Config, weights: &mut Weights, problems: &mut Prob
             let parts = Parts::new(&module, weights, &settings);
             match (format.term)(&parts) {
                 Ok(Some(term)) => {
-                    weights.put(&module, &marked, term);
+                    put(format, &module, term, weights);
                     weights.excuse_zeros(&format!("{module}.bias"));
                 }
                 Ok(None) => {}
                 Err(problem) => problems.push(problem),
             }
         }
+    }
+}
+
+/// Puts the term of a module in its place, or its rows in those of the modules that it stands for.
+fn put(format: &Format, module: &str, term: Encoding, weights: &mut Weights) {
+    let file = weights.file_of(&format!("{module}.{}", format.marker));
+    let file = file.unwrap_or_default().to_owned();
+    let parts = match term.shape[..] {
+        [to, from] => (format.split)(module, [to, from]),
+        _ => vec![],
+    };
+    if parts.is_empty() {
+        return weights.put(module, &file, term);
+    }
+    let beside = module.rsplit_once('.').map_or("", |(front, _)| front);
+    let mut first = 0;
+    for (name, rows) in parts {
+        let index = (first..first + rows).map(|r| r as i128).collect();
+        let index = dense::from_tensor(&Tensor::from_int(ElemType::U32, [rows], index));
+        let rows_of = gather::gather(0, index, term.clone());
+        weights.put(&format!("{beside}.{name}"), &file, rows_of);
+        first += rows;
     }
 }

@@ -37,6 +37,11 @@ impl<'w> Parts<'w> {
         }
     }
 
+    /// The module's name.
+    pub fn module(&self) -> &str {
+        self.module
+    }
+
     fn name(&self, part: &str) -> String {
         format!("{}.{part}", self.module)
     }

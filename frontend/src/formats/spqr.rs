@@ -11,7 +11,7 @@
 //! Source: `SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression`, section 4; Vahe1994/SpQR,
 //! `inference_lib`.
 
-use super::{Format, Parts, codes};
+use super::{Format, Parts, codes, whole};
 use crate::error::Problem;
 use lapidary_ir::ElemType;
 use lapidary_ir::encodings::strided::{Places, strided};
@@ -22,6 +22,7 @@ pub static SPQR: Format = Format {
     method: "spqr",
     marker: "dense_weights",
     term,
+    split: whole,
 };
 
 /// Rows and columns of a tile.

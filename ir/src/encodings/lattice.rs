@@ -104,25 +104,37 @@ pub fn e8p() -> Encoding {
 }
 
 /// 256 of the shortest vectors of E8, in halves: 0, the 240 of `|v|² = 2`, and 15 of the 16 with one coordinate ±2. A vector of
-/// E8 has coordinates that are all integers or all halves of odd ones, and an even sum.
+/// E8 has coordinates that are all integers or all halves of odd ones, and an even sum. In the published order: integers, then
+/// halves, each in lexicographic order, then those of one coordinate.
 pub fn e8_vectors() -> Vec<[i8; DIM]> {
-    let mut all = vec![[0; DIM]];
+    let mut whole = vec![[0; DIM]];
     for i in 0..DIM {
         for (j, signs) in (0..i).flat_map(|j| (0..4).map(move |s| (j, s))) {
             let mut v = [0; DIM];
             (v[i], v[j]) = (2 - 4 * (signs & 1), 2 - 4 * (signs >> 1));
-            all.push(v);
+            whole.push(v);
         }
     }
     let even = (0..=u8::MAX).filter(|s| s.count_ones() % 2 == 0);
-    all.extend(even.map(|s| std::array::from_fn(|i| 1 - 2 * (s >> i & 1) as i8)));
-    let axes = (0..DIM).flat_map(|i| [(i, 4), (i, -4)]);
-    all.extend(axes.take(ENTRIES - all.len()).map(|(i, length)| {
+    let mut halves: Vec<[i8; DIM]> = { even }
+        .map(|s| std::array::from_fn(|i| 1 - 2 * (s >> i & 1) as i8))
+        .collect();
+    whole.sort_unstable();
+    halves.sort_unstable();
+    let axes = [4, -4]
+        .into_iter()
+        .flat_map(|length| (0..DIM).map(move |i| (i, length)));
+    let axes = axes.map(|(i, length)| {
         let mut v = [0; DIM];
         v[i] = length;
         v
-    }));
-    all
+    });
+    whole
+        .into_iter()
+        .chain(halves)
+        .chain(axes)
+        .take(ENTRIES)
+        .collect()
 }
 
 /// The table of [`e8_vectors`]: a term `f16[1, 1, 256, 8]`.
@@ -198,55 +210,8 @@ fn divided(codes: usize, runs: usize) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::encodings::codebook::codebook;
+    use crate::encodings::sha256::sha256;
     use std::collections::BTreeSet;
-
-    /// The digest in hexadecimal digits (FIPS 180-4); constants are digits of roots of the first primes.
-    fn sha256(bytes: &[u8]) -> String {
-        let primes = (2u32..).filter(|n| (2..*n).all(|d| n % d != 0));
-        let primes: Vec<f64> = primes.take(64).map(f64::from).collect();
-        let digits = |root: f64| (root.fract() * 2f64.powi(32)) as u32;
-        let mut state: Vec<u32> = primes[..8].iter().map(|p| digits(p.sqrt())).collect();
-        let mut padded = [bytes, &[0x80]].concat();
-        padded.resize((bytes.len() + 9).next_multiple_of(64) - 8, 0);
-        padded.extend((8 * bytes.len() as u64).to_be_bytes());
-        for block in padded.chunks(64) {
-            let word = |b: &[u8]| u32::from_be_bytes([b[0], b[1], b[2], b[3]]);
-            let mut w: Vec<u32> = block.chunks(4).map(word).collect();
-            let turned = |x: u32, by: [u32; 3]| by.map(|n| x.rotate_right(n));
-            for i in 16..64 {
-                let [a, b, _] = turned(w[i - 15], [7, 18, 0]);
-                let [c, d, _] = turned(w[i - 2], [17, 19, 0]);
-                let sums = (a ^ b ^ (w[i - 15] >> 3), c ^ d ^ (w[i - 2] >> 10));
-                let next = w[i - 16].wrapping_add(sums.0).wrapping_add(w[i - 7]);
-                w.push(next.wrapping_add(sums.1));
-            }
-            let mut s = state.clone();
-            for (w, p) in w.iter().zip(&primes) {
-                let [a, b, c] = turned(s[4], [6, 11, 25]);
-                let chosen = (s[4] & s[5]) ^ (!s[4] & s[6]);
-                let first = [a ^ b ^ c, chosen, digits(p.cbrt()), *w];
-                let first = first.iter().fold(s[7], |sum, x| sum.wrapping_add(*x));
-                let [a, b, c] = turned(s[0], [2, 13, 22]);
-                let most = (s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]);
-                s.rotate_right(1);
-                s[0] = first.wrapping_add(a ^ b ^ c).wrapping_add(most);
-                s[4] = s[4].wrapping_add(first);
-            }
-            state
-                .iter_mut()
-                .zip(s)
-                .for_each(|(t, s)| *t = t.wrapping_add(s));
-        }
-        state.iter().map(|word| format!("{word:08x}")).collect()
-    }
-
-    #[test]
-    fn digests_are_the_standard_ones() {
-        assert_eq!(
-            sha256(b"abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
-    }
 
     fn table(term: &Encoding) -> Vec<Vec<f64>> {
         let values = term.decode().expect("valid").to_f64s().expect("numbers");
@@ -310,6 +275,11 @@ mod tests {
         let all = table(&e8());
         let distinct: BTreeSet<_> = all.iter().map(|v| format!("{v:?}")).collect();
         assert_eq!(distinct.len(), ENTRIES);
+        let bytes: Vec<u8> = { e8_vectors().into_iter() }
+            .flatten()
+            .map(|v| v as u8)
+            .collect();
+        assert_eq!(sha256(&bytes)[..16], *"37ce1a66345c1bbc");
         let of = |length: f64| all.iter().filter(|v| square(v) == length).count();
         assert_eq!((of(0.0), of(2.0), of(4.0)), (1, 240, 15));
         for v in &all {

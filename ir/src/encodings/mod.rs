@@ -23,6 +23,7 @@ mod elementwise;
 pub mod emul;
 pub mod gather;
 pub mod r#gen;
+pub mod hadamard;
 pub mod hashed;
 pub mod int;
 pub mod lattice;
@@ -32,6 +33,8 @@ mod pattern;
 pub mod rotate;
 pub mod sampling;
 pub mod scale;
+#[cfg(test)]
+mod sha256;
 pub mod sparse;
 pub mod strided;
 pub mod sum;

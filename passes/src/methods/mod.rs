@@ -34,6 +34,7 @@ pub mod obs;
 pub mod palette;
 pub mod pattern;
 pub mod pruning;
+pub mod qmoe;
 pub mod quest;
 pub mod quip;
 pub mod refit;
@@ -70,6 +71,7 @@ pub static METHODS: &[&Method] = &[
     &ternary::TERNARY,
     &ternary::TRITS,
     &ternary::BINARY,
+    &qmoe::QMOE,
     &palette::PALETTE,
     &palette::SKETCH,
     &entropy::ENTROPY,

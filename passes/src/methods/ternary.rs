@@ -7,12 +7,10 @@
 //! codes are rounded with error feedback.
 //! Source: Kaushal et al., "Spectra: A Comprehensive Study of Ternary, Quantized, and FP16 Language Models", section 3
 //! (absmean, shards); He et al., "BiViT: Extremely Compressed Binary Vision Transformer" (least squares of the sorted
-//! values); Frantar, Alistarh, "QMoE: Practical Sub-1-Bit Compression of Trillion-Parameter Models", section 3 (rows of
-//! {min, 0, max}).
+//! values).
 
 use super::grid::{AffineParts, Groups, Zeros, scale_type, stored_scale};
 use super::matrix::Matrix;
-use super::palette::PaletteParts;
 use super::sweep::{self, Prepared, Rounding, prepare};
 use super::{Candidate, Layer, Method, MethodError, Settings, candidate, threads};
 use lapidary_ir::ElemType;
@@ -212,75 +210,6 @@ impl Rounding for Scales {
     }
 }
 
-/// Rows of `{min, 0, max}`: what exceeds half of the row's largest or smallest weight becomes that, the rest 0. By the
-/// column sweep if a Hessian is given. Table entries are 0, min, max.
-pub fn min_max(weights: &Matrix, prepared: Option<&Prepared>, elem: ElemType) -> PaletteParts {
-    let ends: Vec<[f64; 2]> = (0..weights.rows())
-        .map(|r| {
-            let fold = |f: fn(f64, f64) -> f64| weights.row(r).iter().copied().fold(0.0, f);
-            let stored = |v: f64| lapidary_ir::minifloat::round_to(elem, v);
-            [stored(fold(f64::min)), stored(fold(f64::max))]
-        })
-        .collect();
-    let mut rounding = MinMax {
-        ends: &ends,
-        columns: weights.cols(),
-    };
-    let codes: Vec<Vec<u8>> = match prepared {
-        None => threads::map(weights.rows(), |r| {
-            let row = weights.row(r).iter();
-            row.map(|&w| min_max_code(w, &ends[r])).collect()
-        }),
-        Some(p) => {
-            let mut swept = p.arrange(weights);
-            sweep::sweep(&mut swept, &p.upper, sweep::BLOCK, &mut rounding).0
-        }
-    };
-    PaletteParts {
-        rows: weights.rows(),
-        columns: weights.cols(),
-        rows_per_table: 1,
-        entries: 3,
-        tables: ends.iter().flat_map(|e| [0.0, e[0], e[1]]).collect(),
-        codes: codes.concat(),
-    }
-}
-
-fn min_max_code(w: f64, ends: &[f64; 2]) -> u8 {
-    if w > ends[1] / 2.0 {
-        2
-    } else if w < ends[0] / 2.0 {
-        1
-    } else {
-        0
-    }
-}
-
-struct MinMax<'a> {
-    ends: &'a [[f64; 2]],
-    columns: usize,
-}
-
-impl Rounding for MinMax<'_> {
-    type Row = Vec<u8>;
-
-    fn start(&self, _: usize) -> Vec<u8> {
-        Vec::with_capacity(self.columns)
-    }
-
-    fn group_len(&self) -> usize {
-        self.columns
-    }
-
-    fn begin_group(&self, _: &mut Vec<u8>, _: usize, _: Range<usize>, _: &[f64]) {}
-
-    fn round(&self, codes: &mut Vec<u8>, row: usize, _: usize, weight: f64) -> f64 {
-        let code = min_max_code(weight, &self.ends[row]);
-        codes.push(code);
-        [0.0, self.ends[row][0], self.ends[row][1]][usize::from(code)]
-    }
-}
-
 /// A trained ternary weight: consecutive rows (or columns) whose values are `-scale`, 0 and `scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shards {
@@ -402,23 +331,6 @@ mod tests {
             let fed = with_feedback(&t.w, &prepared, kind, groups, ElemType::F16);
             assert!(t.rel(&fed.decode()) < 0.5 * plain);
         }
-    }
-
-    #[test]
-    fn rows_of_extremes_have_the_known_errors() {
-        let t = tl1();
-        let zeros = |p: &PaletteParts| {
-            p.codes.iter().filter(|&&c| c == 0).count() as f64 / p.codes.len() as f64
-        };
-        let plain = min_max(&t.w, None, ElemType::BF16);
-        near(t.rel(&plain.decode()), 0.590, 0.01);
-        near(zeros(&plain), 0.833, 0.01);
-        let prepared = prepare(&t.stats.hessian, 0.1, false);
-        let fed = min_max(&t.w, Some(&prepared), ElemType::BF16);
-        near(t.rel(&fed.decode()), 0.0751, 0.03);
-        near(zeros(&fed), 0.774, 0.01);
-        let empty = min_max(&Matrix::zeros(2, 5), None, ElemType::BF16);
-        assert_eq!(empty.decode(), Matrix::zeros(2, 5));
     }
 
     #[test]

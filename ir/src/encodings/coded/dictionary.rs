@@ -132,15 +132,14 @@ pub fn dictionary(shape: [usize; 2], codes: &[u8]) -> Encoding {
         [starts.len()],
         starts.iter().map(|&v| v.into()).collect(),
     );
+    of_words(shape, bytes.into(), dense::from_tensor(&starts))
+}
+
+/// Codes of a matrix as words, low byte first, with each row's first word and their count: a term of integers `[rows + 1]`.
+pub fn of_words(shape: [usize; 2], words: Bytes, starts: Encoding) -> Encoding {
     let params = [("coder", "dictionary".into())];
-    let mut e = Encoding::of(
-        &CODED,
-        ElemType::U8,
-        shape.to_vec(),
-        params,
-        [dense::from_tensor(&starts)],
-    );
-    e.blob = Some(Bytes::from(bytes));
+    let mut e = Encoding::of(&CODED, ElemType::U8, shape.to_vec(), params, [starts]);
+    e.blob = Some(words);
     e
 }
 
@@ -260,8 +259,11 @@ fn sample(s: &mut Sampler, shape: &[usize]) -> Option<Encoding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encodings::sha256::sha256;
+    use crate::random::SplitMix64;
 
-    /// Counts by length, and words of rows, as `QMoE`'s own generator gives them.
+    /// Counts by length, and the table that `QMoE`'s kernels look words up in: two words for each, low four bits the number of
+    /// pairs, then four bits a pair, seven pairs in the first and seven in the second.
     #[test]
     fn the_dictionary_is_the_published_one() {
         let mut counts = [0; PAIRS];
@@ -270,22 +272,134 @@ mod tests {
             9, 65, 233, 577, 1161, 2049, 3305, 4993, 7177, 9921, 13289, 17345, 3843, 1569,
         ];
         assert_eq!(counts, want);
-        let row: Vec<u8> = (0..41)
-            .map(|i| {
-                if i % 7 == 3 {
-                    1
-                } else {
-                    2 * u8::from(i % 11 == 5)
-                }
+        let half = |w: &[u8], len: usize| {
+            let pairs = w.iter().enumerate();
+            pairs.fold(len as u32, |word, (i, &pair)| {
+                word | u32::from(pair % 3 + 4 * (pair / 3)) << (4 + 4 * i)
             })
-            .collect();
-        let found = |shape: [usize; 2], codes: &[u8]| {
-            words_of(&dictionary(shape, codes)).collect::<Vec<_>>()
         };
-        assert_eq!(found([1, 41], &row), [15464, 9510, 17170]);
-        assert_eq!(found([1, 64], &[0; 64]), [25, 25, 3]);
-        assert_eq!(found([1, 6], &[2; 6]), [329, 329, 329]);
-        let back = dictionary([1, 41], &row).integers().expect("valid");
-        assert_eq!(back, row.iter().map(|&c| i64::from(c)).collect::<Vec<_>>());
+        let entry = |w: &Vec<u8>| {
+            let (first, second) = w.split_at(w.len().min(PAIRS / 2));
+            [half(first, w.len()), half(second, w.len())].map(u32::to_le_bytes)
+        };
+        let table: Vec<u8> = words().iter().flat_map(entry).flatten().collect();
+        assert_eq!(
+            sha256(&table),
+            "c09862c453fe122634070a475357ff81a679aff65829d84a56f806c02a54ed45"
+        );
+    }
+
+    /// What makes the longest match the best: with a word, all its beginnings and ends are words.
+    #[test]
+    fn the_dictionary_is_closed() {
+        assert_eq!(index().len(), WORDS);
+        assert!((0..9).all(|pair| index().contains_key(&[pair][..])));
+        let long = words().iter().filter(|w| w.len() > 1);
+        for w in long {
+            assert!(index().contains_key(&w[1..]) && index().contains_key(&w[..w.len() - 1]));
+        }
+    }
+
+    fn encoded(shape: [usize; 2], codes: &[u8]) -> Vec<u16> {
+        words_of(&dictionary(shape, codes)).collect()
+    }
+
+    #[test]
+    fn words_of_rows_are_the_published_ones() {
+        let code = |i| match (i % 7, i % 11) {
+            (3, _) => 1,
+            (_, 5) => 2,
+            _ => 0,
+        };
+        let row: Vec<u8> = (0..41).map(code).collect();
+        assert_eq!(encoded([1, 41], &row), [15464, 9510, 17170]);
+        assert_eq!(encoded([1, 64], &[0; 64]), [25, 25, 3]);
+        assert_eq!(encoded([1, 6], &[2; 6]), [329, 329, 329]);
+    }
+
+    /// Ternary codes, zero with this probability.
+    fn ternary(count: usize, zeros: f64, seed: u64) -> Vec<u8> {
+        let mut random = SplitMix64::new(seed);
+        let mut code = || match random.unit() {
+            u if u < zeros => 0,
+            u if u < (1.0 + zeros) / 2.0 => 1,
+            _ => 2,
+        };
+        (0..count).map(|_| code()).collect()
+    }
+
+    /// Rows of any width, the last word of which may go on behind the pairs that are left of them.
+    #[test]
+    fn rows_are_found_again() {
+        for (width, zeros) in [
+            (1, 0.885),
+            (2, 0.0),
+            (27, 0.5),
+            (28, 1.0),
+            (29, 0.99),
+            (41, 0.885),
+            (255, 0.885),
+            (256, 0.8),
+        ] {
+            let codes = ternary(7 * width, zeros, width as u64);
+            let e = dictionary([7, width], &codes);
+            e.check().expect("valid");
+            let back = e.integers().expect("valid");
+            let codes: Vec<i64> = codes.into_iter().map(i64::from).collect();
+            assert_eq!(back, codes, "{width}");
+            // A word stands for at least one pair: no row has more than eight bits a weight, but for half a pair.
+            let bounded = 2 * 7 * width.div_ceil(2);
+            assert!(e.blob.expect("words").len() <= bounded, "{width}");
+        }
+        // Pairs that only stand for themselves take a word each, and a word of none is longer than 28 codes.
+        assert_eq!(encoded([1, 10], &[2; 10]).len(), 5);
+        assert_eq!(encoded([1, 28], &[0; 28]).len(), 1);
+        assert_eq!(encoded([1, 29], &[0; 29]).len(), 2);
+    }
+
+    /// Bits of a weight by how many are zero; the entropy at 0.885 is 0.630.
+    #[test]
+    fn rates_are_the_known_ones() {
+        for (zeros, want) in [
+            (0.5, 2.93),
+            (0.75, 1.395),
+            (0.8, 1.118),
+            (0.85, 0.875),
+            (0.885, 0.735),
+            (0.9, 0.688),
+            (0.95, 0.590),
+        ] {
+            let width = 1 << 16;
+            let e = dictionary([4, width], &ternary(4 * width, zeros, 1));
+            let bits = 8.0 * e.blob.expect("words").len() as f64 / (4 * width) as f64;
+            assert!((bits / want - 1.0).abs() < 0.015, "{zeros}: {bits}");
+        }
+    }
+
+    #[test]
+    fn words_that_fill_no_row_are_refused() {
+        let starts = |at: &[i128]| {
+            dense::from_tensor(&Tensor::from_int(ElemType::I32, [at.len()], at.to_vec()))
+        };
+        let words = |words: &[u16]| Bytes::from_iter(words.iter().flat_map(|w| w.to_le_bytes()));
+        // Word 3 is four pairs of zeros, word 25 fourteen.
+        let said = |width, given: &[u16], at: &[i128]| {
+            let e = of_words([2, width], words(given), starts(at));
+            e.decode().map(|_| ()).map_err(|e| e.to_string())
+        };
+        let pairs = |w: u16| 2 * super::words()[usize::from(w)].len();
+        assert_eq!(said(pairs(3), &[3, 3], &[0, 1, 2]), Ok(()));
+        assert_eq!(said(pairs(3) - 1, &[3, 3], &[0, 1, 2]), Ok(()));
+        for (given, at, want) in [
+            (&[3, 25][..], [0, 1, 2], "do not fill it"),
+            (&[3, 3], [0, 2, 2], "do not fill it"),
+            (&[3, 3], [0, 1, 3], "one after the other"),
+            (&[3, 3], [0, 2, 1], "one after the other"),
+            (&[3, 3], [1, 1, 2], "one after the other"),
+            (&[3, 3], [0, -1, 2], "one after the other"),
+        ] {
+            let said = said(pairs(3), given, &at).expect_err(want);
+            assert!(said.contains(want), "{said}");
+        }
     }
 }
