@@ -257,8 +257,12 @@ fn experts_are_computed_in_the_order_in_which_they_are_read() {
 #[test]
 fn what_is_read_ahead_keeps_the_limit() {
     let _alone = alone();
-    // Less than two experts have room, besides what this process has already.
-    for room in [3 * BYTES / 2, 3 * BYTES, 7 * BYTES / 2] {
+    // Besides what this process has already, and what is left free: room for no expert, for one and a half, and for two.
+    for room in [
+        3 * BYTES / 2,
+        (16 << 20) + 3 * BYTES,
+        (16 << 20) + 9 * BYTES / 2,
+    ] {
         for (expert_order, want) in CASES {
             let Some(mapping) = cold_weights() else {
                 return;

@@ -128,11 +128,12 @@ impl Residency {
         }
         parts.launching = needed;
         if needed > 0 {
-            self.make_room(&mut parts, |_| true);
+            self.make_room(&mut parts, self.limit, |_| true);
         }
     }
 
-    /// Room for a weight that is going to be read ahead; false if that would take what is needed sooner.
+    /// Room for a weight that is going to be read ahead; false if that would take what is needed sooner. Some is left free, since what
+    /// launches compute takes more memory meanwhile.
     pub fn reserve(&self, offset: u64) -> bool {
         let mut parts = self.parts();
         let Some(part) = parts.all.get_mut(&offset).filter(|p| !p.held) else {
@@ -141,7 +142,8 @@ impl Residency {
         let bytes = part.bytes;
         (part.held, part.arriving) = (true, true);
         parts.arriving += bytes;
-        let has_room = self.make_room(&mut parts, |part| part.wanted.is_none());
+        let limit = self.limit.saturating_sub(BASE);
+        let has_room = self.make_room(&mut parts, limit, |part| part.wanted.is_none());
         if !has_room {
             parts.arriving -= bytes;
             if let Some(part) = parts.all.get_mut(&offset) {
@@ -183,11 +185,11 @@ impl Residency {
         }
     }
 
-    /// Lets weights go that may until there is room for what comes; false if there is not.
-    fn make_room(&self, parts: &mut Parts, may_leave: impl Fn(&Part) -> bool) -> bool {
+    /// Lets weights go that may until there is room within a limit for what comes; false if there is not.
+    fn make_room(&self, parts: &mut Parts, limit: u64, may_leave: impl Fn(&Part) -> bool) -> bool {
         let now = parts.clock;
         let coming = parts.launching + parts.arriving;
-        while resident().is_some_and(|bytes| bytes + coming > self.limit) {
+        while resident().is_some_and(|bytes| bytes + coming > limit) {
             let free = |p: &(&u64, &mut Part)| {
                 p.1.held && !p.1.arriving && p.1.used != now && may_leave(p.1)
             };
