@@ -15,6 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What there must be room for besides weights and working memory: code, stacks, tables.
 const BASE: u64 = 16 << 20;
 
+/// What is left free of the limit for values whose size is known only while the program runs: they grow between two launches that bring
+/// weights. Twice as much is left free of what is read ahead.
+const FRESH: u64 = BASE / 2;
+
 /// How much a single run changes what is known of how often a part is used.
 const NEWS: f32 = 0.1;
 
@@ -128,7 +132,7 @@ impl Residency {
         }
         parts.launching = needed;
         if needed > 0 {
-            self.make_room(&mut parts, self.limit, |_| true);
+            self.make_room(&mut parts, self.limit.saturating_sub(FRESH), |_| true);
         }
     }
 
@@ -142,7 +146,7 @@ impl Residency {
         let bytes = part.bytes;
         (part.held, part.arriving) = (true, true);
         parts.arriving += bytes;
-        let limit = self.limit.saturating_sub(BASE);
+        let limit = self.limit.saturating_sub(2 * FRESH);
         let has_room = self.make_room(&mut parts, limit, |part| part.wanted.is_none());
         if !has_room {
             parts.arriving -= bytes;
