@@ -10,7 +10,7 @@ use crate::error::RunError;
 use crate::memory::{Mapping, Weights};
 use crate::plan::{Expert, Mixture, Part};
 use lapidary_abi::experts::{Order, Unit};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The order that an option names; `None` within is for weights that are read when they are used.
 pub fn parse_expert_order(name: &str) -> Option<Option<Order>> {
@@ -34,6 +34,84 @@ enum Report {
     Full,
 }
 
+/// Where the reader and the one that computes tell each other things.
+#[derive(Default)]
+struct Desk {
+    notes: Mutex<Notes>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Notes {
+    /// Experts of which a unit was loaded, and how many of these reports were taken.
+    loaded: Vec<usize>,
+    taken: usize,
+    /// The reader asks for room.
+    full: bool,
+    /// What it is answered: the expert that was computed to make room, if there was one left.
+    answer: Option<Option<usize>>,
+    /// One of both is gone.
+    closed: bool,
+}
+
+impl Desk {
+    /// Waits until something is there to take.
+    fn wait<T>(&self, mut take: impl FnMut(&mut Notes) -> Option<T>) -> T {
+        let mut notes = self.notes();
+        loop {
+            if let Some(found) = take(&mut notes) {
+                return found;
+            }
+            let woken = self.news.wait(notes);
+            notes = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// False if the other one is gone.
+    fn tell(&self, note: impl FnOnce(&mut Notes)) -> bool {
+        let mut notes = self.notes();
+        note(&mut notes);
+        self.news.notify_all();
+        !notes.closed
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next report, those of what was loaded first; none if the reader is gone.
+    fn report(&self) -> Option<Report> {
+        self.wait(|notes| {
+            if let Some(&expert) = notes.loaded.get(notes.taken) {
+                notes.taken += 1;
+                return Some(Some(Report::Loaded(expert)));
+            }
+            if std::mem::take(&mut notes.full) {
+                return Some(Some(Report::Full));
+            }
+            notes.closed.then_some(None)
+        })
+    }
+
+    /// Asks for room: the expert that was computed, if one was; `None` without if nobody answers.
+    fn ask(&self) -> Option<Option<usize>> {
+        self.tell(|notes| notes.full = true);
+        self.wait(|notes| match notes.answer.take() {
+            Some(answer) => Some(Some(answer)),
+            None => notes.closed.then_some(None),
+        })
+    }
+}
+
+/// Tells the other one, when it is dropped, that this one is gone.
+struct Seat<'d>(&'d Desk);
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.tell(|notes| notes.closed = true);
+    }
+}
+
 impl<'a> Run<'a, '_> {
     /// Runs every expert of a layer.
     pub(super) fn experts(&mut self, mixture: &'a Mixture) -> Result<(), RunError> {
@@ -45,8 +123,7 @@ impl<'a> Run<'a, '_> {
         let model = self.model;
         let loads = match (&model.weights, model.options.expert_order) {
             (Weights::Mapped(mapping), Some(order)) => {
-                let mut loads = missing(mapping, experts, &tokens);
-                loads.sort_by_key(|l| order.key(&l.unit));
+                let loads = missing(mapping, experts, &tokens, order);
                 Some((mapping, loads)).filter(|(_, loads)| !loads.is_empty())
             }
             _ => None,
@@ -84,15 +161,16 @@ impl<'a> Run<'a, '_> {
         let mut order: Vec<usize> = loads.iter().map(|l| l.unit.expert).collect();
         order.dedup();
         let (residency, pool) = (self.model.residency.as_ref(), &self.model.pool);
-        let (report, reports) = channel();
-        let (answer, answers) = channel();
-        // What the reader waits for is dropped when this ends, with an error too: only then is the reader waited for.
+        let desk = &Desk::default();
         std::thread::scope(move |scope| {
+            // The reader is told when this ends, with an error too: only then is it waited for.
+            let _own = Seat(desk);
             // Without a thread there are no reports, and weights are read when they are used.
             let name = "lapidary-reader".to_owned();
+            let seat = Seat(desk);
             let reader = move || {
                 pool.unpin_this_thread();
-                read(mapping, residency, loads, &report, &answers);
+                read(mapping, residency, loads, &seat);
             };
             let _ = std::thread::Builder::new()
                 .name(name)
@@ -104,7 +182,7 @@ impl<'a> Run<'a, '_> {
             }
             // Whether an expert has left room since the reader found none.
             let mut has_left = true;
-            for report in &reports {
+            while let Some(report) = desk.report() {
                 let next = match report {
                     Report::Loaded(e) => {
                         coming[e] -= 1;
@@ -120,8 +198,7 @@ impl<'a> Run<'a, '_> {
                 }
                 if matches!(report, Report::Full) {
                     has_left = false;
-                    // A reader that has ended needs no answer.
-                    let _ = answer.send(next);
+                    desk.tell(|notes| notes.answer = Some(next));
                 }
             }
             (order.into_iter().filter(|&e| !done[e])).try_for_each(|e| self.expert(&experts[e]))
@@ -149,31 +226,28 @@ fn units<'e>(
         })
 }
 
-/// Those that are not in memory.
-fn missing(mapping: &Mapping, experts: &[Expert], tokens: &[u64]) -> Vec<Load> {
-    let is_missing = |part: &Part| !mapping.is_in_memory(part.offset as usize, part.bytes as usize);
-    units(experts, tokens)
-        .filter(|(_, part)| is_missing(part))
-        .map(|(unit, part)| Load { unit, part })
-        .collect()
+/// Those that are not in memory, in the order in which they are read.
+fn missing(mapping: &Mapping, experts: &[Expert], tokens: &[u64], order: Order) -> Vec<Load> {
+    let mut loads: Vec<Load> = vec![];
+    for (unit, part) in units(experts, tokens) {
+        if !mapping.is_in_memory(part.offset as usize, part.bytes as usize) {
+            // There are few, and the library's sort would be a tenth of the code here.
+            let at = loads.partition_point(|l| order.key(&l.unit) <= order.key(&unit));
+            loads.insert(at, Load { unit, part });
+        }
+    }
+    loads
 }
 
 /// Reads in order, until nobody listens any more.
-fn read(
-    mapping: &Mapping,
-    residency: Option<&Residency>,
-    loads: &[Load],
-    report: &Sender<Report>,
-    answers: &Receiver<Option<usize>>,
-) {
+fn read(mapping: &Mapping, residency: Option<&Residency>, loads: &[Load], seat: &Seat) {
     let mut computed = vec![];
     for Load { unit, part } in loads {
         while let Some(residency) = residency
             && !computed.contains(&unit.expert)
             && !residency.reserve(part.offset)
         {
-            let told = report.send(Report::Full);
-            match told.ok().and_then(|()| answers.recv().ok()) {
+            match seat.0.ask() {
                 Some(expert) => computed.extend(expert),
                 None => return,
             }
@@ -185,7 +259,7 @@ fn read(
         if let Some(residency) = residency {
             residency.arrived(part.offset);
         }
-        if report.send(Report::Loaded(unit.expert)).is_err() {
+        if !seat.0.tell(|notes| notes.loaded.push(unit.expert)) {
             return;
         }
     }

@@ -285,7 +285,11 @@ fn on_gpu(
     (symbolic, halves): (bool, bool),
     activation: Option<&str>,
 ) -> Lowered {
-    let target = Target::nvptx64(Feature::Sm80);
+    // The faster tensor cores are, the smaller a product is that gains by them.
+    let target = Target::nvptx64(match halves {
+        true => Feature::Sm90a,
+        false => Feature::Sm80,
+    });
     let options = Options {
         halves,
         ..Options::default()
