@@ -128,8 +128,8 @@ pub struct Model {
     /// less exact.
     #[arg(long)]
     pub round_activations: bool,
-    /// Round to 16-bit floats what is multiplied with 4-bit weights where a GPU's tensor cores do that faster: a little less exact,
-    /// and numbers beyond 65504 become infinite.
+    /// Round to 16-bit floats what is multiplied with 4-bit weights, or with weights that are such floats, where a GPU's tensor cores do
+    /// that faster: a little less exact, and numbers beyond 65504 become infinite in `f16`.
     #[arg(long)]
     pub half_activations: bool,
     /// Keep the keys and values of all but the newest tokens in so many bits, 8, 4 or 2; two numbers are for keys and for values.

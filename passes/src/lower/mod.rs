@@ -88,8 +88,8 @@ pub struct Options {
     /// Bits of keys and of values that attention reads, where they are not the newest: 2, 4 or 8, or 16 of both for halves. A little
     /// less exact.
     pub kv: Option<[i64; 2]>,
-    /// Round to `f16` what a GPU's tensor cores multiply, where that is predicted to be faster: a little less exact, and numbers
-    /// beyond 65504 become infinite.
+    /// Round to `f16`, or to `bf16` where weights are, what a GPU's tensor cores multiply, where that is predicted to be faster: a little
+    /// less exact, and numbers beyond 65504 become infinite in `f16`.
     pub halves: bool,
     /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
     pub evictable: bool,

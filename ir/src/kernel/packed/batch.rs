@@ -18,13 +18,11 @@
 //!     store C[p, b, o], acc
 //! ```
 
-use super::{Bits, CHUNK, LANES, Weights};
+use super::{Bits, CHUNK, LANES, Weights, count, facts, tiles};
 use crate::ElemType;
 use crate::backend::Error;
 use crate::kernel::build::KernelBuilder;
-use crate::kernel::{
-    Axis, Binary, Extent, Kernel, Literal, Op, Param, ReduceKind, TileElem, TileType,
-};
+use crate::kernel::{Axis, Binary, Extent, Kernel, Literal, Param, ReduceKind, TileElem, TileType};
 
 /// Columns of a step: those of a lane's 16 bytes.
 pub const STEP: u32 = 64;
@@ -40,9 +38,6 @@ pub const TILE_OUTPUTS: u32 = 128;
 
 /// Nibble of each of a word's codes.
 const NIBBLES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// Numbers that the kernel begins with: rows, columns, parts, and `m` where it is known.
-const FACTS: usize = 3;
 
 /// `c[p, b, o] = sum over part p of the i of x[b, i] W[o, i]` for `m` vectors, row-major: parameters codes (`u8`), scales (`f16`),
 /// `x` (`f16`), `c` (`f32`), and the size `m` where it is not known.
@@ -163,22 +158,13 @@ impl Batch {
         let scales = b.buffer("scales", ElemType::F16, false);
         let x = b.buffer("x", ElemType::F16, false);
         let c = b.buffer("c", ElemType::F32, true);
-        let batches = match self.m {
-            Some(m) => Extent::Const(u64::from(m.div_ceil(self.tile()))),
-            None => Extent::Param {
-                param: b.size_param("m"),
-                divisor: self.tile(),
-            },
-        };
+        let batches = tiles(&mut b, self.m, self.tile());
         let of_part = b.grid(Extent::Const(u64::from(self.parts)));
         let across = b.grid(Extent::Const(u64::from(self.across())));
         let down = b.grid(batches);
-        let facts = [w.rows, w.columns, self.parts];
-        let [rows, columns, _] = facts.map(|v| b.index(i64::from(v)));
-        let m = match self.m {
-            Some(m) => b.index(i64::from(m)),
-            None => b.size(4),
-        };
+        let known = [w.rows, w.columns, self.parts];
+        let [rows, columns, _] = known.map(|v| b.index(i64::from(v)));
+        let m = count(&mut b, self.m, 4);
         let [two, eight, group, wide, of_output] =
             [2, 8, GROUP, TILE_OUTPUTS, WARP_OUTPUTS].map(|v| b.index(i64::from(v)));
         let [tile, of_groups, all, steps, step_bytes, lane_bytes] = [
@@ -272,14 +258,7 @@ impl Batch {
 
     /// What a kernel computes, if it is one of these.
     pub fn of(kernel: &Kernel) -> Option<Batch> {
-        let facts = kernel.body.iter().filter_map(|s| match s.op {
-            Op::Const(Literal::Int(v)) => u32::try_from(v).ok(),
-            _ => None,
-        });
-        let facts: Vec<u32> = facts.take(FACTS + 1).collect();
-        let &[rows, columns, parts, m] = &facts[..] else {
-            return None;
-        };
+        let [rows, columns, parts, m] = facts(kernel)?;
         let m = match &kernel.params[..] {
             [_, _, _, Param::Buffer { .. }] => Some(m),
             [_, _, _, _, Param::Size { .. }] => None,

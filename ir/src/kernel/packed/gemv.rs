@@ -12,12 +12,12 @@
 //!     store Y[i * batch .., o], acc
 //! ```
 
-use super::{Bits, CHUNK, LANES, Weights};
+use super::{Bits, CHUNK, LANES, Weights, count, facts, tiles};
 use crate::ElemType;
 use crate::backend::Error;
 use crate::kernel::build::KernelBuilder;
 use crate::kernel::{
-    At, Axis, Binary, Extent, Kernel, Literal, Op, Param, ReduceKind, TileElem, TileType, Var,
+    At, Axis, Binary, Extent, Kernel, Literal, Param, ReduceKind, TileElem, TileType, Var,
 };
 
 /// Rows of a batch that are multiplied at a time at most.
@@ -28,9 +28,6 @@ pub const WARPS: u32 = 8;
 
 /// Blocks that fill the largest GPU, as long as there are as many: two for each of 132 multiprocessors, nearly.
 const BLOCKS: u32 = 256;
-
-/// Numbers that the kernel begins with: rows, columns, bits, group, batch, outputs, and `m` where it is known.
-const FACTS: usize = 6;
 
 /// `y[b, o] = sum over i of x[b, i] W[o, i]` for `m` vectors, row-major: parameters codes (`u8`), scales, `x`, `y`, and the size
 /// `m` where it is not known.
@@ -106,16 +103,10 @@ impl Gemv {
         let scales = b.buffer("scales", w.scale(), false);
         let x = b.buffer("x", ElemType::F32, false);
         let y = b.buffer("y", ElemType::F32, true);
-        let batches = match self.m {
-            Some(m) => Extent::Const(u64::from(m.div_ceil(self.batch))),
-            None => Extent::Param {
-                param: b.size_param("m"),
-                divisor: self.batch,
-            },
-        };
+        let batches = tiles(&mut b, self.m, self.batch);
         let i = b.grid(batches);
         let j = b.grid(Extent::Const(u64::from(self.blocks())));
-        let facts = [
+        let known = [
             w.rows,
             w.columns,
             w.bits.count(),
@@ -123,11 +114,8 @@ impl Gemv {
             self.batch,
             self.outputs(),
         ];
-        let [rows, columns, bits, group, batch, outputs] = facts.map(|v| b.index(i64::from(v)));
-        let m = match self.m {
-            Some(m) => b.index(i64::from(m)),
-            None => b.size(4),
-        };
+        let [rows, columns, bits, group, batch, outputs] = known.map(|v| b.index(i64::from(v)));
+        let m = count(&mut b, self.m, 4);
         let first = b.binary(Binary::Mul, i, batch);
         let left = b.binary(Binary::Sub, m, first);
         let begin = b.binary(Binary::Mul, j, outputs);
@@ -210,14 +198,7 @@ impl Gemv {
 
     /// What a kernel computes, if it is one of these.
     pub fn of(kernel: &Kernel) -> Option<Gemv> {
-        let facts = kernel.body.iter().filter_map(|s| match s.op {
-            Op::Const(Literal::Int(v)) => u32::try_from(v).ok(),
-            _ => None,
-        });
-        let facts: Vec<u32> = facts.take(FACTS + 1).collect();
-        let &[rows, columns, bits, group, batch, _, m] = &facts[..] else {
-            return None;
-        };
+        let [rows, columns, bits, group, batch, _, m] = facts(kernel)?;
         let bits = [Bits::Four, Bits::Eight]
             .into_iter()
             .find(|b| b.count() == bits)?;

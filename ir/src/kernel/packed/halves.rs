@@ -9,19 +9,14 @@
 //!     store C[p, a, b], acc
 //! ```
 
-use super::TILE_OUTPUTS;
+use super::{TILE_OUTPUTS, count, facts, tiles};
 use crate::ElemType;
 use crate::backend::Error;
 use crate::kernel::build::KernelBuilder;
-use crate::kernel::{
-    Axis, Binary, Extent, Kernel, Literal, Op, Param, ReduceKind, TileElem, TileType,
-};
+use crate::kernel::{Axis, Binary, Extent, Kernel, Literal, Param, ReduceKind, TileElem, TileType};
 
 /// Columns of a piece in shared memory.
 pub const DEPTH: u32 = 32;
-
-/// Numbers that the kernel begins with: `n`, `k`, parts, and `m` where it is known.
-const FACTS: usize = 3;
 
 /// `c[p, i, j] = sum over part p of the k of a[i, k] b[j, k]`, all row-major: parameters `a` and `b` (of one type), `c` (`f32`), and the
 /// size `m` where it is not known.
@@ -106,21 +101,12 @@ impl Halves {
         let mut b = KernelBuilder::new(&self.name);
         let [left, right] = ["a", "b"].map(|name| b.buffer(name, self.elem, false));
         let c = b.buffer("c", ElemType::F32, true);
-        let down = match self.m {
-            Some(m) => Extent::Const(u64::from(m.div_ceil(self.tile()))),
-            None => Extent::Param {
-                param: b.size_param("m"),
-                divisor: self.tile(),
-            },
-        };
+        let down = tiles(&mut b, self.m, self.tile());
         let part = b.grid(Extent::Const(u64::from(self.parts)));
         let down = b.grid(down);
         let across = b.grid(Extent::Const(u64::from(self.across())));
         let [n, k, _] = [self.n, self.k, self.parts].map(|v| b.index(i64::from(v)));
-        let m = match self.m {
-            Some(m) => b.index(i64::from(m)),
-            None => b.size(3),
-        };
+        let m = count(&mut b, self.m, 3);
         let lengths = [self.tile(), TILE_OUTPUTS, self.pieces() * DEPTH];
         let [tile, wide, length] = lengths.map(|v| b.index(i64::from(v)));
         let mut range = |at, length, end| {
@@ -164,14 +150,7 @@ impl Halves {
 
     /// What a kernel computes, if it is one of these.
     pub fn of(kernel: &Kernel) -> Option<Halves> {
-        let facts = kernel.body.iter().filter_map(|s| match s.op {
-            Op::Const(Literal::Int(v)) => u32::try_from(v).ok(),
-            _ => None,
-        });
-        let facts: Vec<u32> = facts.take(FACTS + 1).collect();
-        let &[n, k, parts, m] = &facts[..] else {
-            return None;
-        };
+        let [n, k, parts, m] = facts(kernel)?;
         let (elem, m) = match &kernel.params[..] {
             [Param::Buffer { elem, .. }, _, Param::Buffer { .. }] => (*elem, Some(m)),
             [Param::Buffer { elem, .. }, _, _, Param::Size { .. }] => (*elem, None),

@@ -20,6 +20,8 @@ pub use batch::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
 pub use gemv::{Gemv, MOST_BATCH, WARPS};
 pub use halves::{DEPTH, Halves};
 
+use super::build::KernelBuilder;
+use super::{Extent, Kernel, Literal, Op, Var};
 use crate::ElemType;
 use crate::backend::Error;
 
@@ -28,6 +30,34 @@ pub const CHUNK: u32 = 128;
 
 /// Lanes of a warp.
 const LANES: u32 = 32;
+
+/// Tiles of so many of `m` rows, as an axis of a grid; where `m` is not known it becomes a parameter, the last one.
+fn tiles(b: &mut KernelBuilder, m: Option<u32>, tile: u32) -> Extent {
+    match m {
+        Some(m) => Extent::Const(u64::from(m.div_ceil(tile))),
+        None => Extent::Param {
+            param: b.size_param("m"),
+            divisor: tile,
+        },
+    }
+}
+
+/// `m`, or the parameter of this number.
+fn count(b: &mut KernelBuilder, m: Option<u32>, param: u32) -> Var {
+    match m {
+        Some(m) => b.index(i64::from(m)),
+        None => b.size(param),
+    }
+}
+
+/// The first numbers in a kernel's body: what it says that it computes.
+fn facts<const N: usize>(kernel: &Kernel) -> Option<[u32; N]> {
+    let numbers = kernel.body.iter().filter_map(|s| match s.op {
+        Op::Const(Literal::Int(v)) => u32::try_from(v).ok(),
+        _ => None,
+    });
+    numbers.take(N).collect::<Vec<u32>>().try_into().ok()
+}
 
 /// Bits of a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
