@@ -8,6 +8,7 @@ use lapidary::language;
 use lapidary_frontend::Purpose;
 use lapidary_language::{Embedder, Program};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const TEXTS: [&str; 6] = [
     "Once upon a time",
@@ -394,18 +395,24 @@ fn what_there_is_no_room_for_is_refused_and_clients_may_leave() {
     for _ in 0..20 {
         drop(server.send("POST", "/v1/embeddings", many(16).to_string().as_bytes()));
     }
-    server.settle();
-    let statuses: Vec<u16> = (0..10)
-        .map(|_| server.send("POST", "/v1/embeddings", many(16).to_string().as_bytes()))
-        .collect::<Vec<_>>()
-        .into_iter()
-        .map(|s| super::server::received(s).status)
-        .collect();
-    assert!(statuses.contains(&200), "{statuses:?}");
-    assert!(
-        statuses.iter().all(|s| [200, 429].contains(s)),
-        "{statuses:?}"
-    );
+    // What a client sent may be read after it has left, so its places may be taken for a while yet.
+    let begin = Instant::now();
+    loop {
+        let statuses: Vec<u16> = (0..10)
+            .map(|_| server.send("POST", "/v1/embeddings", many(16).to_string().as_bytes()))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|s| super::server::received(s).status)
+            .collect();
+        assert!(
+            statuses.iter().all(|s| [200, 429].contains(s)),
+            "{statuses:?}"
+        );
+        if statuses.contains(&200) {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "nobody is answered");
+    }
     server.settle();
 }
 
