@@ -411,7 +411,10 @@ fn what_there_is_no_room_for_is_refused_and_clients_may_leave() {
         if statuses.contains(&200) {
             break;
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "nobody is answered");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "nobody is answered"
+        );
     }
     server.settle();
 }

@@ -68,6 +68,17 @@ pub struct Chosen {
     pub top: Vec<Scored>,
 }
 
+impl Chosen {
+    /// One of which nothing else is asked.
+    fn plain(token: u32) -> Chosen {
+        Chosen {
+            token,
+            logprob: None,
+            top: vec![],
+        }
+    }
+}
+
 /// A token that one model proposes to another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proposed {
@@ -92,7 +103,7 @@ impl Sampler {
     /// of so many others, if any are asked for.
     pub fn choose(
         &mut self,
-        scores: impl Iterator<Item = f32>,
+        scores: impl Iterator<Item = f32> + Clone,
         before: &[u32],
         holes: &[u32],
         logprobs: Option<usize>,
@@ -105,12 +116,19 @@ impl Sampler {
     /// Source: Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding", ICML 2023, section 2.3.
     pub fn judge(
         &mut self,
-        scores: impl Iterator<Item = f32>,
+        scores: impl Iterator<Item = f32> + Clone,
         before: &[u32],
         holes: &[u32],
         logprobs: Option<usize>,
         proposed: Option<&Proposed>,
     ) -> Result<Chosen, Error> {
+        let greedy = self.how.temperature <= 0.0 && self.how.repetition_penalty == 1.0;
+        if greedy && logprobs.is_none() {
+            let token = highest_as_it_is(scores.clone()).filter(|token| !holes.contains(token));
+            if let Some(token) = token {
+                return Ok(Chosen::plain(token));
+            }
+        }
         self.read(scores, holes)?;
         let plain = logprobs.map(|top| (top, log_sum(&self.scores), self.scores.clone()));
         self.penalize(before);
@@ -120,11 +138,7 @@ impl Sampler {
             (true, Some(proposed)) => self.accept(proposed),
         };
         let Some((top, normal, plain)) = plain else {
-            return Ok(Chosen {
-                token,
-                logprob: None,
-                top: vec![],
-            });
+            return Ok(Chosen::plain(token));
         };
         let scored = |token: u32| Scored {
             token,
@@ -293,6 +307,20 @@ fn highest(scores: &[f64]) -> u32 {
     best as u32
 }
 
+/// The first of the highest scores, if all are numbers, of scores as a model gives them. They are compared as integers, which have one order,
+/// so that compilers compare several at a time.
+fn highest_as_it_is(scores: impl Iterator<Item = f32> + Clone) -> Option<u32> {
+    // Its own inverse: negative numbers are turned around.
+    let ordered = |bits: i32| bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    let (top, odd) = scores.clone().fold((i32::MIN, false), |(top, odd), s| {
+        (top.max(ordered(s.to_bits() as i32)), odd | s.is_nan())
+    });
+    let top = f32::from_bits(ordered(top) as u32);
+    let mut scores = scores;
+    let at = scores.position(|s| s == top).filter(|_| !odd)?;
+    u32::try_from(at).ok()
+}
+
 /// The tokens of the highest scores, so many of them; of equal ones the first.
 fn most(scores: &[f64], n: usize) -> Vec<u32> {
     let order = |a: &u32, b: &u32| {
@@ -405,6 +433,45 @@ mod tests {
             &[],
         );
         assert!((found[1] - 0.16 / 0.76).abs() < 0.015, "{found:?}");
+    }
+
+    #[test]
+    fn the_most_probable_token_is_the_first_of_the_highest() {
+        let mut sampler = Sampler::new(Sampling {
+            temperature: 0.0,
+            ..PLAIN
+        });
+        let values = [
+            -0.0,
+            0.0,
+            1.5,
+            -1.5,
+            1e-45,
+            -1e-45,
+            f32::MAX,
+            f32::NEG_INFINITY,
+        ];
+        for i in 0..values.len().pow(4) {
+            let of = |k: u32| values[i / values.len().pow(k) % values.len()];
+            let scores = [0, 1, 2, 3].map(of);
+            for holes in [&[][..], &[1], &[0, 2]] {
+                let open = |s: &(usize, f32)| !holes.contains(&(s.0 as u32));
+                let mut best = None;
+                for (at, score) in (0..).zip(scores).filter(open) {
+                    if best.is_none_or(|b: usize| score > scores[b]) {
+                        best = Some(at);
+                    }
+                }
+                let chosen = sampler.choose(scores.into_iter(), &[], holes, None);
+                let token = chosen.expect("numbers").token as usize;
+                // Where nothing is above the least number there is, holes are as good as the others.
+                if scores[best.expect("not all are holes")] > f32::NEG_INFINITY {
+                    assert_eq!(Some(token), best, "{scores:?}, {holes:?}");
+                }
+            }
+        }
+        let odd = [1.0, f32::NAN, 2.0].into_iter();
+        assert!(sampler.choose(odd, &[], &[], None).is_err());
     }
 
     #[test]

@@ -282,7 +282,7 @@ impl<'m> Session<'m> {
     }
 
     /// The model's scores of every token for the place after the last one of a sequence.
-    pub fn scores(&self, at: usize) -> impl Iterator<Item = f32> {
+    pub fn scores(&self, at: usize) -> impl Iterator<Item = f32> + Clone {
         let bytes = self.vocabulary * size_of::<f32>();
         let row = self.scores.as_slice().get(at * bytes..(at + 1) * bytes);
         let (all, _) = row.unwrap_or_default().as_chunks::<4>();

@@ -135,6 +135,8 @@ pub mod avx512 {
 
     /// Bytes ahead of a stream that few rows wait for: the CPU's own prefetching stops at each page.
     const AHEAD: usize = 2048;
+    /// Of a stream that one row waits for, into the second cache: more lines may be on their way there than to the first.
+    const AHEAD_ALONE: usize = 1024;
 
     /// `ROWS` rows from `first` on; how many that are.
     ///
@@ -173,7 +175,9 @@ pub mod avx512 {
                 a = a.map(|a| a.wrapping_add(4));
                 for _ in 0..g.block / (4 * PLANES) {
                     let line = _mm512_loadu_si512(w.cast());
-                    if ROWS <= 8 {
+                    if ROWS == 1 {
+                        _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(AHEAD_ALONE).cast());
+                    } else if ROWS <= 8 {
                         _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
                     }
                     for p in 0..PLANES {

@@ -102,7 +102,8 @@ pub mod avx512 {
     use super::*;
     use crate::rows_collide;
 
-    /// Elements ahead of a panel that few rows wait for: the CPU's own prefetching stops at each page.
+    /// Elements ahead of a panel that few rows wait for: the CPU's own prefetching stops at each page. Into the second cache: more
+    /// lines may be on their way there than to the first.
     const AHEAD: usize = 512;
     /// Elements of `k` that colliding rows are copied at a time.
     const STAGE_LEN: usize = 128;
@@ -237,7 +238,7 @@ pub mod avx512 {
                 w[v] = _mm512_load_ps(b.add(i * PANEL_F32 + v * 16));
                 if R <= 2 {
                     let ahead = b.wrapping_add(i * PANEL_F32 + v * 16 + AHEAD);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 }
             }
             for r in 0..R {

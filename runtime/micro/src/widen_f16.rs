@@ -3,7 +3,8 @@
 use half::f16;
 use lapidary_abi::kernel::WidenF16;
 
-/// Elements ahead of a stream that is read once: the CPU's own prefetching stops at each page.
+/// Elements ahead of a stream that is read once: the CPU's own prefetching stops at each page. Into the second cache: more lines may
+/// be on their way there than to the first.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 1024;
 
@@ -30,7 +31,7 @@ pub unsafe extern "C" fn avx2(args: *const WidenF16) {
         let w = &*args;
         for i in (0..w.n).step_by(8) {
             if i % 32 == 0 {
-                _mm_prefetch::<_MM_HINT_T0>(w.src.wrapping_add(i + AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T1>(w.src.wrapping_add(i + AHEAD).cast());
             }
             let x = _mm256_cvtph_ps(_mm_loadu_si128(w.src.add(i).cast()));
             _mm256_storeu_ps(w.dst.add(i), x);
@@ -48,7 +49,7 @@ pub unsafe extern "C" fn avx512(args: *const WidenF16) {
     unsafe {
         let w = &*args;
         for i in (0..w.n).step_by(32) {
-            _mm_prefetch::<_MM_HINT_T0>(w.src.wrapping_add(i + AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T1>(w.src.wrapping_add(i + AHEAD).cast());
             for i in [i, i + 16] {
                 let x = _mm512_cvtph_ps(_mm256_loadu_si256(w.src.add(i).cast()));
                 _mm512_storeu_ps(w.dst.add(i), x);
