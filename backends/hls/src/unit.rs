@@ -7,11 +7,20 @@
 //! ```
 //! `in_ready` is up in the first round, in which the `MW / SIMD` words of a vector are taken and held; each round makes `PE`
 //! sums. A step in every cycle, so a vector takes `(MH / PE) * (MW / SIMD)` cycles.
+//!
+//! Additions are modules that synthesis keeps: left to itself it makes one sum of many numbers out of logic, half as large again
+//! as carry chains and hardly to be predicted.
 
 use std::fmt::Write;
 
 /// Bits of a sum.
 const SUM: u32 = 32;
+
+/// Bits of a product of two 8-bit codes, with room for what its neighbour borrows.
+const PRODUCT: u32 = 18;
+
+/// Words of a memory that one look-up table of six inputs holds a bit of.
+const LUT_WORDS: u32 = 64;
 
 /// A matrix-vector unit: `u8` inputs, `i8` weights, `i32` sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +51,16 @@ impl Unit {
         let bits = |n: u32| 32 - n.saturating_sub(1).leading_zeros();
         let counters = bits(self.inputs / self.simd) + bits(self.outputs / self.pe);
         2 * self.pe * SUM + counters + 1
+    }
+
+    /// Look-up tables: of the weights' memory, of the higher one of two weights that share a multiplier, of additions, and of the
+    /// choice between new and held inputs.
+    pub fn luts(&self) -> u32 {
+        let Unit { simd, pe, .. } = *self;
+        let memory = 8 * pe * simd * self.cycles().div_ceil(LUT_WORDS);
+        let pairs = 9 * pe * simd / 2;
+        let tree: u32 = tree(simd).iter().map(|add| add.width).sum();
+        memory + pairs + pe * (tree + SUM) + 8 * simd
     }
 
     /// The module, with its weights `[outputs][inputs]`.
@@ -85,8 +104,13 @@ impl Unit {
         }
         let bits = |n: u32| (32 - n.saturating_sub(1).leading_zeros()).max(1);
         let (of_step, of_round) = (bits(steps), bits(rounds));
+        let (mut next, mut last) = (String::new(), String::new());
+        for p in 0..pe {
+            let _ = writeln!(next, "      sums[{p}] <= next_{p};");
+            let _ = writeln!(last, "        out_data[{} +: {SUM}] <= next_{p};", p * SUM);
+        }
         Ok(format!(
-            "// {outputs} sums of {inputs} products, {pe} x {simd} in a cycle.
+            "{adders}// {outputs} sums of {inputs} products, {pe} x {simd} in a cycle.
 module {name} (
   input  wire clk,
   input  wire rst,
@@ -107,36 +131,15 @@ module {name} (
   wire go = first ? in_valid : 1'b1;
   wire [{in_top}:0] x = first ? in_data : held[step];
   wire [{word_top}:0] w = weights[round * {steps} + step];
-  integer p, s;
-  reg signed [{sum_top}:0] low_sum, high_sum;
-  reg signed [26:0] pair;
-  reg signed [44:0] product;
-  always @(posedge clk) begin
+{elements}  always @(posedge clk) begin
     out_valid <= 0;
     if (rst) begin
       step <= 0;
       round <= 0;
     end else if (go) begin
       if (first) held[step] <= in_data;
-      for (p = 0; p < {pe}; p = p + 2) begin
-        low_sum = step == 0 ? 0 : sums[p];
-        high_sum = step == 0 ? 0 : sums[p + 1];
-        for (s = 0; s < {simd}; s = s + 1) begin
-          // Two weights 18 bits apart times one input; a negative low product has borrowed one from the high one.
-          pair = ($signed(w[((p + 1) * {simd} + s) * 8 +: 8]) <<< 18) + $signed(w[(p * {simd} + s) * 8 +: 8]);
-          product = pair * $signed({{1'b0, x[s * 8 +: 8]}});
-          low_sum = low_sum + $signed(product[17:0]);
-          high_sum = high_sum + $signed(product[44:18]) + $signed({{1'b0, product[17]}});
-        end
-        sums[p] <= low_sum;
-        sums[p + 1] <= high_sum;
-        if (step == {last_step}) begin
-          out_data[p * {SUM} +: {SUM}] <= low_sum;
-          out_data[(p + 1) * {SUM} +: {SUM}] <= high_sum;
-        end
-      end
-      if (step == {last_step}) begin
-        step <= 0;
+{next}      if (step == {last_step}) begin
+{last}        step <= 0;
         out_valid <= 1;
         round <= round == {last_round} ? 0 : round + 1;
       end else step <= step + 1;
@@ -144,6 +147,10 @@ module {name} (
   end
 endmodule
 ",
+            adders = adders(name, simd),
+            elements = (0..pe / 2)
+                .map(|q| elements(name, q, simd))
+                .collect::<String>(),
             in_top = 8 * simd - 1,
             out_top = SUM * pe - 1,
             word_top = 8 * pe * simd - 1,
@@ -156,4 +163,110 @@ endmodule
             last_round = rounds - 1,
         ))
     }
+}
+
+/// An addition of two numbers: those that were there first, and sums after them.
+struct Add {
+    of: [usize; 2],
+    /// Bits of the sum.
+    width: u32,
+}
+
+/// The additions that make one number of so many products.
+fn tree(products: u32) -> Vec<Add> {
+    let mut widths = vec![PRODUCT; products as usize];
+    let mut adds = vec![];
+    while 2 * adds.len() + 1 < widths.len() {
+        let of = [2 * adds.len(), 2 * adds.len() + 1];
+        let width = widths[of[0]].max(widths[of[1]]) + 1;
+        widths.push(width);
+        adds.push(Add { of, width });
+    }
+    adds
+}
+
+/// The modules that add: two numbers, and one to a sum or to none; each adds a bit besides.
+fn adders(name: &str, simd: u32) -> String {
+    let tree = tree(simd);
+    let mut widths: Vec<u32> = tree.iter().map(|add| add.width).collect();
+    let all = widths.last().copied().unwrap_or(PRODUCT);
+    widths.dedup();
+    let mut text = String::new();
+    for width in widths {
+        let (top, of) = (width - 1, width - 2);
+        let _ = write!(
+            text,
+            "(* keep_hierarchy *)
+module {name}_add_{width} (input wire signed [{of}:0] a, b, input wire c, output wire signed [{top}:0] y);
+  assign y = a + b + $signed({{1'b0, c}});
+endmodule
+"
+        );
+    }
+    let (top, of) = (SUM - 1, all - 1);
+    let _ = write!(
+        text,
+        "(* keep_hierarchy *)
+module {name}_sum (input wire signed [{top}:0] sum, input wire clear, input wire signed [{of}:0] b, input wire c,
+  output wire signed [{top}:0] y);
+  assign y = (clear ? 0 : sum) + b + $signed({{1'b0, c}});
+endmodule
+"
+    );
+    text
+}
+
+/// Two sums, `2 q` and `2 q + 1`: their products, which share multipliers, and what becomes of the sums in a step.
+fn elements(name: &str, q: u32, simd: u32) -> String {
+    let mut text = String::new();
+    let high = PRODUCT;
+    let top = 2 * PRODUCT - 1;
+    for s in 0..simd {
+        let (of_low, of_high) = (8 * (2 * q * simd + s), 8 * ((2 * q + 1) * simd + s));
+        // Two weights 18 bits apart times one input; a negative low product has borrowed one from the high one.
+        let _ = write!(
+            text,
+            "  wire [7:0] low_{q}_{s} = w[{of_low} +: 8];
+  wire signed [8:0] high_{q}_{s} = $signed(w[{of_high} +: 8]) - $signed({{1'b0, low_{q}_{s}[7]}});
+  wire signed [26:0] pair_{q}_{s} = {{high_{q}_{s}, {{10{{low_{q}_{s}[7]}}}}, low_{q}_{s}}};
+  wire signed [{top}:0] product_{q}_{s} = pair_{q}_{s} * $signed({{1'b0, x[{at} +: 8]}});
+",
+            at = 8 * s
+        );
+    }
+    for half in 0..2 {
+        let p = 2 * q + half;
+        let range = [(high - 1, 0), (top, high)][half as usize];
+        let mut terms: Vec<String> = (0..simd)
+            .map(|s| format!("$signed(product_{q}_{s}[{}:{}])", range.0, range.1))
+            .collect();
+        // As many additions as products, so that each takes what one was borrowed.
+        let borrowed = |s: usize| match half {
+            0 => "1'b0".to_owned(),
+            _ => format!("product_{q}_{s}[{}]", high - 1),
+        };
+        for (n, add) in tree(simd).into_iter().enumerate() {
+            let [a, b] = add.of.map(|at| terms[at].clone());
+            let (width, top, c) = (add.width, add.width - 1, borrowed(n));
+            let _ = write!(
+                text,
+                "  wire signed [{top}:0] sum_{p}_{n};
+  {name}_add_{width} add_{p}_{n} (.a({a}), .b({b}), .c({c}), .y(sum_{p}_{n}));
+"
+            );
+            terms.push(format!("sum_{p}_{n}"));
+        }
+        let (b, c) = (
+            terms.last().cloned().unwrap_or_default(),
+            borrowed(simd as usize - 1),
+        );
+        let _ = write!(
+            text,
+            "  wire signed [{}:0] next_{p};
+  {name}_sum sum_{p} (.sum(sums[{p}]), .clear(step == 0), .b({b}), .c({c}), .y(next_{p}));
+",
+            SUM - 1
+        );
+    }
+    text
 }
