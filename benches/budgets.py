@@ -70,7 +70,8 @@ class Arrays(Model):
     def outputs(self, lapidary, choice, blind):
         with tempfile.TemporaryDirectory() as folder:
             exe = os.path.join(folder, "model")
-            run([lapidary, "build", self.path, "-o", exe, "--json", *self.options(choice, blind)])
+            kind = ["--scores"] if os.path.isdir(self.path) else []
+            run([lapidary, "build", self.path, "-o", exe, "--json", *kind, *self.options(choice, blind)])
             parts = []
             for k, test in enumerate(self.tests):
                 inputs, out = os.path.join(folder, f"in{k}"), os.path.join(folder, f"out{k}")
