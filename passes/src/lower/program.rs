@@ -37,6 +37,8 @@ pub struct Lowerer {
     kernels: Vec<Kernel>,
     known_kernels: HashMap<String, u32>,
     weights: Vec<WeightPiece>,
+    /// Where views of files are among the weights, by their addresses and lengths.
+    views: HashMap<(usize, usize), u64>,
     indices: HashMap<ValueId, ValueIndex>,
     symbols: HashMap<String, u32>,
     /// Symbols whose value earlier steps have set.
@@ -84,6 +86,7 @@ impl Lowerer {
             kernels: vec![],
             known_kernels: HashMap::new(),
             weights: vec![],
+            views: HashMap::new(),
             indices: HashMap::new(),
             symbols: HashMap::new(),
             bound: HashSet::new(),

@@ -73,6 +73,15 @@ impl Lowerer {
     }
 
     pub(super) fn add_weight(&mut self, bytes: u64, source: WeightSource) -> Place {
+        // What several weights view, such as codes of projections that a file holds as one, is there once. Pieces keep their views, so no
+        // other bytes come to lie at these addresses.
+        let view = match &source {
+            WeightSource::Bytes(b) if !b.is_empty() => Some((b.as_ptr() as usize, b.len())),
+            _ => None,
+        };
+        if let Some(&offset) = view.and_then(|view| self.views.get(&view)) {
+            return Place::Weights { offset, bytes };
+        }
         let offset = self
             .weights
             .last()
@@ -83,6 +92,7 @@ impl Lowerer {
             source,
             files: self.facts.module.sources.clone(),
         });
+        self.views.extend(view.map(|view| (view, offset)));
         Place::Weights { offset, bytes }
     }
 
@@ -247,5 +257,38 @@ impl Lowerer {
             });
         }
         sum.unwrap_or(Size::Const(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::{Options, lower, testing};
+    use lapidary_ir::builder::Builder;
+    use lapidary_ir::target::Target;
+    use lapidary_ir::{Constant, ElemType, Module, Tensor, Type};
+    use std::cell::Cell;
+
+    #[test]
+    fn what_several_weights_view_is_stored_once() {
+        let (mut m, fresh) = (Module::new("t"), Cell::new(0));
+        let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [6i64, 4]));
+        let y = m.add_input(Module::TOP, "y", Type::tensor(ElemType::F32, [8i64, 3]));
+        let numbers = Tensor::from_f64(ElemType::F32, [24], (0..24).map(f64::from).collect());
+        let bytes = bytes::Bytes::from(numbers.to_bytes().expect("numbers"));
+        for (input, shape) in [(x, vec![6, 4]), (y, vec![8, 3])] {
+            let weight = m.add_constant("w", Constant::dense(ElemType::F32, shape, bytes.clone()));
+            let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+            let sum = b.op("add", &[input, weight]).expect("fits");
+            m.region_mut(Module::TOP).outputs.push(sum);
+            m.output_names.push(format!("sum{}", m.output_names.len()));
+        }
+        let lowered = lower(&m, &Target::x86_64(), &Options::default()).expect("lowers");
+        assert_eq!(lowered.program.weights_bytes, 128, "in whole cache lines");
+        let zeros = |shape: [usize; 2]| Tensor::from_f64(ElemType::F32, shape, vec![0.0; 24]);
+        let inputs = [zeros([6, 4]).into(), zeros([8, 3]).into()];
+        for out in testing::run(&lowered, &inputs).expect("runs") {
+            let out = out.as_tensor().expect("a tensor").to_bytes();
+            assert_eq!(out.as_deref(), Some(&bytes[..]));
+        }
     }
 }
