@@ -17,7 +17,7 @@ use lapidary::specialize::Given;
 use lapidary::{CompileOptions, values};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::encodings::sampling::Sampler;
-use lapidary_ir::encodings::{Constructor, ENCODINGS, Encoding};
+use lapidary_ir::encodings::{Constructor, ENCODINGS, Encoding, affine, dense, int, sparse};
 use lapidary_ir::target::Target;
 use lapidary_ir::tensor::{Tensor, Value};
 use lapidary_ir::{Attr, Attrs, Constant, Dim, ElemType, Module, Type, ValueId, eval};
@@ -50,7 +50,7 @@ fn assemble(code: &[u8], assemblers: &[PathBuf]) -> Result<(), String> {
         let body = text.split_once(".address_size").map_or("", |t| t.1);
         let head = lapidary_ptx::header(gpu);
         let head = head.split_once(".address_size").map_or("", |t| t.0);
-        let text = format!("{head}.address_size{body}");
+        let text = gpu.text(&format!("{head}.address_size{body}")).into_owned();
         // One assembler for each GPU: the newest; both for the oldest.
         let some = match gpu.name() {
             "sm_80" => assemblers,
@@ -383,6 +383,97 @@ fn batches_of_halves_where_they_are_allowed() {
         }
     }
     assert!(multiplied > 0, "tensor cores multiply nothing");
+}
+
+/// `y = gelu(x W^T)` with weights `[n, k]` of a term, for `rows` rows, or for any number.
+fn product_with(term: Encoding, rows: Option<i64>) -> Module {
+    let (mut m, fresh) = (Module::new("product"), Cell::new(0));
+    let rows = rows.map_or_else(|| Dim::sym("N"), Dim::from);
+    let shape = vec![rows, Dim::from(term.shape[1] as i64)];
+    let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, shape));
+    let mut b = Builder::new(&mut m, Module::TOP, "product", &fresh);
+    let w = b.module.add_constant("w", Constant::new(term));
+    let w = b.transpose(w, &[1, 0]).expect("a matrix");
+    let y = b.op("matmul", &[x, w]).expect("fits");
+    let y = b.op("gelu", &[y]).expect("numbers");
+    m.region_mut(Module::TOP).outputs.push(y);
+    m.output_names.push("y".to_owned());
+    m
+}
+
+/// Two of four weights of 4 bits: scales times sparse codes, as methods write them, or sparse numbers, as files have them.
+fn two_of_four([n, k]: [usize; 2], codes_are_sparse: bool) -> Encoding {
+    let mut s = Sampler::new(9, 2);
+    let pairs = [0b0100u8, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110];
+    let mut bytes = |from: &[u8], n: usize| -> Vec<u8> { (0..n).map(|_| s.one_of(from)).collect() };
+    let kept = vec![n, k / 4, 2];
+    let places: Vec<u8> = bytes(&pairs, n * k / 4);
+    let places = places
+        .chunks(2)
+        .map(|two| two[0] | two[1] << 4)
+        .collect::<Vec<u8>>();
+    let places = int::int(ElemType::U8, 2, kept.clone(), places.into());
+    let codes = bytes(&[0x3A, 0x91, 0xE6, 0x78, 0x0F], n * k / 4);
+    let scales = bytes(&[1, 3, 5], n * k / 128);
+    let scales = scales.into_iter().map(|s| f64::from(s) / 1024.0).collect();
+    let shape = if codes_are_sparse {
+        vec![n, k / 128]
+    } else {
+        vec![n, k / 128, 1]
+    };
+    let scales = dense::from_tensor(&Tensor::from_f64(ElemType::F32, shape, scales));
+    if codes_are_sparse {
+        let codes = int::int(ElemType::I4, 4, kept, codes.into());
+        return affine::affine(ElemType::F32, scales, sparse::nm(4, codes, places), None);
+    }
+    let codes = int::int(ElemType::U8, 4, kept, codes.into());
+    let zero = dense::from_tensor(&Tensor::from_int(ElemType::U8, [1, 1, 1], vec![8]));
+    sparse::nm(
+        4,
+        affine::affine(ElemType::F32, scales, codes, Some(zero)),
+        places,
+    )
+}
+
+/// Sparse tensor cores multiply weights of which two of four are kept, where the user allows halves.
+#[test]
+fn two_of_four_weights_where_halves_are_allowed() {
+    let mut multiplied = 0;
+    for (sizes, rows, given) in [
+        ([512, 256], Some(1), 1),
+        ([512, 256], Some(16), 16),
+        ([288, 512], Some(70), 70),
+        ([512, 256], None, 1),
+        ([512, 256], None, 9),
+        // No multiple of what a warp multiplies: as numbers.
+        ([48, 256], Some(16), 16),
+    ] {
+        let mut s = Sampler::new(3, 2);
+        let x = Tensor::from_f64(
+            ElemType::F32,
+            [given, sizes[1]],
+            s.numbers(given * sizes[1]),
+        );
+        for (codes_are_sparse, halves) in [(true, true), (false, true), (true, false)] {
+            let term = two_of_four(sizes, codes_are_sparse);
+            let mut options = options("sm_100");
+            options.halves = halves;
+            let tolerance = if halves { 5e-3 } else { 1e-5 };
+            let name = format!("{sizes:?}, {rows:?} rows, {given} given, halves {halves}");
+            let module = product_with(term, rows);
+            let inputs = std::slice::from_ref(&x);
+            let choices = checked(&name, &module, &options, inputs, tolerance);
+            choices.iter().for_each(|c| println!("{c}"));
+            let sparse = |c: &Choice| c.kernels.iter().all(|k| k == "gemm_int4_2_of_4_f16");
+            let cores = choices.iter().filter(|c| sparse(c)).count();
+            assert!(cores == 0 || halves && sizes[0] != 48, "{name}");
+            multiplied += cores;
+        }
+    }
+    assert!(
+        multiplied >= 8,
+        "sparse tensor cores multiply {multiplied} products"
+    );
 }
 
 /// Numbers that are halves lose nothing on tensor cores: there only the left side is rounded, where the user allows it.

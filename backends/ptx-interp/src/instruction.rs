@@ -242,4 +242,14 @@ pub(crate) enum Op {
         b: [From; 2],
         c: [From; 4],
     },
+    /// m16n8k32 of `f16` into `f32`, the left matrix with two numbers of four.
+    SparseMma {
+        to: [u32; 4],
+        a: [From; 4],
+        b: [From; 4],
+        c: [From; 4],
+        places: From,
+        /// Which two lanes of four have the places.
+        selector: usize,
+    },
 }

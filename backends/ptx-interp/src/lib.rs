@@ -59,6 +59,9 @@ pub enum Wrong {
     /// A copy was not waited for.
     #[error("a use of memory that `cp.async` still copies to")]
     PendingCopy,
+    /// Places of a sparse matrix that do not grow within four columns.
+    #[error("metadata that no sparse matrix has")]
+    Metadata,
     /// It runs for too long.
     #[error("no end")]
     Endless,

@@ -248,7 +248,7 @@ impl<'l> Block<'l, '_, '_> {
                 self.threads[thread].state = State::Barrier;
                 return Ok(());
             }
-            Op::Shfl { .. } | Op::LdMatrix { .. } | Op::Mma { .. } => {
+            Op::Shfl { .. } | Op::LdMatrix { .. } | Op::Mma { .. } | Op::SparseMma { .. } => {
                 self.threads[thread].state = State::Warp;
                 return Ok(());
             }
@@ -514,6 +514,21 @@ impl<'l> Block<'l, '_, '_> {
         Ok(())
     }
 
+    /// What the lanes of a warp hold, 32 bits each.
+    fn held<const N: usize>(&self, first: usize, from: &[From; N]) -> [[u32; N]; WARP] {
+        std::array::from_fn(|l| from.map(|f| self.value(first + l, f) as u32))
+    }
+
+    /// Gives the lanes of a warp their parts of a product.
+    fn put(&mut self, first: usize, to: &[u32; 4], product: &[[u32; 4]; WARP]) {
+        for (l, numbers) in product.iter().enumerate() {
+            for (&to, &x) in to.iter().zip(numbers) {
+                self.set(first + l, to, u64::from(x));
+            }
+        }
+        self.statistics.matrix_products += 1;
+    }
+
     /// What a warp does together.
     fn together(&mut self, first: usize, instruction: &Instruction) -> Result<(), Fault> {
         match &instruction.op {
@@ -537,23 +552,35 @@ impl<'l> Block<'l, '_, '_> {
                 offset,
             } => self.load_matrices(first, *transposed, to, (*at, *offset))?,
             Op::Mma { kind, to, a, b, c } => {
-                fn gather<const N: usize>(
-                    block: &Block,
-                    first: usize,
-                    from: &[From; N],
-                ) -> [[u32; N]; WARP] {
-                    std::array::from_fn(|l| from.map(|f| block.value(first + l, f) as u32))
-                }
-                let a = gather(self, first, a);
-                let b = gather(self, first, b);
-                let c = gather(self, first, c);
+                let (a, b, c) = (
+                    self.held(first, a),
+                    self.held(first, b),
+                    self.held(first, c),
+                );
                 let d = matrix::multiply(*kind, &a, &b, &c);
-                for (l, d) in d.iter().enumerate() {
-                    for (&to, &x) in to.iter().zip(d) {
-                        self.set(first + l, to, u64::from(x));
+                self.put(first, to, &d);
+            }
+            Op::SparseMma {
+                to,
+                a,
+                b,
+                c,
+                places,
+                selector,
+            } => {
+                let (a, b, c) = (
+                    self.held(first, a),
+                    self.held(first, b),
+                    self.held(first, c),
+                );
+                let places = self.held(first, &[*places]).map(|[places]| places);
+                match matrix::multiply_sparse(&a, &b, &c, &places, *selector) {
+                    Ok(d) => self.put(first, to, &d),
+                    Err(lane) => {
+                        let detail = format!("{:#010x}", places[lane]);
+                        return Err(self.fault(first + lane, Wrong::Metadata, detail));
                     }
                 }
-                self.statistics.matrix_products += 1;
             }
             _ => {}
         }

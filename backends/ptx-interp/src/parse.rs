@@ -369,6 +369,7 @@ impl Reader {
                     offset,
                 })
             }
+            "mma" if words[1].starts_with("sp") => self.sparse_product(name, operands),
             "mma" => self.product(name, operands),
             _ => {
                 let (function, ty) = function_of(&words, operands)?;
@@ -490,6 +491,34 @@ impl Reader {
             a: self.exactly(a)?,
             b: self.exactly(b)?,
             c: self.exactly(c)?,
+        })
+    }
+
+    /// Both forms: that places are in order is checked of either.
+    fn sparse_product(&self, name: &str, operands: &[String]) -> Result<Op> {
+        let rest = name
+            .strip_prefix("mma.sp::ordered_metadata")
+            .or_else(|| name.strip_prefix("mma.sp"));
+        if rest != Some(".sync.aligned.m16n8k32.row.col.f32.f16.f16.f32") {
+            return Err("a shape that is not known".to_owned());
+        }
+        let [d, a, b, c, places, selector] = operands else {
+            return Err("a sparse product has six operands".to_owned());
+        };
+        Ok(Op::SparseMma {
+            to: self
+                .group_to(d)?
+                .try_into()
+                .map_err(|_| "four results".to_owned())?,
+            a: self.exactly(a)?,
+            b: self.exactly(b)?,
+            c: self.exactly(c)?,
+            places: self.from(places)?,
+            selector: match selector.as_str() {
+                "0x0" | "0" => 0,
+                "0x1" | "1" => 1,
+                _ => return Err("a selector is 0 or 1".to_owned()),
+            },
         })
     }
 }

@@ -267,6 +267,85 @@ fn matrices_are_multiplied() {
     }
 }
 
+/// A lane's words: four of `a`, four of `b`, its places and a word that is not read.
+const SPARSE: &str = "
+    mul.wide.u32 %rd2, %r1, 40;
+    add.s64 %rd2, %rd1, %rd2;
+    ld.global.v2.b32 {%r2, %r3}, [%rd2];
+    ld.global.v2.b32 {%r4, %r5}, [%rd2+8];
+    ld.global.v2.b32 {%r6, %r7}, [%rd2+16];
+    ld.global.v2.b32 {%r8, %r9}, [%rd2+24];
+    ld.global.v2.b32 {%r10, %r11}, [%rd2+32];
+    mov.f32 %f1, 0f3F800000;
+    mma.sp.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%f2, %f3, %f4, %f5}, {%r2, %r3, %r4, %r5}, {%r6, %r7, %r8, %r9}, {%f1, %f1, %f1, %f1}, %r10, 0x0;
+    mul.wide.u32 %rd2, %r1, 16;
+    add.s64 %rd2, %rd1, %rd2;
+    st.global.v2.f32 [%rd2+1280], {%f2, %f3};
+    st.global.v2.f32 [%rd2+1288], {%f4, %f5};";
+
+#[test]
+fn sparse_matrices_are_multiplied() {
+    const PAIRS: [[usize; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+    let places = |row: usize, four: usize| PAIRS[(5 * row + 7 * four) % 6];
+    let kept = |row: usize, i: usize| ((row * 7 + i * 3) % 11) as f32 - 5.0;
+    let b = |k: usize, column: usize| ((k * 5 + column * 2) % 13) as f32 - 6.0;
+    let pair = |x: [f32; 2]| {
+        let [low, high] = x.map(|x| u32::from(half::f16::from_f32(x).to_bits()));
+        high << 16 | low
+    };
+    for selector in 0..2 {
+        let mut bytes = vec![];
+        for lane in 0..32 {
+            let (g, p) = (lane / 4, lane % 4);
+            let mut lane = vec![];
+            for (row, first) in [(g, 0), (g + 8, 0), (g, 8), (g + 8, 8)] {
+                let i = first + 2 * p;
+                lane.push(pair([kept(row, i), kept(row, i + 1)]));
+            }
+            for first in [0, 8, 16, 24] {
+                let k = first + 2 * p;
+                lane.push(pair([b(k, g), b(k + 1, g)]));
+            }
+            // Lanes that have no places hold what is none.
+            let mut word = 0;
+            for half in 0..if p / 2 == selector { 2 } else { 0 } {
+                for four in 0..4 {
+                    let [first, second] = places(g + 8 * half, 4 * (p % 2) + four);
+                    word |= (first | second << 2) << (16 * half + 4 * four);
+                }
+            }
+            lane.extend([word as u32, 0]);
+            bytes.extend(lane.into_iter().flat_map(u32::to_le_bytes));
+        }
+        bytes.extend([0; 512]);
+        let body = SPARSE.replace("0x0;", &format!("0x{selector};"));
+        let ordered = body.replace("mma.sp.", "mma.sp::ordered_metadata.");
+        let mut again = bytes.clone();
+        run(32, 0, &ordered, &mut again).unwrap();
+        run(32, 0, &body, &mut bytes).unwrap();
+        assert_eq!(bytes, again);
+        for (at, word) in words(&bytes[1280..]).into_iter().enumerate() {
+            let (lane, r) = (at / 4, at % 4);
+            let (row, column) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
+            let of_four = |four: usize| {
+                let [first, second] = places(row, four).map(|place| b(4 * four + place, column));
+                kept(row, 2 * four) * first + kept(row, 2 * four + 1) * second
+            };
+            let want = 1.0 + (0..8).map(of_four).sum::<f32>();
+            assert_eq!(f32::from_bits(word), want, "({row}, {column})");
+        }
+        // The other lanes' places are none.
+        let other = SPARSE.replace("0x0;", &format!("0x{};", 1 - selector));
+        let wrong = run(32, 0, &other, &mut bytes).unwrap_err();
+        assert_eq!(wrong, Wrong::Metadata);
+        // Neither are places that fall, in any group of any row.
+        let at = 40 * (4 * 3 + 2 * selector + 1) + 32;
+        bytes[at + 3] = 0b0001_1110;
+        let wrong = run(32, 0, &body, &mut bytes).unwrap_err();
+        assert_eq!(wrong, Wrong::Metadata);
+    }
+}
+
 #[test]
 fn texts_that_are_not_known_are_refused_with_their_line() {
     let refused = |text: &str| Module::parse(text).unwrap_err();

@@ -32,6 +32,7 @@ mod writer;
 use lapidary_ir::backend::{Code, Error};
 use lapidary_ir::kernel::{Kernel, legalize};
 use lapidary_ir::target::{FEATURES, Feature, Target};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Write;
 
@@ -74,6 +75,16 @@ impl Gpu {
         let row = FEATURES.iter().find(|f| f.feature == self.feature);
         row.map_or("", |f| f.name)
     }
+
+    /// A text for this GPU: PTX before 8.5 has no name of its own for sparse products whose places are in order. Assemblers make
+    /// the same machine code of both names, but for the newest GPUs, which have no other products.
+    pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        const ORDERED: &str = "mma.sp::ordered_metadata.";
+        match self.version < "8.5" && text.contains(ORDERED) {
+            true => Cow::Owned(text.replace(ORDERED, "mma.sp.")),
+            false => Cow::Borrowed(text),
+        }
+    }
 }
 
 /// A kernel as PTX.
@@ -106,7 +117,7 @@ pub fn gpu(target: &Target) -> Result<&'static Gpu, Error> {
         })
 }
 
-/// Writes a kernel; the text is the same for every GPU.
+/// Writes a kernel; [`Gpu::text`] is its text for a GPU.
 pub fn entry(kernel: &Kernel) -> Result<Entry, Error> {
     if let Some(entry) = packed::entry(kernel) {
         return Ok(entry);
@@ -147,7 +158,7 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Code, Error> {
         text.push('\n');
         entries.push(text.len() as u64);
         // Writing to a string cannot fail.
-        let _ = write!(text, "{}", entry.text);
+        let _ = write!(text, "{}", gpu.text(&entry.text));
     }
     Ok(Code {
         bytes: text.into_bytes(),
@@ -157,8 +168,8 @@ pub fn compile(kernels: &[Kernel], target: &Target) -> Result<Code, Error> {
 
 /// The text of each kernel, for people.
 pub fn listing(kernels: &[Kernel], target: &Target) -> Result<Vec<String>, Error> {
-    gpu(target)?;
-    let one = |kernel: &Kernel| entry(kernel).map(|e| e.text);
+    let gpu = gpu(target)?;
+    let one = |kernel: &Kernel| entry(kernel).map(|e| gpu.text(&e.text).into_owned());
     kernels.iter().map(one).collect()
 }
 

@@ -4,18 +4,18 @@
 //!
 //! **Model.** The loop of a warp is read from the text. A multiprocessor issues four of its instructions a cycle (moves between
 //! registers are free: the assembler drops them), its shared memory and first cache pass 128 bytes a cycle, its arithmetic and its tensor
-//! cores what [`MACHINES`] says; these overlap, so the slowest counts, on the multiprocessor with the most blocks. Memory gives
+//! cores what [`MACHINES`] says, of sparse products twice that; these overlap, so the slowest counts, on the multiprocessor with the most blocks. Memory gives
 //! [`STREAM`] of its bandwidth, less where fewer bytes are on their way than pass in [`LATENCY`]. Both begin with one latency.
 //! Skipped, visibly, where there is no assembler.
 
 mod support;
 
 use lapidary_ir::ElemType;
-use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, TwoOfFour, Weights};
 use lapidary_ir::target::Feature;
 use lapidary_ptx::occupancy::Multiprocessor;
 use lapidary_ptx::packed::halves::halves;
-use lapidary_ptx::packed::{gemv, marlin};
+use lapidary_ptx::packed::{gemv, marlin, two_of_four};
 use lapidary_ptx::{Entry, GPUS};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -120,7 +120,9 @@ fn pass(text: &str) -> Pass {
         }
         all.instructions += 1.0;
         match () {
-            () if is("mma.sync") => all.products += 1.0,
+            // Sparse ones are of 32 columns, of which 16 are multiplied.
+            () if is("mma.s") => all.products += 1.0,
+            () if is("ld.shared.v2.") => all.shared += 8.0 * 32.0,
             () if is("ldmatrix") || is("cp.async.cg") || is("ld.") && is(".v4.") => {
                 all.shared += 16.0 * 32.0;
             }
@@ -147,7 +149,7 @@ impl Work {
     /// Seconds, and what bounds them.
     fn predict(&self, machine: &Machine, ptxas: &Path) -> (f64, &'static str) {
         let gpu = GPUS.iter().find(|g| g.feature == machine.feature).unwrap();
-        let text = lapidary_ptx::header(gpu) + &self.entry.text;
+        let text = lapidary_ptx::header(gpu) + &gpu.text(&self.entry.text);
         let registers = assemble(ptxas, gpu, &text)[&self.entry.name];
         let sm = Multiprocessor::of(machine.feature);
         let resident = sm.resident(self.entry.threads, registers, self.entry.shared_bytes);
@@ -201,6 +203,33 @@ fn row(
     .unwrap();
 }
 
+/// Seconds of a launch that has parts for `tiles` tiles of outputs, made by `entry`: of `stored` bytes of weights, of which a block
+/// has so many on their way, times a batch; and what bounds them.
+fn batch_of(
+    machine: &Machine,
+    ptxas: &Path,
+    [batch, n, k]: [u32; 3],
+    [stored, ahead]: [f64; 2],
+    tiles: u32,
+    entry: impl Fn(u32) -> (Entry, u32),
+) -> (f64, &'static str) {
+    // As many parts as make two blocks for each multiprocessor at most.
+    let parts = (2 * machine.multiprocessors as u32 / tiles).max(1);
+    let (entry, blocks) = entry(parts);
+    let (b, parts) = (f64::from(batch), f64::from(parts));
+    let results = 4.0 * b * f64::from(n);
+    let work = Work {
+        entry,
+        blocks: f64::from(blocks),
+        passes: f64::from(k / 128) / parts,
+        bytes: stored + 2.0 * b * f64::from(k) + results * (2.0 * parts + 1.0),
+        ahead,
+    };
+    let (time, by) = work.predict(machine, ptxas);
+    // The parts are added up by a launch of its own.
+    (time + LATENCY, by)
+}
+
 fn table(ptxas: &Path) -> String {
     let mut table =
         "| GPU | product | µs | bound by | figure | goal | met |\n|---|---|---|---|---|---|---|\n"
@@ -231,28 +260,26 @@ fn table(ptxas: &Path) -> String {
         }
         for (batch, goal) in [(16, 3.5), (64, 2.0)] {
             let weights = Weights::new("w", n, k, Bits::Four, 128).unwrap();
-            // As many parts as make two blocks for each multiprocessor at most.
-            let parts = (2 * machine.multiprocessors as u32 / (n / 128)).max(1);
-            let spec = Batch::new(weights.clone(), parts, Some(batch)).unwrap();
-            let (entry, blocks) = (marlin(&spec), spec.grid(batch));
-            let (b, parts) = (f64::from(batch), f64::from(parts));
-            let results = 4.0 * b * f64::from(n);
-            let bytes = (weights.code_bytes() + weights.scale_bytes()) as f64
-                + 2.0 * b * f64::from(k)
-                + results * (2.0 * parts + 1.0);
-            let work = Work {
-                entry,
-                blocks: f64::from(blocks),
-                passes: f64::from(k / 128) / parts,
-                bytes,
-                ahead: 3.0 * 4096.0,
-            };
-            let (time, by) = work.predict(machine, ptxas);
-            // The parts are added up by a launch of its own.
-            let time = time + LATENCY;
-            let ratio = cublas(machine, [b, f64::from(n), f64::from(k)]) / time;
+            let all = [batch, n, k];
+            let stored = (weights.code_bytes() + weights.scale_bytes()) as f64;
+            let bytes = [stored, 3.0 * 4096.0];
+            let dense = batch_of(machine, ptxas, all, bytes, n / 128, |parts| {
+                let spec = Batch::new(weights.clone(), parts, Some(batch)).unwrap();
+                (marlin(&spec), spec.grid(batch))
+            });
+            let ratio = cublas(machine, all.map(f64::from)) / dense.0;
             let what = format!("4 bits, {n} x {k}, batch {batch}: times cuBLAS of f16");
-            row(&mut table, machine, &what, (time, by), ratio, goal);
+            row(&mut table, machine, &what, dense, ratio, goal);
+            let whole = TwoOfFour::new(weights.clone(), 1, Some(batch)).unwrap();
+            // Three steps are on their way at least.
+            let ahead = 3.0 * 24.0 * f64::from(whole.outputs());
+            let bytes = [whole.bytes().iter().sum::<u64>() as f64, ahead];
+            let sparse = batch_of(machine, ptxas, all, bytes, whole.across(), |parts| {
+                let spec = TwoOfFour::new(weights.clone(), parts, Some(batch)).unwrap();
+                (two_of_four(&spec), spec.grid(batch))
+            });
+            let what = format!("4 bits 2:4, {n} x {k}, batch {batch}: times 4 bits");
+            row(&mut table, machine, &what, sparse, dense.0 / sparse.0, 1.0);
         }
         let size = 8192u32;
         let product = Halves {

@@ -2,7 +2,8 @@
 
 pub use super::blocks::{blocks_are_rounded, products_of_blocks, weights_become_numbers};
 pub use super::packed::{
-    batches_times_packed_weights, products_of_halves, vectors_times_packed_weights,
+    batches_times_packed_weights, batches_times_two_of_four, products_of_halves,
+    vectors_times_packed_weights,
 };
 pub use super::panels::{sparse_products_and_their_panels, sparse_products_of_codes};
 pub use super::softmax::{halves_become_numbers, scores_become_weights};

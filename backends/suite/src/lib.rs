@@ -45,6 +45,7 @@ macro_rules! suite {
             windows_of_numbers_and_codes
             vectors_times_packed_weights
             batches_times_packed_weights
+            batches_times_two_of_four
             products_of_halves
             scores_become_weights
             halves_become_numbers

@@ -1,7 +1,7 @@
 //! Kernels for weights that stay packed, which are canonical as a whole: backends with entries of their own for them write those.
 
 use super::*;
-use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, TwoOfFour, Weights};
 use lapidary_ir::{ElemType, Tensor};
 
 fn bytes(of: ElemType, numbers: Vec<f64>) -> Vec<u8> {
@@ -70,6 +70,33 @@ pub fn batches_times_packed_weights(backend: &Backend) {
         ];
         let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
         check(backend, &batch.kernel(), &buffers, sizes, 1e-4);
+    }
+}
+
+/// Batches of halves times packed weights of which two of four are kept, by parts of their columns.
+pub fn batches_times_two_of_four(backend: &Backend) {
+    let mut rng = Rng(34);
+    for (rows, columns, parts, m, known) in [
+        (288, 256, 1, 5, true),
+        (32, 640, 4, 18, true),
+        (160, 256, 2, 66, false),
+    ] {
+        let weights =
+            Weights::new("sparse_batch", rows, columns, Bits::Four, 128).expect("a matrix");
+        let product = TwoOfFour::new(weights.clone(), parts, known.then_some(m)).expect("a kernel");
+        let (codes, scales) = matrix(&mut rng, &weights);
+        let pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+        let places = (0..rows * columns / 4).flat_map(|_| pairs[rng.below(6) as usize]);
+        let places: Vec<u8> = places.collect();
+        let buffers = [
+            product.pack_codes(&codes[..places.len()]).expect("codes"),
+            product.pack_places(&places).expect("places"),
+            product.pack_scales(&scales).expect("scales"),
+            bytes(ElemType::F16, numbers(&mut rng, m * columns)),
+            vec![0; (4 * parts * m * rows) as usize],
+        ];
+        let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
+        check(backend, &product.kernel(), &buffers, sizes, 1e-4);
     }
 }
 

@@ -15,7 +15,7 @@ use super::expand::Facts;
 use super::expr::E;
 use super::index::Pos;
 use super::linear::{self, Plan};
-use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
+use super::{Element, KernelArg, Lowerer, Options, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
 use lapidary_abi::kernel::MAX_BLOCK;
@@ -23,7 +23,8 @@ use lapidary_ir::encodings::{Encoding, int, strided};
 use lapidary_ir::kernel::blocks::{Format, PANEL};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
-use lapidary_ir::{Constant, Dim, ElemType, Module, NodeId, ValueId};
+use lapidary_ir::target::Target;
+use lapidary_ir::{Attr, Constant, Dim, ElemType, Module, NodeId, ValueId};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -76,6 +77,8 @@ pub struct Weights {
     shift: i64,
     scales: Arc<Encoding>,
     zeros: Option<Arc<Encoding>>,
+    /// Where two of each four columns are kept, their places: codes are of these.
+    places: Option<Arc<Encoding>>,
 }
 
 /// The compressed constant whose transposition is `v`.
@@ -117,23 +120,61 @@ pub fn taken(module: &Module, fits: impl Fn(NodeId, &Constant) -> bool) -> HashS
 }
 
 /// True for a constant that has kernels here.
-pub fn has_kernel(constant: &Constant) -> bool {
-    Weights::of(constant).is_some()
+pub fn has_kernel(constant: &Constant, target: &Target, options: &Options) -> bool {
+    let sparse = options.halves && target.has_wide_vectors();
+    Weights::of(constant).is_some() || sparse && Weights::two_of_four(constant).is_some()
 }
 
 impl Weights {
     /// Those of a term that the kernel knows.
     fn of(constant: &Constant) -> Option<Weights> {
         let term = constant.encoding();
-        if term.ctor.name != "affine" || term.elem != ElemType::F32 || term.check().is_err() {
+        Weights::read(term, term, term.children.get(1)?, None)
+    }
+
+    /// Those of a term of which two of each four columns are kept: scales times sparse codes, or sparse numbers that are scales
+    /// times codes.
+    fn two_of_four(constant: &Constant) -> Option<Weights> {
+        let term: &Encoding = constant.encoding();
+        let (affine, sparse): (&Encoding, &Encoding) = match term.ctor.name {
+            "affine" => (term, term.children.get(1)?),
+            "sparse" => (term.children.first()?, term),
+            _ => return None,
+        };
+        let nm = matches!(sparse.params.get("pattern"), Some(Attr::Str(p)) if p == "nm");
+        let of_four = nm && sparse.int_param("m") == Some(4);
+        if sparse.ctor.name != "sparse" || !of_four {
             return None;
         }
-        let (scales, codes) = (term.children.first()?, term.children.get(1)?);
+        let (codes, places) = match term.ctor.name {
+            "affine" => (sparse.children.first()?, sparse.children.get(1)?),
+            _ => (affine.children.get(1)?, sparse.children.get(1)?),
+        };
+        // Codes that are not kept are 0: that is the number 0 only if codes have signs.
+        let signed = stored(codes)?.1 > 0;
+        let two = places.shape.last() == Some(&2);
+        let fits = two && (signed || term.ctor.name == "sparse");
+        fits.then(|| Weights::read(term, affine, codes, Some(places.clone())))?
+    }
+
+    /// Those of a term whose scales and zero points are those of `affine`.
+    fn read(
+        term: &Encoding,
+        affine: &Encoding,
+        codes: &Arc<Encoding>,
+        places: Option<Arc<Encoding>>,
+    ) -> Option<Weights> {
+        let numbers = affine.ctor.name == "affine" && affine.elem == ElemType::F32;
+        if !numbers || term.check().is_err() {
+            return None;
+        }
+        let scales = affine.children.first()?;
         let (bits, shift) = stored(codes).filter(|(bits, _)| [2, 4, 8].contains(bits))?;
-        let (&[n, k], &[rows, blocks]) = (&term.shape[..], &scales.shape[..]) else {
+        // Scales of what is kept have an axis more.
+        let (&[n, k], &[rows, blocks, ref one @ ..]) = (&term.shape[..], &scales.shape[..]) else {
             return None;
         };
-        if blocks == 0 || n == 0 {
+        if blocks == 0 || n == 0 || one.iter().any(|&d| d != 1) {
             return None;
         }
         let block = k / blocks;
@@ -147,7 +188,7 @@ impl Weights {
             return None;
         }
         let (mut factor, mut zeros) = (-(shift as i32), None);
-        if let Some(zero) = term.children.get(2) {
+        if let Some(zero) = affine.children.get(2) {
             let values = whole_numbers(zero)?;
             let first = *values.first()?;
             if !values.iter().all(|z| (0..1 << bits).contains(&(z + shift))) {
@@ -175,12 +216,31 @@ impl Weights {
             shift,
             scales: scales.clone(),
             zeros,
+            places,
         })
     }
 
     /// Length of a row.
     fn columns(&self) -> usize {
         self.blocks * self.format.block as usize
+    }
+
+    /// Codes of a row.
+    fn kept(&self) -> usize {
+        match self.places {
+            Some(_) => self.columns() / 2,
+            None => self.columns(),
+        }
+    }
+
+    /// Places of the codes in their four columns.
+    fn places(&self) -> Result<Vec<u8>, String> {
+        let places = self.places.as_deref().and_then(whole_numbers);
+        let places = places.ok_or("places are whole numbers")?;
+        let small = places
+            .into_iter()
+            .map(|p| u8::try_from(p).map_err(|e| e.to_string()));
+        small.collect()
     }
 
     /// The bytes that hold the codes.
@@ -196,7 +256,7 @@ impl Weights {
     /// A code out of these, not negative.
     fn code(&self, packed: &[u8], row: usize, at: usize) -> u8 {
         let bits = self.format.bits as usize;
-        let bit = (row * self.columns() + at) * bits;
+        let bit = (row * self.kept() + at) * bits;
         let mask = (0xFFu16 >> (8 - bits)) as u8;
         // What is added to a signed code is its sign bit turned over.
         (packed[bit / 8] >> (bit % 8) & mask) ^ self.shift as u8
@@ -205,7 +265,7 @@ impl Weights {
     /// Codes, one a byte, and scales, both in rows.
     fn plain(&self) -> Result<(Vec<u8>, Vec<f32>), String> {
         let packed = self.packed()?;
-        let columns = self.columns();
+        let columns = self.kept();
         let of_row = |row| (0..columns).map(move |at| (row, at));
         let places = (0..self.n).flat_map(of_row);
         let codes = places.map(|(row, at)| self.code(&packed, row, at));
@@ -305,12 +365,15 @@ pub fn find(low: &mut Lowerer) {
             let Some((weights, plan)) = candidate(low, n) else {
                 continue;
             };
-            let way = match rounder(&low.facts, plan.a, weights.format.block) {
+            // Of what is sparse, codes and numbers are multiplied elsewhere.
+            let whole = weights.places.is_none();
+            let rounder = rounder(&low.facts, plan.a, weights.format.block);
+            let way = match rounder.filter(|_| whole) {
                 Some(_) => {
                     found.codes.insert((plan.a, weights.factor), None);
                     Way::Rounded
                 }
-                None if low.target.micro_kernels => Way::Numbers,
+                None if whole && low.target.micro_kernels => Way::Numbers,
                 None => match packed::choose(low, n, &plan, &weights) {
                     Some((choice, launches)) => {
                         considered.push((n, choice));
@@ -366,7 +429,8 @@ fn candidate(low: &Lowerer, n: NodeId) -> Option<(Weights, Plan)> {
     }
     let constant = transposed(&low.facts.module, node.operand(1)?)?;
     let plan = linear::plan(&low.facts, n)?;
-    Some((Weights::of(constant)?, plan))
+    let weights = Weights::of(constant).or_else(|| Weights::two_of_four(constant));
+    Some((weights?, plan))
 }
 
 /// True if a node is such a product.

@@ -480,7 +480,7 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
 fn open(module: &mut Module, target: &Target, options: &Options) -> Result<(), LowerErrors> {
-    let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c));
+    let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c, target, options));
     taken.extend(sparse::taken(module, target, options));
     open_constants(module, &|v, _| !taken.contains(&v))
         .map_err(|e| failed(module, "constant", e))?;

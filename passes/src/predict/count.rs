@@ -7,7 +7,7 @@
 
 use super::function;
 use lapidary_ir::kernel::contraction::{self, Facts, Kind};
-use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, Weights};
+use lapidary_ir::kernel::packed::{Batch, Bits, Gemv, Halves, TwoOfFour, Weights};
 use lapidary_ir::kernel::sparse::{self, Form};
 use lapidary_ir::kernel::{
     At, Axis, Binary, Buf, Kernel, Literal, Op, Stmt, TileElem, TileType, Unary, Var,
@@ -536,6 +536,11 @@ fn packed_product(kernel: &Kernel, sizes: &[Option<i64>]) -> Option<(Work, u32, 
     }
     if let Some(b) = Batch::of(kernel) {
         return Some(of_codes(&b.weights, b.m, b.tile()));
+    }
+    if let Some(s) = TwoOfFour::of(kernel) {
+        // Tensor cores leave out what is not there.
+        let (work, tile, units) = of_codes(&s.batch.weights, s.batch.m, s.batch.tile());
+        return Some((work, tile, units / 2.0));
     }
     let h = Halves::of(kernel)?;
     let units = 2.0 * tiles(h.m, h.tile()) * f64::from(h.n) * f64::from(h.k);

@@ -5,16 +5,12 @@
 //! outputs, codes enter the product as the integers that they are and a group's sum is scaled in `f32`, and blocks that share
 //! `k` write sums of `f32` of their own, which whoever reads them adds up in order.
 
+use super::batch::{Constants, ROW, Ring, Source, THREADS, Tile, stages};
 use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
-use lapidary_ir::kernel::packed::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS, WARPS};
-
-const THREADS: u32 = WARPS * WARP;
-
-/// Bytes of a row of the left operand's step, in shared memory: eight times 16, the `c`-th at `c ^ (row % 8)`.
-const ROW: u32 = 2 * STEP;
+use lapidary_ir::kernel::packed::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
 
 /// The entry of a canonical kernel, with its parameters, then as every entry.
 pub fn marlin(batch: &Batch) -> Entry {
@@ -27,7 +23,7 @@ pub fn marlin(batch: &Batch) -> Entry {
     if batch.m.is_none() {
         params.push("m");
     }
-    let shared = Some(("pieces", kernel.stages() * kernel.stage()));
+    let shared = Some(("pieces", stages(kernel.stage()) * kernel.stage()));
     frame::entry(
         batch.weights.name(),
         &params,
@@ -42,74 +38,10 @@ struct Kernel<'p> {
     w: Writer,
 }
 
-/// 16 bytes that a thread copies at every step.
-struct Source {
-    from: Val,
-    /// Offset in a step.
-    to: Val,
-    there: Val,
-    /// Bytes between steps.
-    step: u32,
-    /// Whether this thread copies any of it, where not all do.
-    mine: Option<Val>,
-}
-
-/// Where steps are copied to.
-struct Ring {
-    sources: Vec<Source>,
-    base: Val,
-    read: Val,
-    write: Val,
-    /// Steps that are still to be copied.
-    left: Val,
-}
-
-/// Constants of the way from codes to halves.
-struct Constants {
-    /// 1024 twice: the halves whose lowest bit is one.
-    k1024: Val,
-    k1032: Val,
-    sixteenth: Val,
-    minus72: Val,
-}
-
 impl Kernel<'_> {
-    /// Steps in shared memory: as many as 48 KiB hold, six at most.
-    fn stages(&self) -> u32 {
-        (49152 / self.stage()).min(6)
-    }
-
     /// Bytes of a step in shared memory: rows, then codes.
     fn stage(&self) -> u32 {
         ROW * self.p.tile() + 16 * THREADS
-    }
-
-    fn advance(&mut self, slot: Val, base: Val) {
-        let stage = i64::from(self.stage());
-        self.w.to(slot, "add.s32", &[slot, Val::int(stage)]);
-        let end = self.w.add(base, Val::int(i64::from(self.stages()) * stage));
-        let over = self.w.compare("eq.u32", slot, end);
-        self.w.line(format_args!("@{over} mov.b32 {slot}, {base};"));
-    }
-
-    /// Begins to copy a step; after the last, nothing.
-    fn bring(&mut self, ring: &Ring) {
-        let some = self.w.compare("gt.s32", ring.left, Val::int(0));
-        for source in &ring.sources {
-            let there = self.w.and(some, source.there);
-            let bytes = self.w.select(there, Val::int(16), Val::int(0));
-            let to = self.w.add(ring.write, source.to);
-            let guard = self.w.guard(source.mine);
-            self.w.line(format_args!(
-                "{guard}cp.async.cg.shared.global [{to}], [{}], 16, {bytes};",
-                source.from
-            ));
-            let step = Val::long(i64::from(source.step));
-            self.w.to(source.from, "add.s64", &[source.from, step]);
-        }
-        self.w.line(format_args!("cp.async.commit_group;"));
-        self.w.to(ring.left, "add.s32", &[ring.left, Val::int(-1)]);
-        self.advance(ring.write, ring.base);
     }
 
     fn body(&mut self) {
@@ -117,103 +49,45 @@ impl Kernel<'_> {
         let (rows, columns) = (p.weights.rows(), p.weights.columns());
         let [codes, scales, x, c] = ["codes", "scales", "x", "c"].map(|n| self.w.param(n));
         let tid = self.w.special("%tid.x");
-        let block = self.w.block();
-        let (m, down) = match p.m {
-            Some(m) => (
-                Val::int(i64::from(m)),
-                Val::int(i64::from(m.div_ceil(p.tile()))),
-            ),
-            None => {
-                let m = self.w.size("m");
-                let up = self.w.add(m, Val::int(i64::from(p.tile() - 1)));
-                (m, self.w.int("shr.u32", up, p.tile().trailing_zeros()))
-            }
-        };
-        let tiles = self.w.mul(down, Val::int(i64::from(p.across())));
-        let [part, tile] = self.w.divide(block, tiles);
-        let [across, down] = self.w.divide(tile, down);
+        let tile = Tile::of(&mut self.w, p, p.across());
         let lane = self.w.int("and.b32", tid, WARP - 1);
         let warp = self.w.int("shr.u32", tid, 5);
-        let row = self.w.mul(down, Val::int(i64::from(p.tile())));
         let column = {
-            let first = self.w.mul(across, Val::int(i64::from(TILE_OUTPUTS)));
+            let first = self.w.mul(tile.across, Val::int(i64::from(TILE_OUTPUTS)));
             self.w
                 .mul_add(warp, Val::int(i64::from(WARP_OUTPUTS)), first)
         };
         // Warps without outputs copy zeros.
         let exists = self.w.compare("lt.u32", column, Val::int(i64::from(rows)));
-        let begin = self.w.mul(part, Val::int(i64::from(p.groups())));
-        let end = self.w.add(begin, Val::int(i64::from(p.groups())));
-        let end = self.w.int("min.u32", end, columns / GROUP);
-        let groups = self.w.sub(end, begin);
-
-        let mut sources = vec![];
-        let in_tile = self.w.int("shr.u32", tid, 3);
-        let nth = self.w.int("and.b32", tid, 7);
-        for at in (0..p.tile()).step_by(32) {
-            // 32 rows of 8 times 16 bytes.
-            let own = self.w.add(in_tile, Val::int(i64::from(at)));
-            let of_x = self.w.add(row, own);
-            let there = self.w.compare("lt.u32", of_x, m);
-            let k = self.w.mul(begin, Val::int(i64::from(GROUP)));
-            let k = self.w.mul_add(nth, Val::int(8), k);
-            let element = self.w.mul_add(of_x, Val::int(i64::from(columns)), k);
-            let turn = self.w.int("and.b32", own, 7);
-            let place = self.w.op(Ty::B32, "xor.b32", &[nth, turn]);
-            let place = self.w.mul(place, Val::int(16));
-            let to = self.w.mul_add(own, Val::int(i64::from(ROW)), place);
-            let mine = (p.tile() < 32).then(|| self.w.compare("lt.u32", tid, Val::int(128)));
-            sources.push(Source {
-                from: self.w.at(x, element, 2),
-                to,
-                there,
-                step: ROW,
-                mine,
-            });
-        }
+        let mut sources = tile.vectors(&mut self.w, p, x, tid);
         let own = {
             let to = self.w.mul(tid, Val::int(16));
             self.w.add(to, Val::int(i64::from(ROW * p.tile())))
         };
-        let tile = self.w.int("shr.u32", column, 4);
+        let of_warp = self.w.int("shr.u32", column, 4);
         let steps = i64::from(columns / STEP);
-        let first = self.w.mul(begin, Val::int(2));
-        let first = self.w.mul_add(tile, Val::int(steps), first);
+        let first = self.w.mul(tile.begin, Val::int(2));
+        let first = self.w.mul_add(of_warp, Val::int(steps), first);
         let first = self.w.mul_add(first, Val::int(32), lane);
         sources.push(Source {
             from: self.w.at(codes, first, 16),
             to: own,
-            there: exists,
+            there: Some(exists),
             step: 16 * WARP,
             mine: None,
         });
-        let base = self.w.special("pieces");
-        let [read, write] = [(); 2].map(|()| self.w.register(Ty::B32));
-        self.w.copy(read, base);
-        self.w.copy(write, base);
-        let left = self.w.register(Ty::B32);
-        let all = self.w.mul(groups, Val::int(2));
-        self.w.copy(left, all);
-        let ring = Ring {
-            sources,
-            base,
-            read,
-            write,
-            left,
-        };
+        let stage = self.stage();
+        let ring = tile.ring(&mut self.w, "pieces", sources, stage);
 
         let position = self.w.int("and.b32", lane, 3);
         let own_column = self.w.mul_add(position, Val::int(2), column);
         let scale_at = {
-            let nth = self.w.mul_add(begin, Val::int(i64::from(rows)), own_column);
+            let nth = self
+                .w
+                .mul_add(tile.begin, Val::int(i64::from(rows)), own_column);
             self.w.at(scales, nth, 2)
         };
-        let constants = Constants {
-            k1024: self.w.number(0x6400_6400),
-            k1032: self.w.number(0x6408_6408),
-            sixteenth: self.w.number(0x2C00_2C00),
-            minus72: self.w.number(0xD480_D480),
-        };
+        let constants = Constants::new(&mut self.w);
         // Where a lane reads fragments of the left operand: for each 16 columns.
         let places: [Val; 4] = {
             let row = self.w.int("and.b32", lane, 15);
@@ -236,12 +110,10 @@ impl Kernel<'_> {
         for pair in pairs {
             self.w.copy(pair, Val::int(0));
         }
-        for _ in 1..self.stages() {
-            self.bring(&ring);
-        }
+        ring.fill(&mut self.w);
         let [top, after] = [(); 2].map(|()| self.w.label());
         // A part may have no groups where they are few.
-        let none = self.w.compare("le.s32", groups, Val::int(0));
+        let none = self.w.compare("le.s32", tile.groups, Val::int(0));
         self.w.line(format_args!("@{none} bra {after};"));
         self.w.place(top);
         for (i, pair) in pairs.into_iter().enumerate() {
@@ -256,21 +128,19 @@ impl Kernel<'_> {
             self.w.copy(sum, Val::f32(0.0));
         }
         for _ in 0..GROUP / STEP {
-            self.w
-                .line(format_args!("cp.async.wait_group {};", self.stages() - 2));
-            // After this, all have multiplied the step whose place the next takes, and all see this one.
-            self.w.line(format_args!("bar.sync 0;"));
-            self.bring(&ring);
+            ring.turn(&mut self.w);
             self.multiply(&ring, own, &places, &constants, &group);
-            self.advance(ring.read, base);
+            ring.next(&mut self.w);
         }
         self.scale(pairs, &group, &sums);
-        self.w.to(groups, "add.s32", &[groups, Val::int(-1)]);
-        let more = self.w.compare("gt.s32", groups, Val::int(0));
+        self.w
+            .to(tile.groups, "add.s32", &[tile.groups, Val::int(-1)]);
+        let more = self.w.compare("gt.s32", tile.groups, Val::int(0));
         self.w.line(format_args!("@{more} bra {top};"));
         self.w.place(after);
         self.w.line(format_args!("cp.async.wait_group 0;"));
-        self.store([c, m], [row, own_column, part], lane, exists, &sums);
+        let at = [tile.row, own_column, tile.part];
+        self.store([c, tile.m], at, lane, exists, &sums);
     }
 
     fn multiply(&mut self, ring: &Ring, own: Val, places: &[Val; 4], k: &Constants, sums: &[Val]) {
@@ -281,7 +151,7 @@ impl Kernel<'_> {
             "ld.shared.v4.b32 {{{a}, {b}, {c}, {d}}}, [{at}];"
         ));
         for (word, &place) in words.into_iter().zip(places) {
-            let right = self.halves(word, k);
+            let right = k.halves(&mut self.w, word);
             let at = self.w.add(ring.read, place);
             for f in 0..self.p.fragments() {
                 let [a0, a1, a2, a3] = [(); 4].map(|()| self.w.register(Ty::B32));
@@ -301,37 +171,9 @@ impl Kernel<'_> {
         }
     }
 
-    /// `q - 8` of a word's codes, exactly: the right fragments of two products. A code in the lowest bits of 1024 is `1024 + q`,
-    /// four bits higher `1024 + 16 q`.
-    fn halves(&mut self, word: Val, k: &Constants) -> [[Val; 2]; 2] {
-        let upper = self.w.int("shr.u32", word, 8);
-        [word, upper].map(|word| {
-            let [low, high] = [0x000F_000F, 0x00F0_00F0].map(|mask: u32| {
-                let q = self.w.register(Ty::B32);
-                self.w.line(format_args!(
-                    "lop3.b32 {q}, {word}, {mask}, {}, 0xEA;",
-                    k.k1024
-                ));
-                q
-            });
-            [
-                self.w.op(Ty::B32, "sub.f16x2", &[low, k.k1032]),
-                self.w
-                    .op(Ty::B32, "fma.rn.f16x2", &[high, k.sixteenth, k.minus72]),
-            ]
-        })
-    }
-
     /// Adds a group's sums, scaled.
     fn scale(&mut self, pairs: [Val; 2], group: &[Val], sums: &[Val]) {
-        let scales = pairs.map(|pair| {
-            let halves = [(); 2].map(|()| self.w.register(Ty::B16));
-            self.w.line(format_args!(
-                "mov.b32 {{{}, {}}}, {pair};",
-                halves[0], halves[1]
-            ));
-            halves.map(|h| self.w.op(Ty::F32, "cvt.f32.f16", &[h]))
-        });
+        let scales = pairs.map(|pair| self.w.pair(pair));
         for (i, (&part, &sum)) in group.iter().zip(sums).enumerate() {
             let scale = scales[i / 4 % 2][i % 2];
             self.w.to(sum, "fma.rn.f32", &[part, scale, sum]);

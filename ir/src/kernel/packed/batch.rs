@@ -22,7 +22,9 @@ use super::{Bits, CHUNK, LANES, Weights, count, facts, tiles};
 use crate::ElemType;
 use crate::backend::Error;
 use crate::kernel::build::KernelBuilder;
-use crate::kernel::{Axis, Binary, Extent, Kernel, Literal, Param, ReduceKind, TileElem, TileType};
+use crate::kernel::{
+    Axis, Binary, Buf, Extent, Kernel, Literal, Param, ReduceKind, TileElem, TileType, Var,
+};
 
 /// Columns of a step: those of a lane's 16 bytes.
 pub const STEP: u32 = 64;
@@ -116,16 +118,12 @@ impl Batch {
         for tile in 0..w.rows / WARP_OUTPUTS {
             for step in 0..w.columns / STEP {
                 for lane in 0..LANES {
-                    let (g, p) = (lane / 4, lane % 4);
                     for s in 0..4 {
-                        let mut word = 0u32;
-                        for (nth, nibble) in NIBBLES.into_iter().enumerate() {
-                            let inside = [0, 1, 8, 9][nth % 4];
-                            let column = STEP * step + 16 * s + 2 * p + inside;
-                            let row = WARP_OUTPUTS * tile + g + 8 * (nth as u32 / 4);
-                            let at = row as usize * w.columns as usize + column as usize;
-                            word |= u32::from(codes[at]) << (4 * nibble);
-                        }
+                        let word = word(lane, |row, column| {
+                            let row = (WARP_OUTPUTS * tile + row) as usize;
+                            let column = (STEP * step + 16 * s + column) as usize;
+                            codes[row * w.columns as usize + column]
+                        });
                         packed.extend(word.to_le_bytes());
                     }
                 }
@@ -153,107 +151,40 @@ impl Batch {
     /// The canonical kernel.
     pub fn kernel(&self) -> Kernel {
         let w = &self.weights;
-        let mut b = KernelBuilder::new(&w.name);
-        let codes = b.buffer("codes", ElemType::U8, false);
-        let scales = b.buffer("scales", ElemType::F16, false);
-        let x = b.buffer("x", ElemType::F16, false);
-        let c = b.buffer("c", ElemType::F32, true);
-        let batches = tiles(&mut b, self.m, self.tile());
-        let of_part = b.grid(Extent::Const(u64::from(self.parts)));
-        let across = b.grid(Extent::Const(u64::from(self.across())));
-        let down = b.grid(batches);
-        let known = [w.rows, w.columns, self.parts];
-        let [rows, columns, _] = known.map(|v| b.index(i64::from(v)));
-        let m = count(&mut b, self.m, 4);
-        let [two, eight, group, wide, of_output] =
-            [2, 8, GROUP, TILE_OUTPUTS, WARP_OUTPUTS].map(|v| b.index(i64::from(v)));
-        let [tile, of_groups, all, steps, step_bytes, lane_bytes] = [
-            self.tile(),
-            self.groups(),
-            w.columns / GROUP,
-            w.columns / STEP,
-            16 * LANES,
-            64,
-        ]
-        .map(|v| b.index(i64::from(v)));
-        // `from + length`, cut at an end.
-        let cut = |b: &mut KernelBuilder, from, length, end| {
-            let to = b.binary(Binary::Add, from, length);
-            b.binary(Binary::Min, to, end)
+        let shared = |b: &mut KernelBuilder| {
+            // Where the codes of a group's columns are from that of its first.
+            let column = b.iota(GROUP);
+            let mut offsets = digit(b, column, 1, 2, 2);
+            for (by, of, times) in [(2, 4, 16), (16, 4, 4), (STEP, 2, 16 * LANES)] {
+                let more = digit(b, column, by, of, times);
+                offsets = b.binary(Binary::Add, offsets, more);
+            }
+            let shift = digit(b, column, 8, 2, 4);
+            (offsets, b.cast(shift, TileElem::Elem(ElemType::U8)))
         };
-        let first_o = b.binary(Binary::Mul, across, wide);
-        let last_o = cut(&mut b, first_o, wide, rows);
-        let first_b = b.binary(Binary::Mul, down, tile);
-        let last_b = cut(&mut b, first_b, tile, m);
-        let first_g = b.binary(Binary::Mul, of_part, of_groups);
-        let last_g = cut(&mut b, first_g, of_groups, all);
-
-        // Where the codes of a group's columns are from that of its first.
-        let column = b.iota(GROUP);
-        let digit = |b: &mut KernelBuilder, by: u32, of: u32, times: u32| {
-            let [by, of, times] = [by, of, times].map(|v| b.index(i64::from(v)));
-            let whole = b.binary(Binary::FloorDiv, column, by);
-            let digit = b.binary(Binary::Mod, whole, of);
-            b.binary(Binary::Mul, digit, times)
+        let place = |b: &mut KernelBuilder, o| {
+            let of_warp = digit(b, o, WARP_OUTPUTS, MOST, w.columns / STEP * 16 * LANES);
+            let high = digit(b, o, 8, 2, 1);
+            let lane = digit(b, o, 1, 8, 64);
+            let place = b.binary(Binary::Add, of_warp, lane);
+            b.binary(Binary::Add, place, high)
         };
-        let mut offsets = digit(&mut b, 1, 2, 2);
-        for (by, of, times) in [(2, 4, 16), (16, 4, 4), (STEP, 2, 16 * LANES)] {
-            let more = digit(&mut b, by, of, times);
-            offsets = b.binary(Binary::Add, offsets, more);
-        }
-        let shift = digit(&mut b, 8, 2, 4);
-        let shift = b.cast(shift, TileElem::Elem(ElemType::U8));
-        let number = TileElem::Elem(ElemType::F32);
-        let mask = TileType::of(ElemType::U8, &[GROUP]);
-        let mask = b.constant(mask, Literal::Int(15));
-        let middle = TileType::of(ElemType::F32, &[GROUP]);
-        let middle = b.constant(middle, Literal::Float(8.0));
-        let nothing = TileType::of(ElemType::F32, &[]);
-        let nothing = b.constant(nothing, Literal::Float(0.0));
-
-        b.for_loop(first_o, last_o, 1, &[], |b, o, _| {
-            let of_warp = b.binary(Binary::FloorDiv, o, of_output);
-            let inside = b.binary(Binary::Mod, o, of_output);
-            let high = b.binary(Binary::FloorDiv, inside, eight);
-            let lane = b.binary(Binary::Mod, inside, eight);
-            let lane = b.binary(Binary::Mul, lane, lane_bytes);
-            let lane = b.binary(Binary::Add, lane, high);
-            let before = b.binary(Binary::Mul, of_warp, steps);
-            b.for_loop(first_b, last_b, 1, &[], |b, v, _| {
-                let of_x = b.binary(Binary::Mul, v, columns);
-                let acc = b.for_loop(first_g, last_g, 1, &[nothing], |b, g, acc| {
-                    let step = b.binary(Binary::Mul, g, two);
-                    let step = b.binary(Binary::Add, before, step);
-                    let from = b.binary(Binary::Mul, step, step_bytes);
-                    let from = b.binary(Binary::Add, from, lane);
-                    let q = b.load(codes, from, &[GROUP], vec![Axis::offsets(offsets)]);
-                    let q = b.binary(Binary::Shr, q, shift);
-                    let q = b.binary(Binary::And, q, mask);
-                    let q = b.cast(q, TileElem::Elem(ElemType::I32));
-                    let q = b.cast(q, number);
-                    let q = b.binary(Binary::Sub, q, middle);
-                    let from = b.binary(Binary::Mul, g, group);
-                    let from = b.binary(Binary::Add, of_x, from);
-                    let of_x = b.load(x, from, &[GROUP], vec![Axis::stride(1)]);
-                    let of_x = b.cast(of_x, number);
-                    let product = b.binary(Binary::Mul, of_x, q);
-                    let sum = b.reduce(ReduceKind::Sum, product, 0);
-                    let at = b.binary(Binary::Mul, g, rows);
-                    let at = b.binary(Binary::Add, at, o);
-                    let scale = b.load(scales, at, &[], vec![]);
-                    let scale = b.cast(scale, number);
-                    vec![b.mul_add(sum, scale, acc[0])]
-                })[0];
-                let to = b.binary(Binary::Mul, of_part, m);
-                let to = b.binary(Binary::Add, to, v);
-                let to = b.binary(Binary::Mul, to, rows);
-                let to = b.binary(Binary::Add, to, o);
-                b.store(c, to, vec![], acc);
-                vec![]
-            });
-            vec![]
-        });
-        b.finish()
+        loops(
+            self,
+            ["codes"],
+            TILE_OUTPUTS,
+            shared,
+            |b, _, o| (place(b, o), o),
+            |b, [codes], &(offsets, shift), (place, o), g, (x, of_x)| {
+                let of_group = b.index(i64::from(GROUP / STEP * 16 * LANES));
+                let from = b.binary(Binary::Mul, g, of_group);
+                let from = b.binary(Binary::Add, from, place);
+                let q = b.load(codes, from, &[GROUP], vec![Axis::offsets(offsets)]);
+                let q = field(b, q, shift, 15);
+                let of_x = b.load(x, of_x, &[GROUP], vec![Axis::stride(1)]);
+                (product(b, q, of_x), o)
+            },
+        )
     }
 
     /// What a kernel computes, if it is one of these.
@@ -268,6 +199,121 @@ impl Batch {
         let found = Batch::new(weights, parts, m).ok()?;
         (found.kernel() == *kernel).then_some(found)
     }
+}
+
+/// No index is so large: `a / b % MOST` is `a / b`.
+pub(super) const MOST: u32 = u32::MAX;
+
+/// `index / by % of * times`.
+pub(super) fn digit(b: &mut KernelBuilder, index: Var, by: u32, of: u32, times: u32) -> Var {
+    let [by, of, times] = [by, of, times].map(|v| b.index(i64::from(v)));
+    let whole = b.binary(Binary::FloorDiv, index, by);
+    let digit = b.binary(Binary::Mod, whole, of);
+    b.binary(Binary::Mul, digit, times)
+}
+
+/// Bits of bytes: `bytes >> shift & mask`.
+pub(super) fn field(b: &mut KernelBuilder, bytes: Var, shift: Var, mask: i64) -> Var {
+    let bits = b.binary(Binary::Shr, bytes, shift);
+    let mask = b.constant(b.ty(bytes), Literal::Int(mask));
+    b.binary(Binary::And, bits, mask)
+}
+
+/// The sum of the products of codes less their zero with numbers.
+pub(super) fn product(b: &mut KernelBuilder, codes: Var, x: Var) -> Var {
+    let number = TileElem::Elem(ElemType::F32);
+    let q = b.cast(codes, TileElem::Elem(ElemType::I32));
+    let q = b.cast(q, number);
+    let zero = b.constant(b.ty(q), Literal::Float(f64::from(Bits::Four.zero())));
+    let q = b.binary(Binary::Sub, q, zero);
+    let x = b.cast(x, number);
+    let product = b.binary(Binary::Mul, x, q);
+    b.reduce(ReduceKind::Sum, product, 0)
+}
+
+/// A kernel of tiles: for each output and vector the sum over a part's groups, each times its scale. `stored` names what holds
+/// the weights. `shared` writes what all outputs share, `output` what the groups of one share, and `group` the product of a group
+/// with the vector's numbers from a place on, and which of the group's scales is the output's.
+pub(super) fn loops<const N: usize, S, O>(
+    spec: &Batch,
+    stored: [&str; N],
+    outputs: u32,
+    shared: impl FnOnce(&mut KernelBuilder) -> S,
+    output: impl FnOnce(&mut KernelBuilder, &S, Var) -> O,
+    group: impl FnOnce(&mut KernelBuilder, [Buf; N], &S, O, Var, (Buf, Var)) -> (Var, Var),
+) -> Kernel {
+    let w = &spec.weights;
+    let mut b = KernelBuilder::new(&w.name);
+    let stored = stored.map(|name| b.buffer(name, ElemType::U8, false));
+    let scales = b.buffer("scales", ElemType::F16, false);
+    let x = b.buffer("x", ElemType::F16, false);
+    let c = b.buffer("c", ElemType::F32, true);
+    let batches = tiles(&mut b, spec.m, spec.tile());
+    let of_part = b.grid(Extent::Const(u64::from(spec.parts)));
+    let across = b.grid(Extent::Const(u64::from(w.rows.div_ceil(outputs))));
+    let down = b.grid(batches);
+    let known = [w.rows, w.columns, spec.parts];
+    let [rows, columns, _] = known.map(|v| b.index(i64::from(v)));
+    let m = count(&mut b, spec.m, 3 + N as u32);
+    let [wide, tile, of_groups, all, of_group] = [
+        outputs,
+        spec.tile(),
+        spec.groups(),
+        w.columns / GROUP,
+        GROUP,
+    ]
+    .map(|v| b.index(i64::from(v)));
+    // `from + length`, cut at an end.
+    let cut = |b: &mut KernelBuilder, from, length, end| {
+        let to = b.binary(Binary::Add, from, length);
+        b.binary(Binary::Min, to, end)
+    };
+    let first_o = b.binary(Binary::Mul, across, wide);
+    let last_o = cut(&mut b, first_o, wide, rows);
+    let first_b = b.binary(Binary::Mul, down, tile);
+    let last_b = cut(&mut b, first_b, tile, m);
+    let first_g = b.binary(Binary::Mul, of_part, of_groups);
+    let last_g = cut(&mut b, first_g, of_groups, all);
+    let shared = shared(&mut b);
+    let nothing = TileType::of(ElemType::F32, &[]);
+    let nothing = b.constant(nothing, Literal::Float(0.0));
+    b.for_loop(first_o, last_o, 1, &[], |b, o, _| {
+        let output = output(b, &shared, o);
+        b.for_loop(first_b, last_b, 1, &[], |b, v, _| {
+            let of_x = b.binary(Binary::Mul, v, columns);
+            let acc = b.for_loop(first_g, last_g, 1, &[nothing], |b, g, acc| {
+                let from = b.binary(Binary::Mul, g, of_group);
+                let from = b.binary(Binary::Add, of_x, from);
+                let (sum, at) = group(b, stored, &shared, output, g, (x, from));
+                let before = b.binary(Binary::Mul, g, rows);
+                let at = b.binary(Binary::Add, before, at);
+                let scale = b.load(scales, at, &[], vec![]);
+                let scale = b.cast(scale, TileElem::Elem(ElemType::F32));
+                vec![b.mul_add(sum, scale, acc[0])]
+            })[0];
+            let to = b.binary(Binary::Mul, of_part, m);
+            let to = b.binary(Binary::Add, to, v);
+            let to = b.binary(Binary::Mul, to, rows);
+            let to = b.binary(Binary::Add, to, o);
+            b.store(c, to, vec![], acc);
+            vec![]
+        });
+        vec![]
+    });
+    b.finish()
+}
+
+/// A lane's word of a fragment: codes of 16 outputs and 16 columns, by offsets in these.
+pub(super) fn word(lane: u32, code: impl Fn(u32, u32) -> u8) -> u32 {
+    let (g, p) = (lane / 4, lane % 4);
+    NIBBLES
+        .into_iter()
+        .enumerate()
+        .fold(0, |word, (nth, nibble)| {
+            let column = 2 * p + [0, 1, 8, 9][nth % 4];
+            let code = code(g + 8 * (nth as u32 / 4), column);
+            word | u32::from(code) << (4 * nibble)
+        })
 }
 
 #[cfg(test)]

@@ -15,10 +15,12 @@
 mod batch;
 mod gemv;
 mod halves;
+mod two_of_four;
 
 pub use batch::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
 pub use gemv::{Gemv, MOST_BATCH, WARPS};
 pub use halves::{DEPTH, Halves};
+pub use two_of_four::{PAIR_OUTPUTS, TwoOfFour};
 
 use super::build::KernelBuilder;
 use super::{Extent, Kernel, Literal, Op, Var};
