@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """How fast executables write text: tokens per second by `--stats`, and the bytes of weights that this reads a second.
 
-  benches/text.py [--shapes 110m,wt2] [--weights f32,8,4] [--threads 1,2] [--tokens 64] [--prompt 16,512] [--rounds 3]
-                  [--kv f32,16,8,4] [--llama-bench PATH]
+  benches/text.py [--shapes 110m,wt2,1b] [--weights f32,8,4,ternary] [--threads 1,2] [--tokens 64] [--prompt 16,512] [--rounds 3]
+                  [--kv f32,16,8,4] [--llama-bench PATH [--llama-quantize PATH]]
                   [--lapidary PATH] [--out FOLDER] [--write]
 
 Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits are packed codes in groups of 32 (method `rtn`), which
-products read as they are, and what they are multiplied with is rounded (`--round-activations`). `--kv` are forms of the caches of
-keys and values (with a prompt of 2000 tokens they matter). With llama.cpp's `llama-bench`, the same
-codes in a GGUF file (Q8_0, Q4_0) run there, in the same rounds and after as many tokens; its caches are halves. Configurations are
-alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
+products read as they are, and what they are multiplied with is rounded (`--round-activations`); ternary ones have a scale for each 128. `--kv`
+are forms of the caches of keys and values (with a prompt of 2000 tokens they matter). With llama.cpp's `llama-bench`, the same
+codes in a GGUF file (Q8_0, Q4_0; ternary weights become TQ2_0 by its `llama-quantize`) run there, in the same rounds and after as many
+tokens; its caches are halves. Configurations are alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
 import argparse
@@ -28,7 +28,13 @@ SHAPES = {
     # hidden, layers, heads, heads of keys, inner, vocabulary
     "110m": (768, 12, 12, 12, 2048, 32000),
     "wt2": (256, 6, 8, 4, 704, 4096),
+    "1b": (2048, 16, 32, 8, 8192, 32000),
 }
+
+
+def bits_of(weights):
+    """Bits of a weight, with its share of a scale of two bytes."""
+    return {"f32": 32, "ternary": 2 + 16 / 128}.get(weights) or int(weights) + 16 / 32
 
 
 def write_model(folder, shape, seed=1):
@@ -86,12 +92,23 @@ def build(lapidary, model, weights, program, kv="f32", more=()):
 
 def recipe_of(weights, program):
     recipe = program.with_suffix(".toml")
-    if weights == "f32":
-        recipe.write_text("")
-    else:
-        recipe.write_text(f'[[weight]]\nname = "*_proj.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
-                          f'[[weight]]\nname = "lm_head.weight"\nmethod = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n')
+    how = {"f32": "", "ternary": 'method = "ternary"\nbits = 2\ngroup = 128\n'}.get(weights)
+    if how is None:
+        how = f'method = "rtn"\nbits = {weights}\ngroup = 32\nsymmetric = true\n'
+    recipe.write_text("".join(f'[[weight]]\nname = "{name}"\n{how}' for name in ("*_proj.weight", "lm_head.weight") if how))
     return recipe
+
+
+def peer_file(args, model, weights, file):
+    """The weights as llama.cpp reads them."""
+    made = file if weights != "ternary" else file.with_suffix(".8.gguf")
+    recipe = recipe_of(weights if weights != "ternary" else "8", made)
+    subprocess.run([args.lapidary, "compress", model, "-o", made, "--recipe", recipe], check=True, stdout=subprocess.DEVNULL)
+    if weights == "ternary":
+        # Speed does not depend on what the codes are.
+        types = ["--pure", "--output-tensor-type", "tq2_0", "--token-embedding-type", "q8_0"]
+        subprocess.run([args.llama_quantize, "--allow-requantize", *types, made, file, "TQ2_0"], check=True, capture_output=True)
+        made.unlink()
 
 
 def measure(program, threads, prompt, tokens):
@@ -122,6 +139,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lapidary", default="target/release/lapidary")
     parser.add_argument("--llama-bench")
+    parser.add_argument("--llama-quantize", default="llama-quantize")
     parser.add_argument("--out")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
@@ -134,15 +152,11 @@ def main():
         for weights, kv in itertools.product(args.weights.split(","), args.kv.split(",")):
             program = out / f"{shape}-{weights}-{kv}"
             build(args.lapidary, model, weights, program, kv)
-            # A scale of two bytes for each 32.
-            bits = 32 if weights == "f32" else int(weights) + 0.5
-            cells |= {(shape, weights, kv, *run): (program, numbers * bits / 8, []) for run in runs}
+            cells |= {(shape, weights, kv, *run): (program, numbers * bits_of(weights) / 8, []) for run in runs}
         for weights in args.weights.split(",") if args.llama_bench else []:
             file = out / f"{shape}-{weights}.gguf"
-            recipe = recipe_of(weights, file)
-            subprocess.run([args.lapidary, "compress", model, "-o", file, "--recipe", recipe], check=True, stdout=subprocess.DEVNULL)
-            bits = 32 if weights == "f32" else int(weights) + 0.5
-            cells |= {(shape, weights, "llama.cpp", *run): (file, numbers * bits / 8, []) for run in runs}
+            peer_file(args, model, weights, file)
+            cells |= {(shape, weights, "llama.cpp", *run): (file, numbers * bits_of(weights) / 8, []) for run in runs}
     for _ in range(args.rounds):
         # A program beside its peer.
         for (*_, kv, prompt, t), (program, _, found) in sorted(cells.items(), key=lambda cell: (cell[0][3:], cell[0])):
