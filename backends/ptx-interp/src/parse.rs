@@ -484,14 +484,17 @@ impl Reader {
         };
         Ok(Op::Mma {
             kind,
-            to: self
-                .group_to(d)?
-                .try_into()
-                .map_err(|_| "four results".to_owned())?,
+            to: self.four(d)?,
             a: self.exactly(a)?,
             b: self.exactly(b)?,
             c: self.exactly(c)?,
         })
+    }
+
+    /// The four registers of a lane's part of a product.
+    fn four(&self, text: &str) -> Result<[u32; 4]> {
+        let to = self.group_to(text)?.try_into();
+        to.map_err(|_| "four results".to_owned())
     }
 
     /// Both forms: that places are in order is checked of either.
@@ -506,10 +509,7 @@ impl Reader {
             return Err("a sparse product has six operands".to_owned());
         };
         Ok(Op::SparseMma {
-            to: self
-                .group_to(d)?
-                .try_into()
-                .map_err(|_| "four results".to_owned())?,
+            to: self.four(d)?,
             a: self.exactly(a)?,
             b: self.exactly(b)?,
             c: self.exactly(c)?,

@@ -42,30 +42,30 @@ pub struct Gpu {
     /// What it has.
     pub feature: Feature,
     /// Version of PTX that knows it and all that is written (7.4: loads that pass the first cache by).
-    pub version: &'static str,
+    pub version: (u32, u32),
 }
 
 /// Every GPU that code is written for, the newest last.
 pub const GPUS: &[Gpu] = &[
     Gpu {
         feature: Feature::Sm80,
-        version: "7.4",
+        version: (7, 4),
     },
     Gpu {
         feature: Feature::Sm86,
-        version: "7.4",
+        version: (7, 4),
     },
     Gpu {
         feature: Feature::Sm89,
-        version: "7.8",
+        version: (7, 8),
     },
     Gpu {
         feature: Feature::Sm90a,
-        version: "8.0",
+        version: (8, 0),
     },
     Gpu {
         feature: Feature::Sm100,
-        version: "8.6",
+        version: (8, 6),
     },
 ];
 
@@ -80,7 +80,7 @@ impl Gpu {
     /// the same machine code of both names, but for the newest GPUs, which have no other products.
     pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
         const ORDERED: &str = "mma.sp::ordered_metadata.";
-        match self.version < "8.5" && text.contains(ORDERED) {
+        match self.version < (8, 5) && text.contains(ORDERED) {
             true => Cow::Owned(text.replace(ORDERED, "mma.sp.")),
             false => Cow::Borrowed(text),
         }
@@ -127,9 +127,9 @@ pub fn entry(kernel: &Kernel) -> Result<Entry, Error> {
 
 /// What a module begins with.
 pub fn header(gpu: &Gpu) -> String {
+    let (major, minor) = gpu.version;
     format!(
-        ".version {}\n.target {}\n.address_size 64\n",
-        gpu.version,
+        ".version {major}.{minor}\n.target {}\n.address_size 64\n",
         gpu.name()
     )
 }

@@ -4,12 +4,10 @@ mod support;
 
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::packed::Halves;
-use lapidary_ptx::GPUS;
 use lapidary_ptx::packed::halves::{halves, sum};
 use lapidary_ptx_interp::Wrong;
 use lapidary_suite::Rng;
-use support::entries::{f16_bits, f16_value, launch, try_launch};
-use support::ptxas::{assemble, assemblers};
+use support::entries::{check_faults, check_registers, check_sums, f16_bits, f16_value, launch};
 
 fn product(elem: ElemType, [m, n, k]: [u32; 3], parts: u32) -> Halves {
     Halves {
@@ -62,24 +60,14 @@ fn halves_are_multiplied_by_tensor_cores() {
         let done = launch(&halves(&p), p.grid(m), &mut buffers);
         assert!(done.matrix_products > 0);
         let [.., c] = buffers;
-        let (entry, blocks) = sum("sum", parts, m * n).unwrap();
-        let mut buffers = [c, vec![0xFF; (4 * m * n) as usize]];
-        launch(&entry, blocks, &mut buffers);
-        for (i, got) in buffers[1].chunks_exact(4).enumerate() {
-            let got = f64::from(f32::from_le_bytes(got.try_into().unwrap()));
-            let (row, column) = (i / n as usize, i % n as usize);
-            let k = k as usize;
-            let terms = (0..k).map(|t| a_values[row * k + t] * b_values[column * k + t]);
-            let (want, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + f64::abs(t)));
-            assert!(
-                (got - want).abs() <= 2e-6 * size,
-                "{p:?}, element {i}: {got}, expected {want}"
-            );
-        }
+        let (n, k) = (n as usize, k as usize);
+        check_sums(&format!("{p:?}"), (c, parts, m * n as u32), |i| {
+            let (left, right) = (&a_values[i / n * k..], &b_values[i % n * k..]);
+            (0..k).map(|t| left[t] * right[t])
+        });
     }
 }
 
-/// The checks find what they are for.
 #[test]
 fn without_waiting_there_are_faults() {
     let p = product(ElemType::F16, [128, 128, 160], 1);
@@ -89,42 +77,28 @@ fn without_waiting_there_are_faults() {
         vec![0; 2 * 128 * 160],
         vec![0; 4 * 128 * 128],
     ];
-    for (of, with, wrong) in [
+    let changes = [
         ("    bar.sync 0;\n", "", Wrong::Race),
         ("wait_group 1;", "wait_group 2;", Wrong::PendingCopy),
         ("pieces[49152]", "pieces[49136]", Wrong::OutOfBounds),
-    ] {
-        let text = entry.text.replace(of, with);
-        assert_ne!(text, entry.text);
-        let fault = try_launch(&entry, &text, blocks, &mut buffers).unwrap_err();
-        assert_eq!(fault.wrong, wrong, "{fault}");
-    }
+    ];
+    check_faults(&entry, blocks, &mut buffers, &changes);
 }
 
 #[test]
 fn halves_assemble_without_spills() {
-    for ptxas in assemblers() {
-        for half in [ElemType::F16, ElemType::BF16] {
-            for (shape, parts) in [
-                ([8192, 8192, 8192], 1),
-                ([16, 4096, 4096], 8),
-                ([64, 4096, 4096], 4),
-                ([200, 136, 72], 1),
-            ] {
-                let entry = halves(&product(half, shape, parts));
-                for gpu in GPUS {
-                    let text = lapidary_ptx::header(gpu) + &entry.text;
-                    let used = assemble(&ptxas, gpu, &text)["product"];
-                    println!("{} {half:?} {shape:?}: {used} registers", gpu.name());
-                    assert!(used <= 128);
-                }
-            }
-        }
-        let (entry, _) = sum("sum", 8, 65536).unwrap();
-        for gpu in GPUS {
-            assemble(&ptxas, gpu, &(lapidary_ptx::header(gpu) + &entry.text));
+    for half in [ElemType::F16, ElemType::BF16] {
+        for (shape, parts) in [
+            ([8192, 8192, 8192], 1),
+            ([16, 4096, 4096], 8),
+            ([64, 4096, 4096], 4),
+            ([200, 136, 72], 1),
+        ] {
+            let entry = halves(&product(half, shape, parts));
+            check_registers(&format!("{half:?} {shape:?}"), &entry);
         }
     }
+    check_registers("sums", &sum("sum", 8, 65536).unwrap().0);
 }
 
 #[test]

@@ -24,6 +24,12 @@ fn matrix(rng: &mut Rng, w: &Weights) -> (Vec<u8>, Vec<f32>) {
     (codes, scales.collect())
 }
 
+/// Checks a product with `m` rows, which its kernel knows or is given.
+fn judge(backend: &Backend, kernel: &Kernel, buffers: &[Vec<u8>], (m, known): (u32, bool)) {
+    let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
+    check(backend, kernel, buffers, sizes, 1e-4);
+}
+
 /// A few vectors times packed weights, by a number of vectors that is known or given.
 pub fn vectors_times_packed_weights(backend: &Backend) {
     let mut rng = Rng(31);
@@ -44,8 +50,7 @@ pub fn vectors_times_packed_weights(backend: &Backend) {
                     vec![0; (4 * m * rows) as usize],
                 ];
                 let gemv = Gemv::new(weights, batch, known.then_some(m)).expect("a kernel");
-                let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
-                check(backend, &gemv.kernel(), &buffers, sizes, 1e-4);
+                judge(backend, &gemv.kernel(), &buffers, (m, known));
             }
         }
     }
@@ -68,8 +73,7 @@ pub fn batches_times_packed_weights(backend: &Backend) {
             bytes(ElemType::F16, numbers(&mut rng, m * columns)),
             vec![0; (4 * parts * m * rows) as usize],
         ];
-        let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
-        check(backend, &batch.kernel(), &buffers, sizes, 1e-4);
+        judge(backend, &batch.kernel(), &buffers, (m, known));
     }
 }
 
@@ -95,8 +99,7 @@ pub fn batches_times_two_of_four(backend: &Backend) {
             bytes(ElemType::F16, numbers(&mut rng, m * columns)),
             vec![0; (4 * parts * m * rows) as usize],
         ];
-        let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
-        check(backend, &product.kernel(), &buffers, sizes, 1e-4);
+        judge(backend, &product.kernel(), &buffers, (m, known));
     }
 }
 
@@ -118,7 +121,6 @@ pub fn products_of_halves(backend: &Backend) {
         };
         let [a, b] = [m, n].map(|rows| bytes(elem, numbers(&mut rng, rows * k)));
         let buffers = [a, b, vec![0; (4 * parts * m * n) as usize]];
-        let sizes: &[i64] = if known { &[] } else { &[i64::from(m)] };
-        check(backend, &halves.kernel(), &buffers, sizes, 1e-4);
+        judge(backend, &halves.kernel(), &buffers, (m, known));
     }
 }

@@ -121,6 +121,35 @@ impl Tile {
         (0..p.tile()).step_by(32).map(each).collect()
     }
 
+    /// For each group of the part what `begin`s it, its steps as they come, and what `end`s it. Afterwards nothing is being copied.
+    pub(super) fn each_group(
+        &self,
+        w: &mut Writer,
+        ring: &Ring,
+        begin: impl FnOnce(&mut Writer),
+        mut step: impl FnMut(&mut Writer),
+        end: impl FnOnce(&mut Writer),
+    ) {
+        ring.fill(w);
+        let [top, after] = [(); 2].map(|()| w.label());
+        // A part may have no groups where they are few.
+        let none = w.compare("le.s32", self.groups, Val::int(0));
+        w.line(format_args!("@{none} bra {after};"));
+        w.place(top);
+        begin(w);
+        for _ in 0..GROUP / STEP {
+            ring.turn(w);
+            step(w);
+            ring.next(w);
+        }
+        end(w);
+        w.to(self.groups, "add.s32", &[self.groups, Val::int(-1)]);
+        let more = w.compare("gt.s32", self.groups, Val::int(0));
+        w.line(format_args!("@{more} bra {top};"));
+        w.place(after);
+        w.line(format_args!("cp.async.wait_group 0;"));
+    }
+
     /// The copies of all steps: into `shared`, of `stage` bytes a step.
     pub(super) fn ring(
         &self,
@@ -177,12 +206,12 @@ impl Ring {
     }
 
     /// Begins all copies but one, which is begun when the first has come.
-    pub(super) fn fill(&self, w: &mut Writer) {
+    fn fill(&self, w: &mut Writer) {
         (1..self.stages).for_each(|_| self.bring(w));
     }
 
     /// Waits for a step, and begins to copy another.
-    pub(super) fn turn(&self, w: &mut Writer) {
+    fn turn(&self, w: &mut Writer) {
         w.line(format_args!("cp.async.wait_group {};", self.stages - 2));
         // After this, all have multiplied the step whose place the next takes, and all see this one.
         w.line(format_args!("bar.sync 0;"));
@@ -190,7 +219,7 @@ impl Ring {
     }
 
     /// To the next step.
-    pub(super) fn next(&self, w: &mut Writer) {
+    fn next(&self, w: &mut Writer) {
         self.advance(w, self.read);
     }
 }

@@ -5,12 +5,12 @@
 //! outputs, codes enter the product as the integers that they are and a group's sum is scaled in `f32`, and blocks that share
 //! `k` write sums of `f32` of their own, which whoever reads them adds up in order.
 
-use super::batch::{Constants, ROW, Ring, Source, THREADS, Tile, stages};
+use super::batch::{Constants, ROW, Source, THREADS, Tile, stages};
 use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
 use crate::writer::{Ty, Val, Writer};
-use lapidary_ir::kernel::packed::{Batch, GROUP, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
+use lapidary_ir::kernel::packed::{Batch, STEP, TILE_OUTPUTS, WARP_OUTPUTS};
 
 /// The entry of a canonical kernel, with its parameters, then as every entry.
 pub fn marlin(batch: &Batch) -> Entry {
@@ -110,74 +110,31 @@ impl Kernel<'_> {
         for pair in pairs {
             self.w.copy(pair, Val::int(0));
         }
-        ring.fill(&mut self.w);
-        let [top, after] = [(); 2].map(|()| self.w.label());
-        // A part may have no groups where they are few.
-        let none = self.w.compare("le.s32", tile.groups, Val::int(0));
-        self.w.line(format_args!("@{none} bra {after};"));
-        self.w.place(top);
-        for (i, pair) in pairs.into_iter().enumerate() {
-            let offset = 16 * i;
-            self.w.line(format_args!(
-                "@{exists} ld.global.nc.b32 {pair}, [{scale_at}+{offset}];"
-            ));
-        }
-        let step = Val::long(2 * i64::from(rows));
-        self.w.to(scale_at, "add.s64", &[scale_at, step]);
-        for &sum in &group {
-            self.w.copy(sum, Val::f32(0.0));
-        }
-        for _ in 0..GROUP / STEP {
-            ring.turn(&mut self.w);
-            self.multiply(&ring, own, &places, &constants, &group);
-            ring.next(&mut self.w);
-        }
-        self.scale(pairs, &group, &sums);
-        self.w
-            .to(tile.groups, "add.s32", &[tile.groups, Val::int(-1)]);
-        let more = self.w.compare("gt.s32", tile.groups, Val::int(0));
-        self.w.line(format_args!("@{more} bra {top};"));
-        self.w.place(after);
-        self.w.line(format_args!("cp.async.wait_group 0;"));
+        let begin = |w: &mut Writer| {
+            for (i, pair) in pairs.into_iter().enumerate() {
+                let offset = 16 * i;
+                w.line(format_args!(
+                    "@{exists} ld.global.nc.b32 {pair}, [{scale_at}+{offset}];"
+                ));
+            }
+            let step = Val::long(2 * i64::from(rows));
+            w.to(scale_at, "add.s64", &[scale_at, step]);
+            for &sum in &group {
+                w.copy(sum, Val::f32(0.0));
+            }
+        };
+        tile.each_group(
+            &mut self.w,
+            &ring,
+            begin,
+            |w| {
+                let from = w.add(ring.read, own);
+                multiply(w, (ring.read, from), &places, &constants, &group);
+            },
+            |w| scale(w, pairs, &group, &sums),
+        );
         let at = [tile.row, own_column, tile.part];
         self.store([c, tile.m], at, lane, exists, &sums);
-    }
-
-    fn multiply(&mut self, ring: &Ring, own: Val, places: &[Val; 4], k: &Constants, sums: &[Val]) {
-        let at = self.w.add(ring.read, own);
-        let words: [Val; 4] = [(); 4].map(|()| self.w.register(Ty::B32));
-        let [a, b, c, d] = words;
-        self.w.line(format_args!(
-            "ld.shared.v4.b32 {{{a}, {b}, {c}, {d}}}, [{at}];"
-        ));
-        for (word, &place) in words.into_iter().zip(places) {
-            let right = k.halves(&mut self.w, word);
-            let at = self.w.add(ring.read, place);
-            for f in 0..self.p.fragments() {
-                let [a0, a1, a2, a3] = [(); 4].map(|()| self.w.register(Ty::B32));
-                let offset = 16 * ROW * f;
-                self.w.line(format_args!(
-                    "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{a0}, {a1}, {a2}, {a3}}}, [{at}+{offset}];"
-                ));
-                for (j, [b0, b1]) in right.into_iter().enumerate() {
-                    let at = 8 * f as usize + 4 * j;
-                    let [c0, c1, c2, c3] = [0, 1, 2, 3].map(|r| sums[at + r]);
-                    self.w.line(format_args!(
-                        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{c0}, {c1}, {c2}, {c3}}}, \
-                         {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{c0}, {c1}, {c2}, {c3}}};"
-                    ));
-                }
-            }
-        }
-    }
-
-    /// Adds a group's sums, scaled.
-    fn scale(&mut self, pairs: [Val; 2], group: &[Val], sums: &[Val]) {
-        let scales = pairs.map(|pair| self.w.pair(pair));
-        for (i, (&part, &sum)) in group.iter().zip(sums).enumerate() {
-            let scale = scales[i / 4 % 2][i % 2];
-            self.w.to(sum, "fma.rn.f32", &[part, scale, sum]);
-        }
     }
 
     fn store(
@@ -212,5 +169,47 @@ impl Kernel<'_> {
             }
         }
         self.w.line(format_args!("ret;"));
+    }
+}
+
+/// Multiplies the step in shared memory from `step` on, whose codes of this lane are at `codes`.
+fn multiply(
+    w: &mut Writer,
+    (step, codes): (Val, Val),
+    places: &[Val; 4],
+    k: &Constants,
+    sums: &[Val],
+) {
+    let words: [Val; 4] = [(); 4].map(|()| w.register(Ty::B32));
+    let [a, b, c, d] = words;
+    w.line(format_args!(
+        "ld.shared.v4.b32 {{{a}, {b}, {c}, {d}}}, [{codes}];"
+    ));
+    for (word, &place) in words.into_iter().zip(places) {
+        let right = k.halves(w, word);
+        let at = w.add(step, place);
+        for (f, sums) in (0..).zip(sums.chunks_exact(8)) {
+            let [a0, a1, a2, a3] = [(); 4].map(|()| w.register(Ty::B32));
+            let offset = 16 * ROW * f;
+            w.line(format_args!(
+                "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{a0}, {a1}, {a2}, {a3}}}, [{at}+{offset}];"
+            ));
+            for (j, [b0, b1]) in right.into_iter().enumerate() {
+                let [c0, c1, c2, c3] = [0, 1, 2, 3].map(|r| sums[4 * j + r]);
+                w.line(format_args!(
+                    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{c0}, {c1}, {c2}, {c3}}}, \
+                     {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{c0}, {c1}, {c2}, {c3}}};"
+                ));
+            }
+        }
+    }
+}
+
+/// Adds a group's sums, scaled.
+fn scale(w: &mut Writer, pairs: [Val; 2], group: &[Val], sums: &[Val]) {
+    let scales = pairs.map(|pair| w.pair(pair));
+    for (i, (&part, &sum)) in group.iter().zip(sums).enumerate() {
+        let scale = scales[i / 4 % 2][i % 2];
+        w.to(sum, "fma.rn.f32", &[part, scale, sum]);
     }
 }

@@ -7,7 +7,7 @@
 //! Source: "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on Large Language Models" (Frantar et al. 2024), section
 //! on Sparse-MARLIN. What differs is what differs in the dense kernel, and codes' order: see [`lapidary_ir::kernel::packed`].
 
-use super::batch::{Constants, ROW, Ring, Source, THREADS, Tile, stages};
+use super::batch::{Constants, ROW, Source, THREADS, Tile, stages};
 use super::frame;
 use crate::Entry;
 use crate::tile::WARP;
@@ -142,33 +142,24 @@ impl Kernel<'_> {
         for pair in pairs {
             self.w.copy(pair, Val::int(0));
         }
-        ring.fill(&mut self.w);
-        let [top, after] = [(); 2].map(|()| self.w.label());
-        // A part may have no groups where they are few.
-        let none = self.w.compare("le.s32", tile.groups, Val::int(0));
-        self.w.line(format_args!("@{none} bra {after};"));
-        self.w.place(top);
         let [low, high] = pairs;
-        self.w.line(format_args!(
-            "@{exists} ld.global.nc.v2.b32 {{{low}, {high}}}, [{scale_at}];"
-        ));
-        let step = Val::long(2 * i64::from(rows));
-        self.w.to(scale_at, "add.s64", &[scale_at, step]);
-        for &sum in of_group.iter().flatten() {
-            self.w.copy(sum, Val::f32(0.0));
-        }
-        for _ in 0..GROUP / STEP {
-            ring.turn(&mut self.w);
-            self.multiply(&ring, &at, &constants, &of_group);
-            ring.next(&mut self.w);
-        }
-        self.scale(pairs, &of_group, &sums);
-        self.w
-            .to(tile.groups, "add.s32", &[tile.groups, Val::int(-1)]);
-        let more = self.w.compare("gt.s32", tile.groups, Val::int(0));
-        self.w.line(format_args!("@{more} bra {top};"));
-        self.w.place(after);
-        self.w.line(format_args!("cp.async.wait_group 0;"));
+        let begin = |w: &mut Writer| {
+            w.line(format_args!(
+                "@{exists} ld.global.nc.v2.b32 {{{low}, {high}}}, [{scale_at}];"
+            ));
+            let step = Val::long(2 * i64::from(rows));
+            w.to(scale_at, "add.s64", &[scale_at, step]);
+            for &sum in of_group.iter().flatten() {
+                w.copy(sum, Val::f32(0.0));
+            }
+        };
+        tile.each_group(
+            &mut self.w,
+            &ring,
+            begin,
+            |w| multiply(w, ring.read, &at, &constants, &of_group),
+            |w| scale(w, pairs, &of_group, &sums),
+        );
         let position = self.w.int("and.b32", lane, 3);
         let row = self.w.add(tile.row, first);
         let row = self.w.mul_add(position, Val::int(2), row);
@@ -200,53 +191,6 @@ impl Kernel<'_> {
         }
     }
 
-    fn multiply(&mut self, ring: &Ring, at: &Places, k: &Constants, sums: &[Fragment]) {
-        let codes = self.w.add(ring.read, at.codes);
-        let words: [Val; 4] = [(); 4].map(|()| self.w.register(Ty::B32));
-        let [a, b, c, d] = words;
-        self.w.line(format_args!(
-            "ld.shared.v4.b32 {{{a}, {b}, {c}, {d}}}, [{codes}];"
-        ));
-        let places = self.w.add(ring.read, at.places);
-        let kept = [(); 2].map(|()| self.w.register(Ty::B32));
-        let [low, high] = kept;
-        self.w.line(format_args!(
-            "ld.shared.v2.b32 {{{low}, {high}}}, [{places}];"
-        ));
-        for h in 0..2 {
-            let left = [0, 1].map(|t| k.halves(&mut self.w, words[2 * h + t]));
-            let from = self.w.add(ring.read, at.vectors[h]);
-            for (f, of_vectors) in sums.chunks_exact(2).enumerate() {
-                let [b0, b1, b2, b3] = [(); 4].map(|()| self.w.register(Ty::B32));
-                let offset = 8 * ROW as usize * f;
-                self.w.line(format_args!(
-                    "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{b0}, {b1}, {b2}, {b3}}}, [{from}+{offset}];"
-                ));
-                for (t, [c0, c1, c2, c3]) in of_vectors.iter().enumerate() {
-                    // Registers go by rows first, codes by columns.
-                    let [[a0, a2], [a1, a3]] = left[t];
-                    self.w.line(format_args!(
-                        "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {{{c0}, {c1}, {c2}, {c3}}}, \
-                         {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}, {b2}, {b3}}}, {{{c0}, {c1}, {c2}, {c3}}}, {}, {t};",
-                        kept[h]
-                    ));
-                }
-            }
-        }
-    }
-
-    /// Adds a group's sums, scaled.
-    fn scale(&mut self, pairs: [Val; 2], group: &[Fragment], sums: &[Fragment]) {
-        // A fragment's are those of outputs `g` and `g + 8`.
-        let scales = pairs.map(|pair| self.w.pair(pair));
-        for (i, (part, sum)) in group.iter().zip(sums).enumerate() {
-            for (r, (&part, &sum)) in part.iter().zip(sum).enumerate() {
-                let scale = scales[i % 2][r / 2];
-                self.w.to(sum, "fma.rn.f32", &[part, scale, sum]);
-            }
-        }
-    }
-
     fn store(
         &mut self,
         c: Val,
@@ -275,5 +219,53 @@ impl Kernel<'_> {
             }
         }
         self.w.line(format_args!("ret;"));
+    }
+}
+
+/// Multiplies the step in shared memory from `step` on.
+fn multiply(w: &mut Writer, step: Val, at: &Places, k: &Constants, sums: &[Fragment]) {
+    let codes = w.add(step, at.codes);
+    let words: [Val; 4] = [(); 4].map(|()| w.register(Ty::B32));
+    let [a, b, c, d] = words;
+    w.line(format_args!(
+        "ld.shared.v4.b32 {{{a}, {b}, {c}, {d}}}, [{codes}];"
+    ));
+    let places = w.add(step, at.places);
+    let kept = [(); 2].map(|()| w.register(Ty::B32));
+    let [low, high] = kept;
+    w.line(format_args!(
+        "ld.shared.v2.b32 {{{low}, {high}}}, [{places}];"
+    ));
+    for h in 0..2 {
+        let left = [0, 1].map(|t| k.halves(w, words[2 * h + t]));
+        let from = w.add(step, at.vectors[h]);
+        for (f, of_vectors) in sums.chunks_exact(2).enumerate() {
+            let [b0, b1, b2, b3] = [(); 4].map(|()| w.register(Ty::B32));
+            let offset = 8 * ROW as usize * f;
+            w.line(format_args!(
+                "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{b0}, {b1}, {b2}, {b3}}}, [{from}+{offset}];"
+            ));
+            for (t, [c0, c1, c2, c3]) in of_vectors.iter().enumerate() {
+                // Registers go by rows first, codes by columns.
+                let [[a0, a2], [a1, a3]] = left[t];
+                w.line(format_args!(
+                    "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {{{c0}, {c1}, {c2}, {c3}}}, \
+                     {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}, {b2}, {b3}}}, {{{c0}, {c1}, {c2}, {c3}}}, {}, {t};",
+                    kept[h]
+                ));
+            }
+        }
+    }
+}
+
+/// Adds a group's sums, scaled.
+fn scale(w: &mut Writer, pairs: [Val; 2], group: &[Fragment], sums: &[Fragment]) {
+    // A fragment's are those of outputs `g` and `g + 8`.
+    let scales = pairs.map(|pair| w.pair(pair));
+    for (i, (part, sum)) in group.iter().zip(sums).enumerate() {
+        for (r, (&part, &sum)) in part.iter().zip(sum).enumerate() {
+            let scale = scales[i % 2][r / 2];
+            w.to(sum, "fma.rn.f32", &[part, scale, sum]);
+        }
     }
 }

@@ -154,20 +154,14 @@ impl Batch {
         let shared = |b: &mut KernelBuilder| {
             // Where the codes of a group's columns are from that of its first.
             let column = b.iota(GROUP);
-            let mut offsets = digit(b, column, 1, 2, 2);
-            for (by, of, times) in [(2, 4, 16), (16, 4, 4), (STEP, 2, 16 * LANES)] {
-                let more = digit(b, column, by, of, times);
-                offsets = b.binary(Binary::Add, offsets, more);
-            }
-            let shift = digit(b, column, 8, 2, 4);
+            let steps = [STEP, 2, 16 * LANES];
+            let offsets = digits(b, column, [[1, 2, 2], [2, 4, 16], [16, 4, 4], steps]);
+            let shift = digits(b, column, [[8, 2, 4]]);
             (offsets, b.cast(shift, TileElem::Elem(ElemType::U8)))
         };
+        let of_warp = w.columns / STEP * 16 * LANES;
         let place = |b: &mut KernelBuilder, o| {
-            let of_warp = digit(b, o, WARP_OUTPUTS, MOST, w.columns / STEP * 16 * LANES);
-            let high = digit(b, o, 8, 2, 1);
-            let lane = digit(b, o, 1, 8, 64);
-            let place = b.binary(Binary::Add, of_warp, lane);
-            b.binary(Binary::Add, place, high)
+            digits(b, o, [[WARP_OUTPUTS, MOST, of_warp], [1, 8, 64], [8, 2, 1]])
         };
         loops(
             self,
@@ -204,12 +198,18 @@ impl Batch {
 /// No index is so large: `a / b % MOST` is `a / b`.
 pub(super) const MOST: u32 = u32::MAX;
 
-/// `index / by % of * times`.
-pub(super) fn digit(b: &mut KernelBuilder, index: Var, by: u32, of: u32, times: u32) -> Var {
-    let [by, of, times] = [by, of, times].map(|v| b.index(i64::from(v)));
-    let whole = b.binary(Binary::FloorDiv, index, by);
-    let digit = b.binary(Binary::Mod, whole, of);
-    b.binary(Binary::Mul, digit, times)
+/// The sum of an index' digits, each at a place of its own: of `index / by % of * times`, for `[by, of, times]`.
+pub(super) fn digits<const N: usize>(b: &mut KernelBuilder, index: Var, all: [[u32; 3]; N]) -> Var {
+    let each = all.map(|digit| {
+        let [by, of, times] = digit.map(|v| b.index(i64::from(v)));
+        let whole = b.binary(Binary::FloorDiv, index, by);
+        let digit = b.binary(Binary::Mod, whole, of);
+        b.binary(Binary::Mul, digit, times)
+    });
+    let sum = each
+        .into_iter()
+        .reduce(|sum, d| b.binary(Binary::Add, sum, d));
+    sum.unwrap_or_else(|| b.index(0))
 }
 
 /// Bits of bytes: `bytes >> shift & mask`.

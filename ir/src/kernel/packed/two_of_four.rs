@@ -24,7 +24,7 @@
 //!     store C[p, b, o], acc
 //! ```
 
-use super::batch::{MOST, digit, field, loops, product, word};
+use super::batch::{MOST, digits, field, loops, product, word};
 use super::{Batch, Bits, GROUP, LANES, STEP, WARPS, Weights, facts};
 use crate::ElemType;
 use crate::backend::Error;
@@ -190,35 +190,31 @@ impl TwoOfFour {
         // Of what is kept in a group: offsets and shifts of codes and of places, and the first column that it may be.
         let shared = |b: &mut KernelBuilder| {
             let kept = b.iota(KEPT);
-            let digits = |b: &mut KernelBuilder, all: &[[u32; 3]]| {
-                let mut sum = digit(b, kept, all[0][0], all[0][1], all[0][2]);
-                for &[by, of, times] in &all[1..] {
-                    let more = digit(b, kept, by, of, times);
-                    sum = b.binary(Binary::Add, sum, more);
-                }
-                sum
-            };
-            let codes = digits(b, &[[1, 2, 2], [2, 4, 16], [16, 2, 8], [32, 2, 16 * LANES]]);
-            let places = digits(b, &[[4, 2, 1], [8, 2, 8], [16, 2, 4], [32, 2, 8 * LANES]]);
-            let shifts = [digits(b, &[[8, 2, 4]]), digits(b, &[[1, 4, 2]])];
+            let codes = digits(
+                b,
+                kept,
+                [[1, 2, 2], [2, 4, 16], [16, 2, 8], [32, 2, 16 * LANES]],
+            );
+            let places = digits(
+                b,
+                kept,
+                [[4, 2, 1], [8, 2, 8], [16, 2, 4], [32, 2, 8 * LANES]],
+            );
+            let shifts = [[8, 2, 4], [1, 4, 2]].map(|of| digits(b, kept, [of]));
             let shifts = shifts.map(|s| b.cast(s, TileElem::Elem(ElemType::U8)));
-            ([codes, places], shifts, digits(b, &[[2, KEPT / 2, 4]]))
+            ([codes, places], shifts, digits(b, kept, [[2, KEPT / 2, 4]]))
         };
         // Where an output's codes, places and scale are.
         let output = |b: &mut KernelBuilder, o| {
-            let digits = |b: &mut KernelBuilder, times: [u32; 4]| {
-                let mut sum = digit(b, o, PAIR_OUTPUTS, MOST, times[0]);
-                for ((by, of), times) in [(16, 2), (8, 2), (1, 8)].into_iter().zip(&times[1..]) {
-                    let more = digit(b, o, by, of, *times);
-                    sum = b.binary(Binary::Add, sum, more);
-                }
-                sum
-            };
-            [
-                digits(b, [16 * LANES * steps, 4, 1, 64]),
-                digits(b, [8 * LANES * steps, 16, 2, 32]),
-                digits(b, [PAIR_OUTPUTS, 2, 1, 4]),
-            ]
+            let all = [
+                [16 * LANES * steps, 4, 1, 64],
+                [8 * LANES * steps, 16, 2, 32],
+                [PAIR_OUTPUTS, 2, 1, 4],
+            ];
+            all.map(|[tile, half, high, group]| {
+                let tile = [PAIR_OUTPUTS, MOST, tile];
+                digits(b, o, [tile, [16, 2, half], [8, 2, high], [1, 8, group]])
+            })
         };
         loops(
             &self.batch,
