@@ -3,7 +3,7 @@
 the original. One command of `lapidary` each; `--methods` puts one method for all weights beside the budget of its bytes. It runs no other program's
 quantizers.
 
-  budgets.py DATA [--lapidary BIN] [--models NAME,...] [--bits 8,6,4,3,2,1.6] [--blind] [--methods] [--out FILE.json]
+  budgets.py DATA [--lapidary BIN] [--models NAME,...] [--bits 8,6,4,3,2,1.6] [--blind] [--methods] [--quantize] [--out FILE.json]
 
 Needs numpy and onnx. DATA is the folder with the trained models. Inputs for calibration and for tests
 are made from its files; the tests' are never calibrated on.
@@ -194,6 +194,7 @@ def main():
     ap.add_argument("--bits", default="8,6,4,3,2,1.6")
     ap.add_argument("--blind", action="store_true", help="without calibration")
     ap.add_argument("--methods", action="store_true", help="also one method for all weights, at its bytes")
+    ap.add_argument("--quantize", action="store_true", help="also with values between weights as codes")
     ap.add_argument("--out")
     a = ap.parse_args()
     rows = []
@@ -209,7 +210,9 @@ def main():
         for model in models(a.data, work):
             if a.models and model.name not in a.models.split(","):
                 continue
-            for bits in a.bits.split(","):
+            for how in ("int8", "bct") if a.quantize else ():
+                note({"model": model.name, "quantize": how, **model.judge(a.lapidary, ["--quantize", how])})
+            for bits in filter(None, a.bits.split(",")):
                 try:
                     note({"model": model.name, "bits": bits, "blind": a.blind, **model.judge(a.lapidary, ["--bits", bits], a.blind)})
                 except RuntimeError as e:

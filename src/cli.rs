@@ -50,7 +50,7 @@ pub enum Command {
 
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "max_kl", "min_top1"])))]
+#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "quantize", "max_kl", "min_top1"])))]
 pub struct Model {
     /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
@@ -81,6 +81,9 @@ pub struct Model {
     /// Compress the weights as this file says; `build` with `--size` or `--bits` writes one.
     #[arg(long, value_name = "FILE", group = "compression")]
     pub recipe: Option<PathBuf>,
+    /// Compute with 8-bit codes, of ranges that the data shows; needs `--calibrate`.
+    #[arg(long, value_name = "HOW", value_enum, requires = "calibrate", group = "compression", conflicts_with_all = ["latency", "max_kl", "min_top1"])]
+    pub quantize: Option<Quantize>,
     /// Compress the weights until predictions diverge from the original's by so much at most, in nats; needs `--calibrate`.
     #[arg(long, value_name = "NATS", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
     pub max_kl: Option<f64>,
@@ -139,6 +142,15 @@ pub struct Model {
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What is computed with codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantize {
+    /// Products with weights; the spread of inputs of matrix products is shared with the weights (SmoothQuant).
+    Int8,
+    /// All operations, with steps that are powers of two; softmax and layer normalization with integers alone (BCT).
+    Bct,
 }
 
 /// `lapidary run`.
@@ -460,7 +472,7 @@ pub struct Inspect {
 pub enum Stage {
     /// As read from the file.
     Imported,
-    /// After `--size`, `--bits` or `--recipe`.
+    /// After `--size`, `--bits`, `--quantize` or `--recipe`.
     Compressed,
     /// After rewriting.
     Optimized,

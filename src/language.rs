@@ -1,6 +1,6 @@
 //! Models of language as programs for texts: which of them write text and which embed it, and what such a program carries.
 
-use crate::driver::{CompileOptions, Compiled, compile, compress, import};
+use crate::driver::{CompileOptions, Compiled, Compression, compile, compress, import};
 use crate::error::Error;
 use lapidary_abi::program::File;
 use lapidary_frontend::{Purpose, checkpoint, gguf};
@@ -90,6 +90,17 @@ pub(crate) fn text_files(path: &Path) -> Result<Vec<File>, Error> {
 /// Compiles a language model to a program that writes text: step by step, for any number of sequences, with the files that
 /// its tokenizer and settings are read from. Compression looks at the model as it predicts whole sequences.
 pub fn compile_text(path: &Path, file: &str, options: &CompileOptions) -> Result<Compiled, Error> {
+    if let Some(Compression::Recipe(recipe)) = &options.compression
+        && recipe.activations.is_some()
+    {
+        return Err(Error::Usage {
+            message: "a program that writes text has no ranges of its values: its steps are not the windows that calibration sees"
+                .to_owned(),
+            help: "`--round-activations` takes the range of each block as it comes; `build --scores --quantize` makes a program that \
+                   takes tokens"
+                .to_owned(),
+        });
+    }
     let stepwise = CompileOptions {
         stepwise: true,
         compression: None,

@@ -162,6 +162,12 @@ impl Target {
         base.with_features(detected())
     }
 
+    /// True if this machine runs code for the target.
+    pub fn runs_here(&self) -> bool {
+        let host = Target::host();
+        self.triple == host.triple && self.features.iter().all(|f| host.features.contains(f))
+    }
+
     /// The description of a target by its triple and processor; `None` stands for this machine's. `processor` is
     /// `native`, a level (`x86-64-v2`, `x86-64-v3`, `x86-64-v4`) or `generic`, followed by names of [`FEATURES`] after
     /// commas. Without it, this machine's own triple has this machine's features, and any other none.

@@ -74,7 +74,7 @@ impl Calibration {
         }
         // What is observed runs here, whatever the model is for.
         let mut here = options.clone();
-        if !here.backend.native {
+        if !here.backend.native || !here.target.runs_here() {
             let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
             let host = CompileOptions::host(threads);
             here.generate_for(host.target, host.backend);

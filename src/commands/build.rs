@@ -87,9 +87,10 @@ pub fn build(args: &Build) -> Result<(), Error> {
     report(args, &compiled, compiled.predict(&options).ns() / 1e6)
 }
 
-/// Beside the artefact: the choices that a budget led to, so that the next build repeats them without searching.
+/// Beside the artefact: the choices that a budget led to, or a preset, so that the next build repeats them, or a part of them.
 fn write_recipe(args: &Build, compiled: &Compiled) -> Result<(), Error> {
-    let Some(compression) = compiled.compression.as_ref().filter(|c| c.bound.is_some()) else {
+    let searched = |c: &&compress::Report| c.bound.is_some() || args.model.quantize.is_some();
+    let Some(compression) = compiled.compression.as_ref().filter(searched) else {
         return Ok(());
     };
     let mut path = args.output.clone().into_os_string();
@@ -184,6 +185,9 @@ pub(super) fn compressed(report: &compress::Report) -> String {
         "weights: {before} -> {after} bytes ({:.3}x)\n",
         after as f64 / before.max(1) as f64
     );
+    if let Some((_, coded)) = &report.activations {
+        text += &codes(coded);
+    }
     match (report.bound, &report.measured) {
         (Some((error, bound)), None) => {
             text += &format!(
@@ -191,8 +195,8 @@ pub(super) fn compressed(report: &compress::Report) -> String {
                  these are errors of weights (of their outputs, where data was given), not of the model's results\n"
             );
         }
-        (Some((predicted, bound)), Some(m)) => text += &measured(m, predicted, bound),
-        (None, _) => (),
+        (bound, Some(m)) => text += &measured(m, bound),
+        (None, None) => (),
     }
     if let Some((before, after)) = report.latency_ns {
         text += &format!(
@@ -204,8 +208,20 @@ pub(super) fn compressed(report: &compress::Report) -> String {
     text
 }
 
-/// How far the compressed model's results are from the original's.
-fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
+/// What is computed with codes.
+fn codes(coded: &compress::Coded) -> String {
+    let mut text = format!(
+        "8-bit codes: {} values, read by {} products with weights; {} softmaxes and normalizations in integers\n",
+        coded.values, coded.products, coded.integers
+    );
+    for reason in &coded.left {
+        text += &format!("stays floats: {reason}\n");
+    }
+    text
+}
+
+/// How far the compressed model's results are from the original's; with what was predicted, and the bound of all choices.
+fn measured(m: &compress::Measured, bound: Option<(f64, f64)>) -> String {
     let (loss, (used, given)) = (m.difference.loss, m.samples);
     let what = match m.distance {
         compress::Distance::Divergence => "divergence of a prediction from the original's, in nats",
@@ -213,10 +229,11 @@ fn measured(m: &compress::Measured, predicted: f64, bound: f64) -> String {
             "squared difference of the results, relative to the original's squares"
         }
     };
-    let mut text = format!(
-        "{what}: {loss:.3e} measured on {used} of {given} samples ({predicted:.3e} predicted, no choice is predicted below \
-         {bound:.3e})\n"
-    );
+    let mut text = format!("{what}: {loss:.3e} measured on {used} of {given} samples");
+    if let Some((predicted, bound)) = bound {
+        text += &format!(" ({predicted:.3e} predicted, no choice is predicted below {bound:.3e})");
+    }
+    text.push('\n');
     if let Some(agreement) = m.difference.agreement {
         text += &format!(
             "the most probable class is the original's for {:.2} % of predictions\n",
@@ -248,8 +265,13 @@ pub(super) fn compression(report: &compress::Report) -> serde_json::Value {
             "parameters": removed.parameters.1, "parameters_cut": removed.parameters.0,
         })
     };
+    let codes = report.activations.as_ref().map(|(asked, coded)| {
+        serde_json::json!({
+            "asked": asked, "values": coded.values, "products": coded.products, "integers": coded.integers, "left": coded.left,
+        })
+    });
     serde_json::json!({
-        "cuts": report.cuts.iter().map(cut).collect::<Vec<_>>(),
+        "codes": codes, "cuts": report.cuts.iter().map(cut).collect::<Vec<_>>(),
         "weights": report.weights.iter().map(weight).collect::<Vec<_>>(),
         "bytes_before": report.bytes.0, "bytes": report.bytes.1,
         "error": report.bound.map(|b| b.0), "bound": report.bound.map(|b| b.1),

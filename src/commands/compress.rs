@@ -39,6 +39,12 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
         help: "say a size (`--size 0.25x`), bits (`--bits 4.5`), a limit (`--max-kl 0.02`) or a recipe (`--recipe FILE`)"
             .to_owned(),
     })?;
+    if matches!(&compression, Compression::Recipe(recipe) if recipe.activations.is_some()) {
+        return Err(Error::Usage {
+            message: "a file for other programs has codes of weights alone".to_owned(),
+            help: "`lapidary build --quantize` makes a program that computes with codes".to_owned(),
+        });
+    }
     if matches!(&compression, Compression::Recipe(recipe) if !recipe.cuts.is_empty()) {
         return Err(Error::Usage {
             message: "a file for other programs keeps the graph of its model, which a recipe's `[[cut]]` changes".to_owned(),
@@ -82,11 +88,11 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
                 Compression::Recipe(recipe) => compress::follow(module, recipe, means),
                 Compression::Goal(goal) => compress::compress(module, goal, means),
             };
-            report.map(Made::Report)
+            report.map(|r| Made::Report(Box::new(r)))
         },
     )?;
     let report = match made {
-        Made::Report(report) => report,
+        Made::Report(report) => *report,
         Made::Plan(weights) => {
             print(&plan(args, &weights));
             return Ok(());
@@ -125,7 +131,7 @@ enum Made {
     /// One job.
     Job,
     /// The compressed module.
-    Report(Report),
+    Report(Box<Report>),
 }
 
 /// The jobs, by number.

@@ -12,7 +12,7 @@ pub mod run;
 pub mod serve;
 pub mod tune;
 
-use crate::cli;
+use crate::cli::{self, Quantize};
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use lapidary::calibrate::{Calibration, Normalization};
@@ -20,7 +20,7 @@ use lapidary::driver::{Compression, Progress};
 use lapidary::profile::{self, Profile};
 use lapidary::{CompileOptions, Error, backend};
 use lapidary_ir::target::Target;
-use lapidary_passes::compress::{Goal, Recipe};
+use lapidary_passes::compress::{Activations, Goal, Recipe};
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -54,9 +54,17 @@ impl cli::Model {
             max_divergence: self.max_kl,
             min_agreement: self.min_top1,
         };
-        options.compression = match &self.recipe {
-            Some(path) => Some(Compression::Recipe(read_recipe(path)?)),
-            None => (goal != Goal::default()).then_some(Compression::Goal(goal)),
+        let activations = self.quantize.map(|how| match how {
+            Quantize::Int8 => Activations::int8(),
+            Quantize::Bct => Activations::bct(),
+        });
+        options.compression = match (&self.recipe, activations) {
+            (Some(path), _) => Some(Compression::Recipe(read_recipe(path)?)),
+            (None, Some(activations)) => Some(Compression::Recipe(Recipe {
+                activations: Some(activations),
+                ..Recipe::default()
+            })),
+            (None, None) => (goal != Goal::default()).then_some(Compression::Goal(goal)),
         };
         options.calibration = self.calibrate.as_ref().map(|data| Calibration {
             data: data.clone(),
@@ -118,7 +126,7 @@ fn read_recipe(path: &Path) -> Result<Recipe, Error> {
     })?;
     toml::from_str(&text).map_err(|e| Error::Usage {
         message: format!("{}: {}", path.display(), e.message()),
-        help: "a recipe is a list of `[[weight]]` with `name`, `method`, `bits` and `group`; `build --size` writes one"
+        help: "a recipe is a list of `[[weight]]` with `name`, `method`, `bits` and `group`, and may have `[activations]`; `build --size` writes one"
             .to_owned(),
     })
 }

@@ -25,6 +25,7 @@ fn report(names: &[&str]) -> Report {
             .to_vec(),
     };
     Report {
+        activations: None,
         cuts: vec![],
         first_term: 0,
         weights: names.iter().enumerate().map(weight).collect(),

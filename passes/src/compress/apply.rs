@@ -48,6 +48,7 @@ pub(super) fn apply(
     substitute(module, &terms).map_err(CompressError::Graph)?;
     Ok(Report {
         cuts: vec![],
+        activations: None,
         first_term,
         weights,
         bytes: (before, after),

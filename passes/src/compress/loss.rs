@@ -8,11 +8,11 @@
 //!   whose most probable class is the same;
 //! * else the squared difference, relative to the squares of the original's results.
 
-use super::CompressError;
 use super::apply::substitute;
 use super::levels::Tried;
 use super::samples::{Failure, Program, Samples, outputs};
 use super::sites::{Site, matrix};
+use super::{CompressError, Measured};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::first_fresh;
 use lapidary_ir::ops::OpError;
@@ -159,22 +159,32 @@ impl<'s> Meter<'s> {
         samples: &'s dyn Samples,
         progress: &dyn Fn(&str),
     ) -> Result<Option<Meter<'s>>, CompressError> {
-        let fits = is_measured(module, sites, Some(samples));
-        let Some(compared) = compared(module).filter(|_| fits) else {
+        match is_measured(module, sites, Some(samples)) {
+            true => Meter::between(module, module, sites, samples, progress),
+            false => Ok(None),
+        }
+    }
+
+    /// The same for the weights of another form of a module, which gives the same results.
+    fn between(
+        original: &Module,
+        module: &'s Module,
+        sites: &'s [Site],
+        samples: &'s dyn Samples,
+        progress: &dyn Fn(&str),
+    ) -> Result<Option<Meter<'s>>, CompressError> {
+        let (Some(compared), Some(own)) = (compared(original), compared(module)) else {
             return Ok(None);
         };
-        let fresh = Cell::new(first_fresh(module));
-        let mut original = module.clone();
+        if compared.distance != own.distance {
+            return Ok(None);
+        }
+        let fresh = Cell::new(first_fresh(original));
+        let mut original = original.clone();
         let result = result(&mut original, &compared, &fresh).map_err(CompressError::Graph)?;
         only(&mut original, vec![result]);
         let (originals, width) = originals(original, &compared, samples, progress)?;
-        let loss = meter(
-            module,
-            sites,
-            &compared,
-            originals[0].1.len() / width,
-            width,
-        );
+        let loss = meter(module, sites, &own, originals[0].1.len() / width, width);
         let loss = loss.map_err(CompressError::Graph)?;
         let program = samples.prepare(loss).map_err(CompressError::Data)?;
         let weight = |(_, y): &(usize, Vec<f32>)| match compared.distance {
@@ -280,8 +290,25 @@ impl<'s> Meter<'s> {
     }
 }
 
+/// The difference of another form of a module from it, on the samples; none if it gives nothing that can be compared.
+pub(super) fn compare(
+    original: &Module,
+    changed: &Module,
+    samples: &dyn Samples,
+    progress: &dyn Fn(&str),
+) -> Result<Option<Measured>, CompressError> {
+    let Some(mut meter) = Meter::between(original, changed, &[], samples, progress)? else {
+        return Ok(None);
+    };
+    Ok(Some(Measured {
+        distance: meter.distance(),
+        difference: meter.measure(&[], &[], 0, 1)?,
+        samples: (meter.samples(), samples.count()),
+    }))
+}
+
 /// Leaves these results and what they need.
-fn only(module: &mut Module, outputs: Vec<ValueId>) {
+pub(super) fn only(module: &mut Module, outputs: Vec<ValueId>) {
     module.output_names = (0..outputs.len()).map(|i| format!("result{i}")).collect();
     module.region_mut(Module::TOP).outputs = outputs;
     module.remove_dead_nodes();

@@ -9,10 +9,11 @@
 //! mean error: relative errors of weights, each as often as the weight has elements, so that no large weight is given up for
 //! many small ones. Where time is limited, each choice is priced by the part of the program that it becomes (`price`), and the whole
 //! is predicted again when it is chosen. A recipe fixes choices by name, so that a build is repeated without searching; it may also
-//! say which structures are cut away first (`cuts`).
+//! say which structures are cut away first (`cuts`), and which values between weights become 8-bit codes (`codes`).
 
 mod apply;
 mod choose;
+mod codes;
 mod cuts;
 mod goal;
 mod levels;
@@ -36,6 +37,7 @@ use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 pub use apply::transfer;
+pub use codes::{Activations, Coded, Scope};
 pub use cuts::{Cut, Removed, Score, remove};
 use goal::Choose;
 use lapidary_ir::Module;
@@ -53,6 +55,8 @@ use work::Memory;
 pub struct Report {
     /// What was cut away before, one for each cut of the recipe, with the cut.
     pub cuts: Vec<(Cut, Removed)>,
+    /// What became of the values between weights, where the recipe asks for codes.
+    pub activations: Option<(Activations, Coded)>,
     /// Number of the module's values before it had terms.
     pub first_term: usize,
     /// Each weight that a choice was made for, in the order of the program.
@@ -176,6 +180,9 @@ pub enum CompressError {
     /// Jobs are to be put together, and one was not done.
     #[error("job {0} was not done")]
     Undone(usize),
+    /// Values between weights cannot be codes as asked.
+    #[error("activations: {0}")]
+    Codes(String),
     /// Structures cannot be removed.
     #[error("cut `{0}`: {1}")]
     Cut(String, String),
@@ -503,6 +510,12 @@ pub fn follow(
     let mut report = apply(&mut smaller, &sites, picks)?;
     report.bytes.0 = whole;
     report.cuts = cuts;
+    if let Some(asked) = &recipe.activations {
+        let coded = codes::encode(&mut smaller, asked, means)?;
+        report.measured = coded.measured;
+        report.bytes.1 = sites::stored(&smaller);
+        report.activations = Some((asked.clone(), coded));
+    }
     *module = smaller;
     Ok(report)
 }
@@ -523,9 +536,12 @@ impl Report {
             name: c.name.clone(),
             level: c.level.clone(),
         };
+        // Weights that no entry made anything of became codes with the values.
+        let named = |c: &&Chosen| self.activations.is_none() || !c.level.keeps();
         Recipe {
             cuts: self.cuts.iter().map(|(cut, _)| cut.clone()).collect(),
-            weights: self.weights.iter().map(entry).collect(),
+            activations: self.activations.as_ref().map(|(asked, _)| asked.clone()),
+            weights: self.weights.iter().filter(named).map(entry).collect(),
         }
     }
 }

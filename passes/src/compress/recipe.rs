@@ -1,5 +1,6 @@
 //! What users ask of compression: a budget, or a recipe that names each weight's choice.
 
+use super::codes::Activations;
 use super::cuts::Cut;
 use super::loss::Difference;
 use crate::methods::MethodError;
@@ -137,6 +138,10 @@ pub struct Recipe {
     /// Structures that go before anything else is done, one cut after the other.
     #[serde(default, rename = "cut", skip_serializing_if = "Vec::is_empty")]
     pub cuts: Vec<Cut>,
+    /// Which values between weights are 8-bit codes; weights that they are multiplied with then are, too, where no entry below makes
+    /// something else of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Activations>,
     /// The first entry whose pattern fits a weight's name holds for it.
     #[serde(default, rename = "weight")]
     pub weights: Vec<Entry>,

@@ -4,6 +4,7 @@ use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Tensor, Type, ValueId, eval};
 use std::cell::Cell;
 
+mod codes;
 mod cuts;
 
 fn weight(shape: &[usize], seed: u64) -> Tensor {

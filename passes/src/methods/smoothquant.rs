@@ -17,7 +17,12 @@ pub fn factors(weight: &Matrix, max_abs_input: &[f64], alpha: f64) -> Vec<f64> {
         let row = columns.iter_mut().zip(weight.row(r));
         row.for_each(|(m, w)| *m = m.max(w.abs()));
     }
-    let pairs = max_abs_input.iter().zip(&columns);
+    balance(max_abs_input, &columns, alpha)
+}
+
+/// The factors of inputs with these largest values, whose columns have these, `[I]` all.
+pub fn balance(max_abs_input: &[f64], max_abs_column: &[f64], alpha: f64) -> Vec<f64> {
+    let pairs = max_abs_input.iter().zip(max_abs_column);
     pairs
         .map(|(x, w)| x.max(1e-5).powf(alpha) / w.max(1e-5).powf(1.0 - alpha))
         .collect()

@@ -3,6 +3,7 @@
 mod blocked;
 mod contrib;
 mod fused;
+pub mod integer;
 mod linear;
 mod packed;
 mod products;
@@ -18,6 +19,8 @@ pub static OPS: &[&OpDef] = &[
     &fused::QUANTIZED_LINEAR,
     &fused::QUANTIZED_CONV,
     &fused::LOOKUP,
+    &integer::INTEGER_SOFTMAX,
+    &integer::INTEGER_LAYER_NORM,
     &products::QLINEAR_CONV,
     &products::QLINEAR_MATMUL,
     &products::DYNAMIC_QUANTIZE_MATMUL,

@@ -1,0 +1,152 @@
+//! The spread of a product's inputs moves into its weights.
+//!
+//! `before => after`: `matmul(x, W)  =>  matmul(x * (1 / s), s W)`, with one `s` for all products that read `x`. The
+//! multiplication is part of whatever writes the codes of `x`.
+
+use super::super::CompressError;
+use super::super::loss::only;
+use super::super::samples::Samples;
+use super::Scope;
+use super::place::{self, Product};
+use super::write::{number_of, weight};
+use crate::methods::smoothquant;
+use lapidary_ir::builder::Builder;
+use lapidary_ir::infer::first_fresh;
+use lapidary_ir::ops::OpError;
+use lapidary_ir::ops::compose::Len;
+use lapidary_ir::{ElemType, Module, Tensor, ValueId};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+/// Smooths the inputs of all matrix products with weights.
+pub(super) fn smooth(
+    module: &mut Module,
+    alpha: f64,
+    samples: &dyn Samples,
+    progress: &dyn Fn(&str),
+) -> Result<(), CompressError> {
+    let mut inputs: BTreeMap<ValueId, Vec<Product>> = BTreeMap::new();
+    for product in place::find(module, Scope::Products).products {
+        let node = module.node(product.node);
+        if let Some(x) = node.operand(0).filter(|_| node.op.name != "conv") {
+            inputs.entry(x).or_default().push(product);
+        }
+    }
+    let largest = observe(module, inputs.keys().copied(), samples, progress)?;
+    let fresh = Cell::new(first_fresh(module));
+    for ((x, products), largest) in inputs.into_iter().zip(largest) {
+        move_spread(module, x, &products, &largest, alpha, &fresh).map_err(CompressError::Graph)?;
+    }
+    Ok(())
+}
+
+/// The largest `|x|` of each input of these values.
+fn observe(
+    module: &Module,
+    values: impl Iterator<Item = ValueId>,
+    samples: &dyn Samples,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Vec<f64>>, CompressError> {
+    let mut probe = module.clone();
+    let fresh = Cell::new(first_fresh(&probe));
+    let mut outputs = vec![];
+    for x in values {
+        let mut b = Builder::new(&mut probe, Module::TOP, "calibrate", &fresh);
+        outputs.push(channel_maxima(&mut b, x).map_err(CompressError::Graph)?);
+    }
+    let mut largest: Vec<Vec<f64>> = vec![vec![]; outputs.len()];
+    if outputs.is_empty() {
+        return Ok(largest);
+    }
+    only(&mut probe, outputs);
+    let mut program = samples.prepare(probe).map_err(CompressError::Data)?;
+    for sample in 0..samples.count() {
+        progress(&format!(
+            "channels: sample {} of {}",
+            sample + 1,
+            samples.count()
+        ));
+        let mut see = |i: usize, found: &[f32]| {
+            largest[i].resize(found.len(), 0.0);
+            let pairs = largest[i].iter_mut().zip(found);
+            pairs.for_each(|(most, &x)| *most = most.max(x.into()));
+            Ok(())
+        };
+        program.run(sample, &mut see).map_err(CompressError::Data)?;
+    }
+    Ok(largest)
+}
+
+fn channel_maxima(b: &mut Builder, x: ValueId) -> Result<ValueId, OpError> {
+    let channels = b.shape(x)?.last().and_then(|d| d.as_const());
+    let channels =
+        channels.ok_or_else(|| OpError::new("the number of a product's inputs is not known"))?;
+    let rows = b.reshape(x, &[Len::N(-1), Len::N(channels)])?;
+    let abs = b.op("abs", &[rows])?;
+    b.reduce("reduce_max", abs, &[0], false)
+}
+
+fn move_spread(
+    module: &mut Module,
+    x: ValueId,
+    products: &[Product],
+    largest: &[f64],
+    alpha: f64,
+    fresh: &Cell<u32>,
+) -> Result<(), OpError> {
+    let mut of_weights = vec![0f64; largest.len()];
+    let mut weights = vec![];
+    for product in products {
+        let (value, tensor) = weight(module, product)?;
+        let columns = tensor.shape()[product.axis];
+        // Outputs lie along the axis, inputs along the other of two.
+        let numbers = number_of(&tensor)?;
+        let input = |i: usize| {
+            if product.axis == 0 {
+                i % largest.len()
+            } else {
+                i / columns
+            }
+        };
+        for (i, w) in numbers.iter().enumerate() {
+            let most = &mut of_weights[input(i)];
+            *most = most.max(w.abs());
+        }
+        weights.push((product, value, tensor));
+    }
+    let factors = smoothquant::balance(largest, &of_weights, alpha);
+    for (product, value, tensor) in weights {
+        let columns = tensor.shape()[product.axis];
+        let factor = |i: usize| {
+            if product.axis == 0 {
+                factors[i % factors.len()]
+            } else {
+                factors[i / columns]
+            }
+        };
+        let scaled = number_of(&tensor)?
+            .iter()
+            .enumerate()
+            .map(|(i, w)| w * factor(i));
+        let scaled = Tensor::from_f64(ElemType::F32, tensor.shape(), scaled.collect());
+        let name = module.value(value).name.clone();
+        let constant = module.add_constant(&name, lapidary_ir::Constant::from_tensor(&scaled));
+        module.node_mut(product.node).operands[1] = Some(constant);
+    }
+    let inverse: Vec<f64> = factors.iter().map(|f| 1.0 / f).collect();
+    let mut b = Builder::new(module, Module::TOP, "smooth", fresh);
+    let inverse = b.constant(&Tensor::from_f64(ElemType::F32, [factors.len()], inverse));
+    let even = b.op("mul", &[x, inverse])?;
+    // It stands before the first that reads it.
+    let nodes = &mut module.region_mut(Module::TOP).nodes;
+    if let Some(new) = nodes.pop() {
+        let first = nodes
+            .iter()
+            .position(|n| products.iter().any(|p| p.node == *n));
+        nodes.insert(first.unwrap_or(nodes.len()), new);
+    }
+    for product in products {
+        module.node_mut(product.node).operands[0] = Some(even);
+    }
+    Ok(())
+}
