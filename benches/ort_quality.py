@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What onnxruntime's own quantizers cost in quality, on the ONNX models of the test data: bytes of all weights against the difference from
+"""What onnxruntime's own quantizers cost in quality, on models of the test data: bytes of all weights against the difference from
 the original, on the inputs and by the scores of `budgets.py`, to set beside its rows.
 
-  ort_quality.py DATA [--models resnet56,dlrm] [--out FILE.json]
+  ort_quality.py DATA [--models resnet56,dlrm,minilm] [--out FILE.json]
 
 Weights of 8 and 4 bits by channel, with activations in 8 bits observed on the calibration data (`QDQ`) or rounded at run time (`dynamic`),
-and weights of 4 bits in blocks alone (`MatMulNBits`). Needs numpy, onnx and onnxruntime.
+and weights of 4 bits in blocks alone (`MatMulNBits`). Needs numpy, onnx, onnxruntime and, for the encoder,
+safetensors.
 """
 import argparse
 import json
@@ -17,7 +18,10 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, matmul_nbits_quantizer, quantize_dynamic, quantize_static, shape_inference
 
+import safetensors.numpy
+
 import budgets
+from networks import transformers
 
 CALIBRATED = 128
 
@@ -84,7 +88,7 @@ def outputs(path, tests):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("data")
-    ap.add_argument("--models", default="resnet56,dlrm")
+    ap.add_argument("--models", default="resnet56,dlrm,minilm")
     ap.add_argument("--out")
     a = ap.parse_args()
     rows = []
@@ -92,9 +96,14 @@ def main():
         for model in budgets.models(a.data, work):
             if model.name not in a.models.split(","):
                 continue
-            source = os.path.join(work, f"{model.name}.onnx")
-            shape_inference.quant_pre_process(model.path, source)
-            original = outputs(model.path, model.tests)
+            source, path = os.path.join(work, f"{model.name}.onnx"), model.path
+            if os.path.isdir(path):
+                weights = safetensors.numpy.load_file(os.path.join(path, "model.safetensors"))
+                path = os.path.join(work, "trained.onnx")
+                onnx.save(transformers.trained_minilm(weights), path)
+            # Its inference of symbols does not know how positions are cut.
+            shape_inference.quant_pre_process(path, source, skip_symbolic_shape=os.path.isdir(model.path))
+            original = outputs(path, model.tests)
             rows.append(first := {"model": model.name, "form": "original", "bytes": weight_bytes(source), **model.score(original, original)})
             for form, quantize in FORMS.items():
                 target = os.path.join(work, "quantized.onnx")

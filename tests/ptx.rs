@@ -298,8 +298,8 @@ fn a_model_with_packed_weights() {
             level,
         };
         options.compression = Some(Compression::Recipe(Recipe {
-            cuts: vec![],
             weights: vec![entry],
+            ..Recipe::default()
         }));
         driver::compress(&mut module, "llama-wt2", &options).unwrap_or_else(|e| panic!("{e}"));
         options.compression = None;

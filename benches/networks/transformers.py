@@ -3,9 +3,10 @@ import math
 
 from onnx import TensorProto
 
-from .graph import Graph
+from .graph import Graph, Trained
 
 MAX_POSITIONS = 512
+MINILM = {"layers": 6, "width": 384, "heads": 12, "hidden": 1536}
 
 
 def attend(g, q, k, v, width, heads, mask=None):
@@ -17,9 +18,8 @@ def attend(g, q, k, v, width, heads, mask=None):
     return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.integers(0, 0, width))
 
 
-def bert(name, seed, layers, width, heads, hidden, vocabulary=30522):
+def bert(name, g, layers, width, heads, hidden, vocabulary=30522):
     """Source: BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, section 3."""
-    g = Graph(seed)
     tokens = ["batch", "seq"]
     inputs = {n: (TensorProto.INT64, tokens) for n in ("input_ids", "attention_mask", "token_type_ids")}
     positions = g.op("Slice", g.integers(*range(MAX_POSITIONS)), g.integers(0), g.size("input_ids", 1), g.integers(0))
@@ -42,12 +42,26 @@ def bert(name, seed, layers, width, heads, hidden, vocabulary=30522):
 
 
 def bert_base():
-    return bert("bert_base", seed=4, layers=12, width=768, heads=12, hidden=3072)
+    return bert("bert_base", Graph(seed=4), layers=12, width=768, heads=12, hidden=3072)
 
 
 def minilm_l6():
     """The shape of all-MiniLM-L6."""
-    return bert("minilm_l6", seed=5, layers=6, width=384, heads=12, hidden=1536)
+    return bert("minilm_l6", Graph(seed=5), **MINILM)
+
+
+def trained_minilm(weights):
+    """all-MiniLM-L6 itself: `weights` has the arrays of its checkpoint by name."""
+    embeddings = [weights[f"embeddings.{n}_embeddings.weight"] for n in ("position", "word", "token_type")]
+    linear = lambda n: [weights[f"{n}.weight"].T, weights[f"{n}.bias"]]
+    norm = lambda n: [weights[f"{n}.LayerNorm.weight"], weights[f"{n}.LayerNorm.bias"]]
+    arrays = [*embeddings, *norm("embeddings")]
+    for layer in (f"encoder.layer.{i}" for i in range(MINILM["layers"])):
+        for part in ("query", "key", "value"):
+            arrays += linear(f"{layer}.attention.self.{part}")
+        arrays += linear(f"{layer}.attention.output.dense") + norm(f"{layer}.attention.output")
+        arrays += linear(f"{layer}.intermediate.dense") + linear(f"{layer}.output.dense") + norm(f"{layer}.output")
+    return bert("minilm_l6", Trained(arrays), **MINILM)
 
 
 def vit_b16(layers=12, width=768, heads=12, hidden=3072, patch=16, image=224):
