@@ -158,6 +158,16 @@ pub(super) fn find(module: &Module, scope: Scope) -> Found {
         }
         products.extend(product.filter(|_| all_fit));
     }
+    for (v, read) in addends(module, &places, &products) {
+        let place = places.entry(v).or_insert_with(|| Place {
+            value: v,
+            range: ranges.add(),
+            counted: Counted::All,
+            everywhere: false,
+            uses: HashSet::new(),
+        });
+        place.uses.insert(read);
+    }
     let mut numbers: HashMap<usize, usize> = HashMap::new();
     let places = places.into_values().map(|mut place| {
         let next = numbers.len();
@@ -170,6 +180,39 @@ pub(super) fn find(module: &Module, scope: Scope) -> Found {
         ranges: numbers.len(),
         products,
     }
+}
+
+/// Results of convolutions that are added to something and stored as codes then: as codes themselves they are added while the
+/// convolution has them in registers.
+fn addends(
+    module: &Module,
+    places: &BTreeMap<ValueId, Place>,
+    products: &[Product],
+) -> Vec<(ValueId, (NodeId, usize))> {
+    let convolutions: HashSet<ValueId> = products
+        .iter()
+        .map(|p| module.node(p.node))
+        .filter(|node| node.op.name == "conv")
+        .map(|node| node.results[0])
+        .collect();
+    let mut found = vec![];
+    for place in places.values().filter(|p| p.everywhere) {
+        let Some(mut n) = module.producer(place.value) else {
+            continue;
+        };
+        if module.node(n).op.name == "relu"
+            && let Some(before) = module.node(n).operand(0).and_then(|v| module.producer(v))
+        {
+            n = before;
+        }
+        let sum = module.node(n);
+        if sum.op.name == "add" {
+            let operands = sum.operands.iter().enumerate();
+            let made = operands.filter_map(|(i, v)| Some(((*v)?, (n, i))));
+            found.extend(made.filter(|(v, _)| convolutions.contains(v)));
+        }
+    }
+    found
 }
 
 /// A product of a value of floats with a weight of plain numbers.

@@ -226,6 +226,31 @@ fn images_stay_codes_between_convolutions() {
 }
 
 #[test]
+fn what_is_added_to_an_image_is_codes() {
+    let (mut m, fresh) = (Module::new("net"), Cell::new(0));
+    let ty = Type::tensor(ElemType::F32, [1i64, 4, 6, 6]);
+    let x = m.add_input(Module::TOP, "x", ty);
+    let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+    let w: Vec<ValueId> = (1..4)
+        .map(|seed| b.constant(&weight(&[4, 4, 1, 1], seed)))
+        .collect();
+    let y = (|| {
+        let first = b.op("conv", &[x, w[0]])?;
+        let first = b.op("relu", &[first])?;
+        let second = b.op("conv", &[first, w[1]])?;
+        let sum = b.op("add", &[second, first])?;
+        let sum = b.op("relu", &[sum])?;
+        b.op("conv", &[sum, w[2]])
+    })();
+    m.region_mut(Module::TOP).outputs.push(y.expect("fits"));
+    m.output_names.push("y".into());
+    // The input, both results of the first convolutions, and the sum.
+    let coded = encoded(&mut m, Activations::int8(), &samples(&[1, 4, 6, 6]));
+    assert_eq!((coded.values, coded.products), (4, 3));
+    assert!(coded.measured.expect("compared").difference.loss < 1e-3);
+}
+
+#[test]
 fn numbers_without_a_range_stay_floats() {
     let (mut m, fresh) = (Module::new("net"), Cell::new(0));
     let x = m.add_input(Module::TOP, "x", Type::tensor(ElemType::F32, [4i64, 8]));
