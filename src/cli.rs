@@ -1,6 +1,6 @@
 //! The command line, as clap reads it. What each command does is in `commands/`.
 
-use clap::builder::TypedValueParser;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{
     Arg, ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum,
@@ -9,7 +9,7 @@ use lapidary::calibrate::SAMPLES;
 use lapidary_hls::parts::{Part, part};
 use lapidary_language::evict::{Budget as KvBudget, Policy};
 use lapidary_language::options::{FLAGS, Flag, Options};
-use lapidary_passes::compress::Budget;
+use lapidary_passes::compress::{Activations, Budget, PRESETS};
 use lapidary_server::Serving;
 use std::path::PathBuf;
 
@@ -82,8 +82,8 @@ pub struct Model {
     #[arg(long, value_name = "FILE", group = "compression")]
     pub recipe: Option<PathBuf>,
     /// Compute with 8-bit codes, of ranges that the data shows; needs `--calibrate`.
-    #[arg(long, value_name = "HOW", value_enum, requires = "calibrate", group = "compression", conflicts_with_all = ["latency", "max_kl", "min_top1"])]
-    pub quantize: Option<Quantize>,
+    #[arg(long, value_name = "HOW", value_parser = presets(), requires = "calibrate", group = "compression", conflicts_with_all = ["latency", "max_kl", "min_top1"])]
+    pub quantize: Option<Activations>,
     /// Compress the weights until predictions diverge from the original's by so much at most, in nats; needs `--calibrate`.
     #[arg(long, value_name = "NATS", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
     pub max_kl: Option<f64>,
@@ -142,15 +142,6 @@ pub struct Model {
     /// Print a machine-readable report to standard output.
     #[arg(long)]
     pub json: bool,
-}
-
-/// What is computed with codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Quantize {
-    /// Products with weights; the spread of inputs of matrix products is shared with the weights (SmoothQuant).
-    Int8,
-    /// All operations, with steps that are powers of two; softmax and layer normalization with integers alone (BCT).
-    Bct,
 }
 
 /// `lapidary run`.
@@ -522,6 +513,15 @@ fn parse_deviations(text: &str) -> Result<[f32; 3], String> {
         true => Ok(numbers),
         false => Err(format!("`{text}` has a number that is not above 0")),
     }
+}
+
+/// Settings for codes of values by their names.
+fn presets() -> impl TypedValueParser<Value = Activations> {
+    let names = PRESETS
+        .iter()
+        .map(|p| PossibleValue::new(p.name).help(p.help));
+    PossibleValuesParser::new(names)
+        .try_map(|name| Activations::preset(&name).ok_or("there is no such preset"))
 }
 
 /// Bits of keys and values, or of each; halves of both or of none.

@@ -15,7 +15,8 @@ use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
 use lapidary_passes::compress::{
-    self, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store, Weight,
+    self, Activations, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store,
+    Weight,
 };
 use lapidary_passes::egraph;
 use lapidary_passes::encode::encode;
@@ -43,6 +44,36 @@ pub enum Compression {
     Goal(Goal),
     /// What a recipe says.
     Recipe(Recipe),
+}
+
+impl Compression {
+    /// What the recipe in a file says.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no recipe.
+    pub fn of_file(path: &Path) -> Result<Compression, Error> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::File {
+            path: path.to_owned(),
+            error,
+        })?;
+        let recipe = toml::from_str(&text).map_err(|e| Error::Usage {
+            message: format!("{}: {}", path.display(), e.message()),
+            help: "a recipe is a list of `[[weight]]` with `name`, `method`, `bits` and `group`, and may have `[activations]`; \
+                   `build --size` writes one"
+                .to_owned(),
+        })?;
+        Ok(Compression::Recipe(recipe))
+    }
+}
+
+impl From<Activations> for Compression {
+    /// Weights stay as they are, but for those that are multiplied with codes.
+    fn from(activations: Activations) -> Compression {
+        Compression::Recipe(Recipe {
+            activations: Some(activations),
+            ..Recipe::default()
+        })
+    }
 }
 
 /// How to compile.

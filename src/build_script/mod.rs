@@ -29,7 +29,7 @@ use crate::driver::{self, CompileOptions, Compression};
 use crate::error::Error;
 use lapidary_frontend::files_of;
 use lapidary_ir::target::{Feature, Target};
-use lapidary_passes::compress::Budget;
+use lapidary_passes::compress::{Activations, Budget};
 use miette::Diagnostic;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,8 +43,16 @@ pub struct Build {
     model: PathBuf,
     dims: BTreeMap<String, i64>,
     optimize: bool,
-    size: Option<String>,
+    compression: Option<Asked>,
     data: Option<PathBuf>,
+}
+
+/// What becomes of the weights.
+#[derive(Clone, Debug)]
+enum Asked {
+    Size(String),
+    Quantize(String),
+    Recipe(PathBuf),
 }
 
 impl Build {
@@ -54,7 +62,7 @@ impl Build {
             model: model.into(),
             dims: BTreeMap::new(),
             optimize: true,
-            size: None,
+            compression: None,
             data: None,
         }
     }
@@ -67,7 +75,21 @@ impl Build {
 
     /// Compresses the weights to a share of their size, `0.25x`, or to bytes, `12MB`.
     pub fn size(mut self, size: &str) -> Build {
-        self.size = Some(size.to_owned());
+        self.compression = Some(Asked::Size(size.to_owned()));
+        self
+    }
+
+    /// Computes with 8-bit codes, as the command's `--quantize` does: `int8` or `bct`. Needs [`Build::calibrate`], and takes the
+    /// place of [`Build::size`].
+    pub fn quantize(mut self, how: &str) -> Build {
+        self.compression = Some(Asked::Quantize(how.to_owned()));
+        self
+    }
+
+    /// Compresses as the recipe in this file says; a relative path begins at the package's folder. Takes the place of
+    /// [`Build::size`].
+    pub fn recipe(mut self, file: impl Into<PathBuf>) -> Build {
+        self.compression = Some(Asked::Recipe(file.into()));
         self
     }
 
@@ -117,6 +139,9 @@ impl Build {
         if let Some(path) = &self.data {
             tell(depends_on(path));
             data = calibrate::files_of(path)?;
+        }
+        if let Some(Asked::Recipe(path)) = &self.compression {
+            tell(depends_on(path));
         }
         let options = self.options(cargo)?;
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
@@ -177,13 +202,24 @@ impl Build {
             seq: None,
             normalization: calibrate::Normalization::default(),
         });
-        if let Some(size) = &self.size {
-            let budget = Budget::size(size).map_err(|message| Error::Usage {
-                message,
-                help: "as in `.size(\"0.25x\")`".to_owned(),
-            })?;
-            options.compression = Some(Compression::Goal(budget.into()));
-        }
+        options.compression = match &self.compression {
+            None => None,
+            Some(Asked::Size(size)) => {
+                let budget = Budget::size(size).map_err(|message| Error::Usage {
+                    message,
+                    help: "as in `.size(\"0.25x\")`".to_owned(),
+                })?;
+                Some(Compression::Goal(budget.into()))
+            }
+            Some(Asked::Quantize(how)) => {
+                let activations = Activations::preset(how).ok_or_else(|| Error::Usage {
+                    message: format!("`{how}` is no way to compute with codes"),
+                    help: "as in `.quantize(\"int8\")`; the other is `bct`".to_owned(),
+                })?;
+                Some(activations.into())
+            }
+            Some(Asked::Recipe(path)) => Some(Compression::of_file(path)?),
+        };
         Ok(options)
     }
 }

@@ -170,6 +170,22 @@ fn data_is_looked_at_and_depended_on() {
     };
     fs::copy(file(&one), file(&other)).expect("copied");
     assert!(script.did_work(&build), "the data has changed");
+    // The same of codes, and of the recipe that says as much.
+    let coded = Build::new(mnist()).quantize("int8").calibrate(&data);
+    assert!(script.did_work(&coded), "other products");
+    let recipe = script.out("recipe.toml");
+    fs::write(&recipe, "[activations]\nsmooth = 0.5\n").expect("written");
+    let followed = Build::new(mnist()).recipe(&recipe).calibrate(&data);
+    assert!(!script.did_work(&followed), "it says the same");
+    fs::write(&recipe, "[activations]\n").expect("written");
+    assert!(script.did_work(&followed), "the recipe has changed");
+    assert!(script.lines.contains(&depends_on(&recipe)));
+    let unknown = Build::new(mnist()).quantize("int9").calibrate(&data);
+    let said = script
+        .compile(&unknown)
+        .expect_err("there is none")
+        .to_string();
+    assert!(said.contains("int9"), "{said}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub mod run;
 pub mod serve;
 pub mod tune;
 
-use crate::cli::{self, Quantize};
+use crate::cli;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use lapidary::calibrate::{Calibration, Normalization};
@@ -20,9 +20,8 @@ use lapidary::driver::{Compression, Progress};
 use lapidary::profile::{self, Profile};
 use lapidary::{CompileOptions, Error, backend};
 use lapidary_ir::target::Target;
-use lapidary_passes::compress::{Activations, Goal, Recipe};
+use lapidary_passes::compress::Goal;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 impl cli::Model {
@@ -54,16 +53,9 @@ impl cli::Model {
             max_divergence: self.max_kl,
             min_agreement: self.min_top1,
         };
-        let activations = self.quantize.map(|how| match how {
-            Quantize::Int8 => Activations::int8(),
-            Quantize::Bct => Activations::bct(),
-        });
-        options.compression = match (&self.recipe, activations) {
-            (Some(path), _) => Some(Compression::Recipe(read_recipe(path)?)),
-            (None, Some(activations)) => Some(Compression::Recipe(Recipe {
-                activations: Some(activations),
-                ..Recipe::default()
-            })),
+        options.compression = match (&self.recipe, &self.quantize) {
+            (Some(path), _) => Some(Compression::of_file(path)?),
+            (None, Some(activations)) => Some(activations.clone().into()),
             (None, None) => (goal != Goal::default()).then_some(Compression::Goal(goal)),
         };
         options.calibration = self.calibrate.as_ref().map(|data| Calibration {
@@ -117,18 +109,6 @@ impl cli::Model {
 /// One thread for each core.
 fn all_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-fn read_recipe(path: &Path) -> Result<Recipe, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::File {
-        path: path.to_owned(),
-        error,
-    })?;
-    toml::from_str(&text).map_err(|e| Error::Usage {
-        message: format!("{}: {}", path.display(), e.message()),
-        help: "a recipe is a list of `[[weight]]` with `name`, `method`, `bits` and `group`, and may have `[activations]`; `build --size` writes one"
-            .to_owned(),
-    })
 }
 
 /// A spinner with the stage and the time, on a terminal; nothing elsewhere. It is gone when the command ends.

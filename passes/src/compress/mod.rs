@@ -37,7 +37,7 @@ use crate::methods::{Candidate, MethodError};
 use crate::search::knapsack::KnapsackError;
 use apply::apply;
 pub use apply::transfer;
-pub use codes::{Activations, Coded, Scope};
+pub use codes::{Activations, Coded, PRESETS, Preset, Scope};
 pub use cuts::{Cut, Removed, Score, remove};
 use goal::Choose;
 use lapidary_ir::Module;

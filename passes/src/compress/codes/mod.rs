@@ -57,7 +57,37 @@ pub struct Activations {
     pub smooth: f64,
 }
 
+/// Settings by a name.
+pub struct Preset {
+    /// The name.
+    pub name: &'static str,
+    /// What it is, for users.
+    pub help: &'static str,
+    /// The settings.
+    pub activations: fn() -> Activations,
+}
+
+/// Every preset.
+pub static PRESETS: &[Preset] = &[
+    Preset {
+        name: "int8",
+        help: "Products with weights; the spread of inputs of matrix products is shared with the weights (SmoothQuant)",
+        activations: Activations::int8,
+    },
+    Preset {
+        name: "bct",
+        help: "All operations, with steps that are powers of two; softmax and layer normalization with integers alone (BCT)",
+        activations: Activations::bct,
+    },
+];
+
 impl Activations {
+    /// The settings of [`PRESETS`] with this name.
+    pub fn preset(name: &str) -> Option<Activations> {
+        let preset = PRESETS.iter().find(|p| p.name == name)?;
+        Some((preset.activations)())
+    }
+
     /// Integer products with weights: SmoothQuant's setting.
     pub fn int8() -> Activations {
         Activations {

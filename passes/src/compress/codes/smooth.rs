@@ -32,27 +32,39 @@ pub(super) fn smooth(
             inputs.entry(x).or_default().push(product);
         }
     }
-    let largest = observe(module, inputs.keys().copied(), samples, progress)?;
+    let channels = |products: &[Product]| {
+        let weight = module.node(products[0].node).operand(1)?;
+        // Weights of matrix products have two axes of known lengths.
+        module.value(weight).ty.shape()?[1 - products[0].axis].as_const()
+    };
+    let watched = inputs.iter().filter_map(|(&x, p)| Some((x, channels(p)?)));
+    let watched: BTreeMap<ValueId, i64> = watched.collect();
+    inputs.retain(|x, _| watched.contains_key(x));
+    let largest = observe(module, &watched, samples, progress)?;
     let fresh = Cell::new(first_fresh(module));
     for ((x, products), largest) in inputs.into_iter().zip(largest) {
-        move_spread(module, x, &products, &largest, alpha, &fresh).map_err(CompressError::Graph)?;
+        // What is not finite has no range either, and stays as it is.
+        if largest.iter().all(|m| m.is_finite()) {
+            move_spread(module, x, &products, &largest, alpha, &fresh)
+                .map_err(CompressError::Graph)?;
+        }
     }
     Ok(())
 }
 
-/// The largest `|x|` of each input of these values.
+/// The largest `|x|` of each channel of these values, which have so many.
 fn observe(
     module: &Module,
-    values: impl Iterator<Item = ValueId>,
+    values: &BTreeMap<ValueId, i64>,
     samples: &dyn Samples,
     progress: &dyn Fn(&str),
 ) -> Result<Vec<Vec<f64>>, CompressError> {
     let mut probe = module.clone();
     let fresh = Cell::new(first_fresh(&probe));
     let mut outputs = vec![];
-    for x in values {
+    for (&x, &channels) in values {
         let mut b = Builder::new(&mut probe, Module::TOP, "calibrate", &fresh);
-        outputs.push(channel_maxima(&mut b, x).map_err(CompressError::Graph)?);
+        outputs.push(channel_maxima(&mut b, x, channels).map_err(CompressError::Graph)?);
     }
     let mut largest: Vec<Vec<f64>> = vec![vec![]; outputs.len()];
     if outputs.is_empty() {
@@ -77,10 +89,7 @@ fn observe(
     Ok(largest)
 }
 
-fn channel_maxima(b: &mut Builder, x: ValueId) -> Result<ValueId, OpError> {
-    let channels = b.shape(x)?.last().and_then(|d| d.as_const());
-    let channels =
-        channels.ok_or_else(|| OpError::new("the number of a product's inputs is not known"))?;
+fn channel_maxima(b: &mut Builder, x: ValueId, channels: i64) -> Result<ValueId, OpError> {
     let rows = b.reshape(x, &[Len::N(-1), Len::N(channels)])?;
     let abs = b.op("abs", &[rows])?;
     b.reduce("reduce_max", abs, &[0], false)
