@@ -2,11 +2,10 @@
 //!
 //! `before => after`: `quantize_linear(softmax(dequantize_linear(q)))  =>  integer_softmax(q)`, and the same of a layer normalization.
 
-use super::place::is_last;
 use crate::methods::bct;
 use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::first_fresh;
-use lapidary_ir::ops::OpError;
+use lapidary_ir::ops::{OpError, resolve_axis};
 use lapidary_ir::{ElemType, Module, NodeId, Tensor, ValueId};
 use std::cell::Cell;
 
@@ -113,4 +112,10 @@ impl Between {
             _ => Ok(None),
         }
     }
+}
+
+/// True if `axis` is the last one of a value.
+fn is_last(module: &Module, v: ValueId, axis: i64) -> bool {
+    let rank = module.value(v).ty.shape().map_or(0, <[_]>::len);
+    axis == -1 || resolve_axis(axis, rank).is_ok_and(|a| a + 1 == rank)
 }

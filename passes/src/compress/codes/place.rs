@@ -1,7 +1,6 @@
 //! Which values become codes, and who reads them.
 
 use super::Scope;
-use lapidary_ir::ops::resolve_axis;
 use lapidary_ir::{ElemType, Module, NodeId, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -301,12 +300,6 @@ fn constants(module: &Module) -> HashMap<ValueId, bool> {
         }
     }
     found
-}
-
-/// True if `axis` is the last one of a value.
-pub(super) fn is_last(module: &Module, v: ValueId, axis: i64) -> bool {
-    let rank = module.value(v).ty.shape().map_or(0, <[_]>::len);
-    axis == -1 || resolve_axis(axis, rank).is_ok_and(|a| a + 1 == rank)
 }
 
 /// Ranges, some of which turn out to be one.
