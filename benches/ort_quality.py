@@ -92,7 +92,10 @@ def main():
     ap.add_argument("--out")
     a = ap.parse_args()
     rows = []
+    a.data, a.out = os.path.abspath(a.data), a.out and os.path.abspath(a.out)
     with tempfile.TemporaryDirectory() as work:
+        # The quantizers leave files where they run.
+        os.chdir(work)
         for model in budgets.models(a.data, work):
             if model.name not in a.models.split(","):
                 continue
