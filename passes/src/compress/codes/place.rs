@@ -37,6 +37,8 @@ pub(super) struct Product {
     pub node: NodeId,
     /// Axis of the weight's outputs.
     pub axis: usize,
+    /// What its left operand is made of.
+    pub reads: Vec<ValueId>,
 }
 
 /// What is to become codes.
@@ -46,7 +48,7 @@ pub(super) struct Found {
     pub places: Vec<Place>,
     /// Number of ranges.
     pub ranges: usize,
-    /// Products whose left operand is one of them, or part of one.
+    /// Products whose left operands are some of them, or parts of some.
     pub products: Vec<Product>,
 }
 
@@ -120,7 +122,7 @@ pub(super) fn find(module: &Module, scope: Scope) -> Found {
         }
         // A convolution's inputs are the bulk of what is stored between operations.
         let everywhere = scope == Scope::All || module.node(n).op.name == "conv";
-        let mut all_fit = true;
+        let (mut all_fit, mut read) = (true, vec![]);
         for (operand, counted) in reads {
             let Some(v) = module.node(n).operand(operand) else {
                 continue;
@@ -147,6 +149,7 @@ pub(super) fn find(module: &Module, scope: Scope) -> Found {
                 if place.counted != counted {
                     place.counted = Counted::All;
                 }
+                read.push(root.value);
                 place.everywhere |= everywhere;
                 place.uses.insert(root.read);
                 match shared {
@@ -155,7 +158,11 @@ pub(super) fn find(module: &Module, scope: Scope) -> Found {
                 }
             }
         }
-        products.extend(product.filter(|_| all_fit));
+        let complete = |product| Product {
+            reads: read,
+            ..product
+        };
+        products.extend(product.filter(|_| all_fit).map(complete));
     }
     for (v, read) in addends(module, &places, &products) {
         let place = places.entry(v).or_insert_with(|| Place {
@@ -230,7 +237,11 @@ fn product(module: &Module, n: NodeId, constant: &HashMap<ValueId, bool>) -> Opt
         }
         _ => return None,
     };
-    (ty.elem() == Some(ElemType::F32)).then_some(Product { node: n, axis })
+    (ty.elem() == Some(ElemType::F32)).then_some(Product {
+        node: n,
+        axis,
+        reads: vec![],
+    })
 }
 
 /// Where a value's elements were computed, and who reads that on the way.

@@ -130,8 +130,9 @@ pub(super) fn ranges(
     let candidates: Vec<Vec<Code>> = ends
         .iter()
         .map(|&(lo, hi)| match (hi - lo).is_finite() {
-            // A value that is always 0 has codes, too.
-            true => Code::candidates(lo, hi.max(lo + 1e-6), powers_of_two),
+            // A value that is always 0 has codes, too: any.
+            true if hi == lo => Code::candidates(0.0, 1.0, powers_of_two),
+            true => Code::candidates(lo, hi, powers_of_two),
             false => vec![],
         })
         .collect();

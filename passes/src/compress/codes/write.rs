@@ -12,7 +12,7 @@ use lapidary_ir::ops::OpError;
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Module, NodeId, Tensor, ValueId};
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Lets all that is found read codes.
 pub(super) fn write(
@@ -23,7 +23,6 @@ pub(super) fn write(
     let fresh = Cell::new(first_fresh(module));
     let mut coded = Coded::default();
     let mut places: HashMap<ValueId, (&Place, Code)> = HashMap::new();
-    let mut unbounded = HashSet::new();
     for place in &found.places {
         match ranges[place.range] {
             Some(code) => {
@@ -34,7 +33,6 @@ pub(super) fn write(
                 coded
                     .left
                     .push(format!("`{name}` has numbers that are not finite"));
-                unbounded.extend(place.uses.iter().copied());
             }
         }
     }
@@ -42,7 +40,7 @@ pub(super) fn write(
     let products: HashMap<NodeId, &Product> = found
         .products
         .iter()
-        .filter(|p| !unbounded.contains(&(p.node, 0)))
+        .filter(|p| p.reads.iter().all(|v| places.contains_key(v)))
         .map(|p| (p.node, p))
         .collect();
     coded.products = products.len();
