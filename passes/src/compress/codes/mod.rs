@@ -16,17 +16,19 @@ mod range;
 mod smooth;
 mod write;
 
+use super::samples::Samples;
 use super::{CompressError, Means, Measured, loss};
 use crate::egraph::{self, saturate};
 use crate::fold::{Limits, fold_constants};
 use crate::lower::LowerErrors;
 use crate::lower::decompose::decompose_where;
 use crate::rules::{Rule, activation, algebra, fold, norm};
-use lapidary_ir::infer::infer_module;
+use lapidary_ir::infer::{first_fresh, infer_module};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::target::Target;
-use lapidary_ir::{Module, NodeId};
+use lapidary_ir::{Module, NodeId, ValueId};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 
 /// Which operations read and write codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +166,37 @@ pub(super) fn encode(
     infer_module(module);
     coded.measured = loss::compare(&original, module, samples, means.progress)?;
     Ok(coded)
+}
+
+/// Runs other outputs of a module on all samples: `outputs` adds them to a copy, `see` is shown each sample's, by number.
+fn watch(
+    module: &Module,
+    samples: &dyn Samples,
+    progress: &dyn Fn(&str),
+    stage: &str,
+    outputs: impl FnOnce(&mut Module, &Cell<u32>) -> Result<Vec<ValueId>, OpError>,
+    see: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), CompressError> {
+    let mut probe = module.clone();
+    let fresh = Cell::new(first_fresh(&probe));
+    let values = outputs(&mut probe, &fresh).map_err(CompressError::Graph)?;
+    if values.is_empty() {
+        return Ok(());
+    }
+    loss::only(&mut probe, values);
+    let mut program = samples.prepare(probe).map_err(CompressError::Data)?;
+    let all = samples.count();
+    for sample in 0..all {
+        progress(&format!("{stage}: sample {} of {all}", sample + 1));
+        let mut shown = |i: usize, numbers: &[f32]| {
+            see(i, numbers);
+            Ok(())
+        };
+        program
+            .run(sample, &mut shown)
+            .map_err(CompressError::Data)?;
+    }
+    Ok(())
 }
 
 /// Operations whose parts read and write codes of their own.

@@ -4,11 +4,9 @@
 //! range is that, or cut on both sides. Every range has 0 in it, exactly, because padding and rectifiers give it.
 
 use super::super::CompressError;
-use super::super::loss::only;
 use super::super::samples::Samples;
 use super::place::{Counted, Found, Place};
 use lapidary_ir::builder::Builder;
-use lapidary_ir::infer::first_fresh;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
 use lapidary_ir::{ElemType, Module, Tensor, ValueId};
@@ -77,56 +75,40 @@ pub(super) fn ranges(
         .collect();
     let mut ends = vec![(0f64, 0f64); found.ranges];
     let watch = |stage: &str,
-                 outputs: &dyn Fn(&mut Builder, &Place) -> Result<Option<ValueId>, OpError>,
-                 see: &mut dyn FnMut(usize, &[f32])|
-     -> Result<(), CompressError> {
-        let mut probe = module.clone();
-        let fresh = Cell::new(first_fresh(&probe));
-        let (mut values, mut of) = (vec![], vec![]);
-        for place in &observed {
-            let mut b = Builder::new(&mut probe, Module::TOP, "calibrate", &fresh);
-            if let Some(v) = outputs(&mut b, place).map_err(CompressError::Graph)? {
-                values.push(v);
-                of.push(place.range);
-            }
-        }
-        if values.is_empty() {
-            return Ok(());
-        }
-        only(&mut probe, values);
-        let mut program = samples.prepare(probe).map_err(CompressError::Data)?;
-        for sample in 0..samples.count() {
-            progress(&format!(
-                "{stage}: sample {} of {}",
-                sample + 1,
-                samples.count()
-            ));
-            let mut shown = |i: usize, numbers: &[f32]| {
-                see(of[i], numbers);
-                Ok(())
+                 places: &[&Place],
+                 output: &dyn Fn(&mut Builder, &Place) -> Result<ValueId, OpError>,
+                 see: &mut dyn FnMut(usize, &[f32])| {
+        let outputs = |probe: &mut Module, fresh: &Cell<u32>| {
+            let of = |place: &&Place| {
+                let mut b = Builder::new(probe, Module::TOP, "calibrate", fresh);
+                output(&mut b, place)
             };
-            program
-                .run(sample, &mut shown)
-                .map_err(CompressError::Data)?;
-        }
-        Ok(())
+            places.iter().map(of).collect()
+        };
+        let mut shown = |i: usize, numbers: &[f32]| see(places[i].range, numbers);
+        super::watch(module, samples, progress, stage, outputs, &mut shown)
     };
-    watch("ranges", &least_and_most, &mut |range, numbers| {
-        if let &[least, most] = numbers {
-            let (lo, hi) = &mut ends[range];
-            // What is not a number must not be lost, as it would be in `f64::min`.
-            *lo = if least.is_nan() {
-                f64::NAN
-            } else {
-                lo.min(least.into())
-            };
-            *hi = if most.is_nan() {
-                f64::NAN
-            } else {
-                hi.max(most.into())
-            };
-        }
-    })?;
+    watch(
+        "ranges",
+        &observed,
+        &least_and_most,
+        &mut |range, numbers| {
+            if let &[least, most] = numbers {
+                let (lo, hi) = &mut ends[range];
+                // What is not a number must not be lost, as it would be in `f64::min`.
+                *lo = if least.is_nan() {
+                    f64::NAN
+                } else {
+                    lo.min(least.into())
+                };
+                *hi = if most.is_nan() {
+                    f64::NAN
+                } else {
+                    hi.max(most.into())
+                };
+            }
+        },
+    )?;
     let candidates: Vec<Vec<Code>> = ends
         .iter()
         .map(|&(lo, hi)| match (hi - lo).is_finite() {
@@ -137,11 +119,12 @@ pub(super) fn ranges(
         })
         .collect();
     let mut errors: Vec<Vec<f64>> = candidates.iter().map(|c| vec![0.0; c.len()]).collect();
-    let of = |b: &mut Builder, place: &Place| match &candidates[place.range][..] {
-        [] => Ok(None),
-        codes => squared_errors(b, place, codes).map(Some),
-    };
-    watch("codes", &of, &mut |range, numbers| {
+    let bounded: Vec<&Place> = observed
+        .into_iter()
+        .filter(|p| !candidates[p.range].is_empty())
+        .collect();
+    let of = |b: &mut Builder, place: &Place| squared_errors(b, place, &candidates[place.range]);
+    watch("codes", &bounded, &of, &mut |range, numbers| {
         let sums = errors[range].iter_mut().zip(numbers);
         sums.for_each(|(sum, &n)| *sum += f64::from(n));
     })?;
@@ -171,11 +154,11 @@ fn counted(b: &mut Builder, place: &Place) -> Result<ValueId, OpError> {
     b.reshape(x, &[Len::N(1), Len::N(-1)])
 }
 
-fn least_and_most(b: &mut Builder, place: &Place) -> Result<Option<ValueId>, OpError> {
+fn least_and_most(b: &mut Builder, place: &Place) -> Result<ValueId, OpError> {
     let x = counted(b, place)?;
     let least = b.reduce("reduce_min", x, &[1], false)?;
     let most = b.reduce("reduce_max", x, &[1], false)?;
-    b.concat(&[least, most], 0).map(Some)
+    b.concat(&[least, most], 0)
 }
 
 /// The sum of squared errors with each of these codes, `f32[codes]`.

@@ -4,7 +4,6 @@
 //! multiplication is part of whatever writes the codes of `x`.
 
 use super::super::CompressError;
-use super::super::loss::only;
 use super::super::samples::Samples;
 use super::Scope;
 use super::place::{self, Product};
@@ -14,7 +13,7 @@ use lapidary_ir::builder::Builder;
 use lapidary_ir::infer::first_fresh;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::ops::compose::Len;
-use lapidary_ir::{ElemType, Module, Tensor, ValueId};
+use lapidary_ir::{Constant, ElemType, Module, Tensor, ValueId};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -40,7 +39,20 @@ pub(super) fn smooth(
     let watched = inputs.iter().filter_map(|(&x, p)| Some((x, channels(p)?)));
     let watched: BTreeMap<ValueId, i64> = watched.collect();
     inputs.retain(|x, _| watched.contains_key(x));
-    let largest = observe(module, &watched, samples, progress)?;
+    let mut largest: Vec<Vec<f64>> = vec![vec![]; watched.len()];
+    let maxima = |probe: &mut Module, fresh: &Cell<u32>| {
+        let of = |(&x, &channels): (&ValueId, &i64)| {
+            let mut b = Builder::new(probe, Module::TOP, "calibrate", fresh);
+            channel_maxima(&mut b, x, channels)
+        };
+        watched.iter().map(of).collect()
+    };
+    let mut see = |i: usize, found: &[f32]| {
+        largest[i].resize(found.len(), 0.0);
+        let pairs = largest[i].iter_mut().zip(found);
+        pairs.for_each(|(most, &x)| *most = most.max(x.into()));
+    };
+    super::watch(module, samples, progress, "channels", maxima, &mut see)?;
     let fresh = Cell::new(first_fresh(module));
     for ((x, products), largest) in inputs.into_iter().zip(largest) {
         // What is not finite has no range either, and stays as it is.
@@ -52,43 +64,7 @@ pub(super) fn smooth(
     Ok(())
 }
 
-/// The largest `|x|` of each channel of these values, which have so many.
-fn observe(
-    module: &Module,
-    values: &BTreeMap<ValueId, i64>,
-    samples: &dyn Samples,
-    progress: &dyn Fn(&str),
-) -> Result<Vec<Vec<f64>>, CompressError> {
-    let mut probe = module.clone();
-    let fresh = Cell::new(first_fresh(&probe));
-    let mut outputs = vec![];
-    for (&x, &channels) in values {
-        let mut b = Builder::new(&mut probe, Module::TOP, "calibrate", &fresh);
-        outputs.push(channel_maxima(&mut b, x, channels).map_err(CompressError::Graph)?);
-    }
-    let mut largest: Vec<Vec<f64>> = vec![vec![]; outputs.len()];
-    if outputs.is_empty() {
-        return Ok(largest);
-    }
-    only(&mut probe, outputs);
-    let mut program = samples.prepare(probe).map_err(CompressError::Data)?;
-    for sample in 0..samples.count() {
-        progress(&format!(
-            "channels: sample {} of {}",
-            sample + 1,
-            samples.count()
-        ));
-        let mut see = |i: usize, found: &[f32]| {
-            largest[i].resize(found.len(), 0.0);
-            let pairs = largest[i].iter_mut().zip(found);
-            pairs.for_each(|(most, &x)| *most = most.max(x.into()));
-            Ok(())
-        };
-        program.run(sample, &mut see).map_err(CompressError::Data)?;
-    }
-    Ok(largest)
-}
-
+/// The largest `|x|` of each channel.
 fn channel_maxima(b: &mut Builder, x: ValueId, channels: i64) -> Result<ValueId, OpError> {
     let rows = b.reshape(x, &[Len::N(-1), Len::N(channels)])?;
     let abs = b.op("abs", &[rows])?;
@@ -103,43 +79,28 @@ fn move_spread(
     alpha: f64,
     fresh: &Cell<u32>,
 ) -> Result<(), OpError> {
+    // Outputs lie along the axis, inputs along the other of two.
+    let input = |i: usize, product: &Product, tensor: &Tensor| match product.axis {
+        0 => i % largest.len(),
+        _ => i / tensor.shape()[1],
+    };
     let mut of_weights = vec![0f64; largest.len()];
     let mut weights = vec![];
     for product in products {
         let (value, tensor) = weight(module, product)?;
-        let columns = tensor.shape()[product.axis];
-        // Outputs lie along the axis, inputs along the other of two.
-        let numbers = number_of(&tensor)?;
-        let input = |i: usize| {
-            if product.axis == 0 {
-                i % largest.len()
-            } else {
-                i / columns
-            }
-        };
-        for (i, w) in numbers.iter().enumerate() {
-            let most = &mut of_weights[input(i)];
+        for (i, w) in number_of(&tensor)?.iter().enumerate() {
+            let most = &mut of_weights[input(i, product, &tensor)];
             *most = most.max(w.abs());
         }
         weights.push((product, value, tensor));
     }
     let factors = smoothquant::balance(largest, &of_weights, alpha);
     for (product, value, tensor) in weights {
-        let columns = tensor.shape()[product.axis];
-        let factor = |i: usize| {
-            if product.axis == 0 {
-                factors[i % factors.len()]
-            } else {
-                factors[i / columns]
-            }
-        };
-        let scaled = number_of(&tensor)?
-            .iter()
-            .enumerate()
-            .map(|(i, w)| w * factor(i));
+        let numbers = number_of(&tensor)?.iter().enumerate();
+        let scaled = numbers.map(|(i, w)| w * factors[input(i, product, &tensor)]);
         let scaled = Tensor::from_f64(ElemType::F32, tensor.shape(), scaled.collect());
         let name = module.value(value).name.clone();
-        let constant = module.add_constant(&name, lapidary_ir::Constant::from_tensor(&scaled));
+        let constant = module.add_constant(&name, Constant::from_tensor(&scaled));
         module.node_mut(product.node).operands[1] = Some(constant);
     }
     let inverse: Vec<f64> = factors.iter().map(|f| 1.0 / f).collect();
