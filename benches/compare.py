@@ -2,7 +2,7 @@
 """Speed, memory and results beside peers on the same inputs, alternated in one run; prints tables in Markdown.
 
   benches/compare.py MODEL.onnx[:DIM=N,DIM=N] ... [--threads 1,2] [--rounds 3] [--seconds 1] [--json FILE]
-                     [--engines lapidary,onnxruntime,openvino] [--lapidary PATH] [--tract PATH]
+                     [--engines lapidary,onnxruntime,openvino] [--lapidary PATH] [--options=--bf16] [--tract PATH]
 
 Each round runs every engine once on each model, in a process of its own, so that a slow minute of a shared machine falls
 on all of them. Ours is an executable made by `lapidary build`. A time is the median of the rounds' medians; its spread is
@@ -64,11 +64,12 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--engines", default=f"{OURS},onnxruntime,openvino")
     parser.add_argument("--lapidary", default="target/release/lapidary")
+    parser.add_argument("--options", default="", help="for `lapidary build`")
     parser.add_argument("--tract")
     parser.add_argument("--json", type=pathlib.Path, help="also write what was measured here, as it comes")
     args = parser.parse_args()
     names = args.engines.split(",") + (["tract"] if args.tract else [])
-    chosen = engines(names, args.lapidary, args.tract)
+    chosen = engines(names, args.lapidary, args.tract, args.options.split())
     result = {
         "versions": {n: v for n in names if n != OURS and (v := version(n))},
         "rounds": args.rounds,

@@ -152,8 +152,8 @@ def summary(times):
     return {"runs": len(times), "best_ms": times[0], "ms": times[len(times) // 2]}
 
 
-def engines(names, lapidary, tract):
-    """By name, ours first."""
+def engines(names, lapidary, tract, options=()):
+    """By name, ours first; `options` are for its `build`."""
     lapidary = shutil.which(lapidary) or os.path.abspath(lapidary)
-    made = {OURS: Lapidary(lapidary)} | {n: Peer(n) for n in PEERS} | ({"tract": Tract(tract)} if tract else {})
+    made = {OURS: Lapidary(lapidary, options)} | {n: Peer(n) for n in PEERS} | ({"tract": Tract(tract)} if tract else {})
     return {n: made[n] for n in names}

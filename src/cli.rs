@@ -135,6 +135,10 @@ pub struct Model {
     /// that faster: a little less exact, and numbers beyond 65504 become infinite in `f16`.
     #[arg(long)]
     pub half_activations: bool,
+    /// Multiply numbers of `bf16` where the processor has such products: what goes in and constant weights are rounded to it (8 bits),
+    /// sums are `f32`. Faster, less exact.
+    #[arg(long)]
+    pub bf16: bool,
     /// Keep the keys and values of all but the newest tokens in so many bits, 8, 4 or 2; two numbers are for keys and for values.
     /// A little less exact, and a third of the memory or less. With 16, all tokens are halves: half of the memory.
     #[arg(long, value_name = "BITS", value_parser = parse_kv)]

@@ -102,6 +102,8 @@ pub struct CompileOptions {
     /// Round to `f16` what a GPU's tensor cores multiply, where that is predicted to be faster: a little less exact, and numbers
     /// beyond 65504 become infinite.
     pub halves: bool,
+    /// Round numbers and constant weights to `bf16` where the target multiplies those faster, with sums of `f32`: less exact.
+    pub bf16: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
@@ -154,6 +156,7 @@ impl CompileOptions {
             prepare: true,
             round: false,
             halves: false,
+            bf16: false,
             kv: None,
             stepwise: false,
             evictable: false,
@@ -168,6 +171,7 @@ impl CompileOptions {
             prepare: self.prepare,
             round: self.round,
             halves: self.halves,
+            bf16: self.bf16,
             kv: self.kv,
             caches: self.stepwise,
             evictable: self.stepwise && self.evictable,

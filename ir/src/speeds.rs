@@ -47,6 +47,7 @@ works! {
     Call "call" "calls of micro-kernels" "" [(0.0, 0.02)];
     Store "store" "results that products write" "" [(0.0, 8.0)];
     Gemm "gemm" "operations of f32 products" "rows of a tile" [(1.0, 16.0), (2.0, 26.0), (4.0, 36.0), (8.0, 44.0), (14.0, 48.0)];
+    GemmBf16 "gemm_bf16" "operations of bf16 products" "rows of a tile" [(1.0, 24.0), (2.0, 44.0), (4.0, 66.0), (8.0, 80.0), (14.0, 88.0)];
     GemmCodes "gemm_codes" "operations of int8 products" "rows of a tile" [(1.0, 50.0), (4.0, 120.0), (8.0, 150.0), (14.0, 160.0)];
     Blocks2 "blocks_2" "operations of products with 2-bit weights in long blocks" "rows" [(1.0, 80.0), (4.0, 110.0), (12.0, 120.0)];
     Blocks4 "blocks_4" "operations of products with 4-bit weights in long blocks" "rows" [(1.0, 70.0), (4.0, 110.0), (12.0, 120.0)];

@@ -41,8 +41,8 @@ impl<T> Shared<T> {
     }
 }
 
-fn gemm_f32(
-    address: *const c_void,
+fn gemm<W: Copy>(
+    (address, weight, width): (*const c_void, W, usize),
     pool: &Pool,
     m: usize,
     k: usize,
@@ -51,19 +51,19 @@ fn gemm_f32(
     runs: usize,
 ) -> f64 {
     // SAFETY: the table holds a function of this type.
-    let kernel: unsafe extern "C" fn(*const GemmF32) = unsafe { core::mem::transmute(address) };
+    let kernel: unsafe extern "C" fn(*const Gemm<W>) = unsafe { core::mem::transmute(address) };
     let a = aligned::<f32, 16>(m * pitch, 0.5);
-    let b = aligned::<f32, 16>(n * k, 0.25);
+    let b = aligned::<W, 32>(n * k, weight);
     let mut c = aligned::<f32, 16>(m * n, 0.0);
     let at = Shared((
         a.as_ptr().cast::<f32>(),
-        b.as_ptr().cast::<f32>(),
+        b.as_ptr().cast::<W>(),
         c.as_mut_ptr().cast::<f32>(),
     ));
     let tiles = m.div_ceil(MAX_ROWS_F32);
     let seconds = best_seconds(runs, || {
         pool.run(
-            (n / PANEL_F32 * tiles) as u64,
+            (n / width * tiles) as u64,
             tiles as u64,
             &|_, begin, end| {
                 let (a, b, c) = *at.get();
@@ -76,10 +76,10 @@ fn gemm_f32(
                     }
                     // SAFETY: the block describes parts of the buffers above.
                     unsafe {
-                        kernel(&GemmF32 {
+                        kernel(&Gemm {
                             a: addresses.as_ptr(),
-                            b: b.add(panel * k * PANEL_F32),
-                            c: c.add(r0 * n + panel * PANEL_F32),
+                            b: b.add(panel * k * width),
+                            c: c.add(r0 * n + panel * width),
                             bias: core::ptr::null(),
                             residual: core::ptr::null(),
                             c_stride: n,
@@ -87,7 +87,8 @@ fn gemm_f32(
                             k,
                             taps: 1,
                             rows: rows as u32,
-                            cols: PANEL_F32 as u32,
+                            cols: width as u32,
+                            width: width as u32,
                             lo: f32::NEG_INFINITY,
                             hi: f32::INFINITY,
                             accumulate: 0,
@@ -381,24 +382,39 @@ fn main() {
             let Some(table) = table_for(level) else {
                 continue;
             };
-            let f32_at = table[Import::GemmF32 as usize];
+            let f32_at = (table[Import::GemmF32 as usize], 0.25f32, PANEL_F32);
             let runs = if level == Level::Portable { 1 } else { 5 };
             println!("  {level:?}");
             println!(
                 "    f32  M=256 K=N=4096, row pitch 4096: {:7.1} GFLOP/s",
-                gemm_f32(f32_at, &pool, 256, 4096, 4096, 4096, runs)
+                gemm(f32_at, &pool, 256, 4096, 4096, 4096, runs)
             );
             println!(
                 "    f32  M=256 K=N=4096, row pitch 4112: {:7.1} GFLOP/s",
-                gemm_f32(f32_at, &pool, 256, 4096, 4096, 4112, runs)
+                gemm(f32_at, &pool, 256, 4096, 4096, 4112, runs)
             );
             println!(
                 "    f32  M=196 K=576 N=128             : {:7.1} GFLOP/s",
-                gemm_f32(f32_at, &pool, 196, 576, 128, 576, 20 * runs)
+                gemm(f32_at, &pool, 196, 576, 128, 576, 20 * runs)
             );
             println!(
                 "    f32  M=1 K=N=4096 (weights)        : {:7.1} GB/s",
-                2.0 * gemm_f32(f32_at, &pool, 1, 4096, 4096, 4096, 10 * runs)
+                2.0 * gemm(f32_at, &pool, 1, 4096, 4096, 4096, 10 * runs)
+            );
+            // A quarter.
+            let bf16_at = (table[Import::GemmBf16 as usize], 0x3E80u16, PANEL_F32);
+            let wide_at = (bf16_at.0, bf16_at.1, MAX_WIDTH_BF16);
+            println!(
+                "    bf16 M=256 K=N=4096                : {:7.1} GFLOP/s",
+                gemm(wide_at, &pool, 256, 4096, 4096, 4096, runs)
+            );
+            println!(
+                "    bf16 M=196 K=576 N=128             : {:7.1} GFLOP/s",
+                gemm(wide_at, &pool, 196, 576, 128, 576, 20 * runs)
+            );
+            println!(
+                "    bf16 M=1 K=N=4096 (weights)        : {:7.1} GB/s",
+                gemm(bf16_at, &pool, 1, 4096, 4096, 4096, 10 * runs)
             );
             let i8_at = table[Import::GemmI8 as usize];
             for pitch in [4096, 4160] {

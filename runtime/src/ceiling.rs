@@ -137,6 +137,7 @@ fn product(rows: &[*const f32], panel: *const f32, result: *mut f32) -> GemmF32 
         taps: 1,
         rows: rows.len() as u32,
         cols: PANEL_F32 as u32,
+        width: PANEL_F32 as u32,
         lo: f32::NEG_INFINITY,
         hi: f32::INFINITY,
         accumulate: 0,

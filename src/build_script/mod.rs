@@ -43,6 +43,7 @@ pub struct Build {
     model: PathBuf,
     dims: BTreeMap<String, i64>,
     optimize: bool,
+    bf16: bool,
     compression: Option<Asked>,
     data: Option<PathBuf>,
 }
@@ -62,6 +63,7 @@ impl Build {
             model: model.into(),
             dims: BTreeMap::new(),
             optimize: true,
+            bf16: false,
             compression: None,
             data: None,
         }
@@ -102,6 +104,12 @@ impl Build {
     /// Whether the graph is rewritten (it is unless said otherwise).
     pub fn optimize(mut self, yes: bool) -> Build {
         self.optimize = yes;
+        self
+    }
+
+    /// Whether products are of `bf16` where the target has them, as the command's `--bf16` says (they are not unless said so).
+    pub fn bf16(mut self, yes: bool) -> Build {
+        self.bf16 = yes;
         self
     }
 
@@ -147,8 +155,8 @@ impl Build {
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
         let (image, source, key_file) = (place("image"), place("rs"), place("key"));
         let said = format!(
-            "{name} {:?} {:?} {} {:?}",
-            options.dims, options.target, options.optimize, options.compression
+            "{name} {:?} {:?} {} {} {:?}",
+            options.dims, options.target, options.optimize, options.bf16, options.compression
         );
         // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
         let key = key::of(&said, files.iter().chain(&data));
@@ -195,6 +203,7 @@ impl Build {
         options.generate_for(target, &BACKENDS[0]);
         options.dims = self.dims.clone();
         options.optimize = self.optimize;
+        options.bf16 = self.bf16;
         options.calibration = self.data.as_ref().map(|data| Calibration {
             data: data.clone(),
             model: self.model.clone(),

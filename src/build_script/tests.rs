@@ -110,6 +110,7 @@ fn no_work_is_repeated() {
         fs::read(script.out("digits.image")).expect("the image")
     );
     assert!(script.did_work(&build.clone().optimize(false)));
+    assert!(script.did_work(&build.clone().bf16(true)));
     assert!(script.did_work(&build));
     script.cargo.features = ["avx2", "fma", "bmi1", "bmi2", "lzcnt"]
         .map(str::to_owned)

@@ -74,6 +74,7 @@ impl cli::Model {
         options.prepare = !self.no_prepare;
         options.round = self.round_activations;
         options.halves = self.half_activations;
+        options.bf16 = self.bf16;
         options.kv = self.kv;
         options.progress = progress();
         Ok(options)

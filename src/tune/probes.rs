@@ -185,6 +185,9 @@ pub fn probes() -> Result<Vec<Probe>, OpError> {
         all.push(product(Work::Gemm, [m, 256, 512], 1.0)?);
     }
     for m in [1, 2, 4, 8, 14] {
+        all.push(product(Work::GemmBf16, [m, 256, 512], 1.0)?);
+    }
+    for m in [1, 2, 4, 8, 14] {
         all.push(product_of_codes(Work::GemmCodes, [m, 512, 512], 1.0)?);
     }
     all.push(product_of_blocks(

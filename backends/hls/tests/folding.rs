@@ -1,7 +1,6 @@
 //! Cycles of folded products are those of the formula, for every number of processing elements.
 
 use lapidary_hls::{Folding, cost};
-use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{GemmTile, Kind, PANEL, RowsAt, gemm};
 use lapidary_ir::kernel::{Axis, Binary, Extent, Kernel};
@@ -13,10 +12,7 @@ const INPUTS: i64 = 40;
 /// `VECTORS` vectors of `INPUTS` times a matrix with `PANELS` panels of columns.
 fn product(kind: Kind) -> Kernel {
     let mut b = KernelBuilder::new("product");
-    let [of_a, of_b, of_c] = match kind {
-        Kind::F32 => [ElemType::F32; 3],
-        Kind::I8 => [ElemType::U8, ElemType::I8, ElemType::I32],
-    };
+    let [of_a, of_b, of_c] = kind.elems();
     let a = b.buffer("a", of_a, false);
     let w = b.buffer("w", of_b, false);
     let c = b.buffer("c", of_c, true);
@@ -61,10 +57,10 @@ fn a_product_takes_the_cycles_of_its_folding() {
                 "{kind:?}, PE {pe}"
             );
             let multipliers = match kind {
-                Kind::F32 => 5 * pe,
                 // Two columns share one, so a column alone has its own.
                 Kind::I8 if pe == 1 => 4,
                 Kind::I8 => 2 * pe,
+                _ => 5 * pe,
             };
             assert_eq!(found.dsp, f64::from(multipliers), "{kind:?}, PE {pe}");
         }

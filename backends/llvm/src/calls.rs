@@ -35,8 +35,9 @@ impl<'k> Fun<'k> {
             return Ok(0);
         };
         if !self.calls(&plan) {
-            // Windows are good code as they stand; wide panels are for micro-kernels.
-            if plan.found.window.is_some() || plan.found.width() != PANEL {
+            // Windows are good code as they stand; wide panels and `bf16` are for micro-kernels.
+            let found = &plan.found;
+            if found.window.is_some() || found.width() != PANEL || found.kind == Kind::Bf16 {
                 return Ok(0);
             }
             self.product(&plan)?;
@@ -63,7 +64,9 @@ impl<'k> Fun<'k> {
     fn calls(&self, plan: &Plan) -> bool {
         let found = &plan.found;
         let narrow = self.target.arch() == "x86_64" && self.target.vector_bytes < 64;
-        self.target.micro_kernels && (narrow || found.window.is_some() || found.kind == Kind::I8)
+        // Products of `bf16` are chosen where micro-kernels have them.
+        let other = found.window.is_some() || found.kind != Kind::F32;
+        self.target.micro_kernels && (narrow || other)
     }
 
     fn call(&mut self, plan: &Plan<'k>) -> Result<(), Error> {

@@ -97,11 +97,11 @@ impl<'k> Fun<'k> {
         let rows = self.rows_of(plan)?;
         let k = self.scalar(g.k)?;
         let (row_bytes, k) = match g.kind {
-            Kind::F32 => (i64::from(4 * PANEL), k),
             Kind::I8 => {
                 let up = self.w.two_int("add", k, 3);
                 (i64::from(PANEL), self.w.two_int("and", up, -4))
             }
+            _ => (i64::from(4 * PANEL), k),
         };
         let tap_bytes = self.w.two_int("mul", k, row_bytes);
         let skip = self.w.two("mul", l.index.value, tap_bytes);

@@ -53,6 +53,10 @@ impl<'k> Fun<'k> {
         let Some(g) = recognise(&self.facts, stmt) else {
             return Ok(false);
         };
+        // No target that this is for has them chosen: they run as they are written.
+        if g.kind == Kind::Bf16 {
+            return Ok(false);
+        }
         let shares = self.threads == SHARING_THREADS && shares(&self.facts, &g);
         if g.kind == Kind::F32 && !shares && !self.slots_are_shared() {
             return Ok(false);
@@ -63,8 +67,8 @@ impl<'k> Fun<'k> {
         }
         let tile = match g.kind {
             Kind::I8 => self.codes(&g)?,
-            Kind::F32 if shares => self.shared_k(&g)?,
-            Kind::F32 => self.staged(&g)?,
+            _ if shares => self.shared_k(&g)?,
+            _ => self.staged(&g)?,
         };
         self.set(g.acc, tile);
         Ok(true)
@@ -82,12 +86,12 @@ impl<'k> Fun<'k> {
         };
         let k = self.scalar(g.k)?;
         let k = match (g.kind, k.known()) {
-            (Kind::F32, _) => k,
-            (Kind::I8, Some(k)) => Val::long((k + 3) / 4 * 4),
+            (Kind::I8, Some(k)) => Val::long(g.kind.padded(k)),
             (Kind::I8, None) => {
                 let up = self.w.add(k, Val::long(3));
                 self.w.op(Ty::B64, "and.b64", &[up, Val::long(-4)])
             }
+            _ => k,
         };
         let step = self.w.mul(k, Val::long(i64::from(g.panel)));
         let t = self.w.register(Ty::B64);

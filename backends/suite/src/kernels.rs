@@ -331,15 +331,11 @@ struct Gemm {
 /// `c[m, n] = a[m, taps * k] * b + bias + residual`, by tiles of rows and panels of columns.
 fn gemm_kernel(g: &Gemm) -> Kernel {
     let mut b = KernelBuilder::new("gemm");
-    let f32s = g.kind == Kind::F32;
-    let (ea, eb, ec) = if f32s {
-        (ElemType::F32, ElemType::F32, ElemType::F32)
-    } else {
-        let result = match g.scaled {
-            None => ElemType::I32,
-            Some(code) => code.map_or(ElemType::F32, |c| c.0),
-        };
-        (ElemType::U8, ElemType::I8, result)
+    let f32s = g.kind.of_numbers();
+    let [ea, eb, sums] = g.kind.elems();
+    let ec = match g.scaled {
+        None => sums,
+        Some(code) => code.map_or(ElemType::F32, |c| c.0),
     };
     let (a, w, c) = (
         b.buffer("a", ea, false),
@@ -359,8 +355,7 @@ fn gemm_kernel(g: &Gemm) -> Kernel {
     let (m, n, k) = (b.index(g.m), b.index(g.n), b.index(g.k));
     let rows_left = b.binary(Binary::Sub, m, row);
     let cols_left = b.binary(Binary::Sub, n, col);
-    let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
-    let panel_len = b.index(k_padded * i64::from(g.width) * i64::from(g.taps));
+    let panel_len = b.index(g.kind.padded(g.k) * i64::from(g.width) * i64::from(g.taps));
     let b_base = b.binary(Binary::Mul, j, panel_len);
     let tile = GemmTile {
         kind: g.kind,
@@ -491,6 +486,24 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
             ..base
         },
         Gemm {
+            kind: Kind::Bf16,
+            ..base
+        },
+        Gemm {
+            kind: Kind::Bf16,
+            taps: 3,
+            masked: true,
+            tail: halved,
+            ..base
+        },
+        Gemm {
+            kind: Kind::Bf16,
+            k: 10,
+            width: 96,
+            n: 150,
+            ..base
+        },
+        Gemm {
             kind: Kind::I8,
             k: 10,
             ..base
@@ -548,20 +561,22 @@ pub fn contractions_with_and_without_micro_kernels(backend: &Backend) {
     let mut rng = Rng(5);
     for g in &cases {
         let kernel = gemm_kernel(g);
-        let f32s = g.kind == Kind::F32;
-        let size = if f32s { 4 } else { 1 };
-        let k_padded = if f32s { g.k } else { (g.k + 3) / 4 * 4 };
         let a_len = (g.m * g.k * i64::from(g.taps)) as usize;
         let width = i64::from(g.width);
-        let b_len = ((g.n + width - 1) / width * width * k_padded * i64::from(g.taps)) as usize;
-        let mut fill = |n: usize| {
-            if f32s {
-                rng.f32s(n)
-            } else {
-                (0..n * size).map(|_| rng.bits() as u8).collect()
+        let b_len =
+            ((g.n + width - 1) / width * width * g.kind.padded(g.k) * i64::from(g.taps)) as usize;
+        let [of_a, of_w, _] = g.kind.elems();
+        let mut fill = |n: usize, elem| match elem {
+            ElemType::F32 => rng.f32s(n),
+            // Numbers of few bits.
+            ElemType::BF16 => {
+                let numbers = rng.f32s(n);
+                let high = numbers.chunks_exact(4).flat_map(|b| [b[2], b[3]]);
+                high.collect()
             }
+            _ => (0..n).map(|_| rng.bits() as u8).collect::<Vec<u8>>(),
         };
-        let (a, w) = (fill(a_len), fill(b_len));
+        let (a, w) = (fill(a_len, of_a), fill(b_len, of_w));
         let c_len = (g.m * g.n) as usize;
         let (bias, residual) = (rng.f32s(g.n as usize), rng.f32s(c_len));
         let sums: Vec<u8> = (0..g.n as i32).flat_map(i32::to_le_bytes).collect();

@@ -2,8 +2,8 @@
 //!
 //! Whoever lowers a matrix product or convolution calls [`gemm`]; a backend with micro-kernels calls
 //! [`plan`] on each `For` and the statements after it. Both live here and in the module `epilogue`, so that
-//! the form is stated once. For `f32` (`STEP` = 1; for 8-bit operands `STEP` = 4) it is, with `W` = 32 for `f32` and a
-//! multiple of 32 for 8-bit operands,
+//! the form is stated once. For `f32` (`STEP` = 1; for `bf16` weights `STEP` = 2, for 8-bit operands 4) it is, with `W` = 32 for
+//! `f32` and a multiple of 32 for the others,
 //!
 //! ```text
 //! acc0 = const 0 : [rows, W]                         rows <= MAX_ROWS
@@ -17,14 +17,16 @@
 //! } }
 //! ```
 //!
-//! * B is a packed panel `[taps][k][32]` (`f32`) or `[taps][ceil(k / 4)][W][4]` (`i8`), whose start must be
-//!   64-byte aligned. The axes of its tile are strides 32 and 1 (`f32`), or 1 and 4 (`i8`).
+//! * B is a packed panel `[taps][k][32]` (`f32`) or `[taps][ceil(k / STEP)][W][STEP]` (others), whose start must be
+//!   64-byte aligned. The axes of its tile are strides 32 and 1 (`f32`), or 1 and `STEP`.
 //! * A's row axis is anything that does not change with `kk`: a stride, offsets, `valid`, `mask`. Its `k`
-//!   elements are consecutive. For `i8` operands, A is `u8` and its second axis has `valid = k - kk`.
+//!   elements are consecutive. Where `STEP` is more than 1, its second axis has `valid = k - kk`. For `i8` operands A is `u8`.
+//! * For `bf16` weights, A is `f32`, and `a` is what is left of it after a cast to `bf16` and back; `b` is cast to `f32`.
 //! * The accumulator is `f32`, or `i32` for 8-bit operands, and starts at zero.
 //!
 //! What is not recognised still runs: it is ordinary kernel IR.
 
+mod bf16;
 mod call;
 mod epilogue;
 #[cfg(test)]
@@ -51,6 +53,8 @@ pub const MAX_ROWS: u32 = MAX_ROWS_F32 as u32;
 pub enum Kind {
     /// `f32` everywhere.
     F32,
+    /// `f32` rounded to `bf16`, times `bf16`, into `f32`.
+    Bf16,
     /// `u8` times `i8` into `i32`.
     I8,
 }
@@ -60,15 +64,44 @@ impl Kind {
     pub fn step(self) -> u32 {
         match self {
             Kind::F32 => 1,
+            Kind::Bf16 => 2,
             Kind::I8 => 4,
         }
     }
 
-    fn acc(self) -> ElemType {
+    /// Elements of the left operand, the right one and the sums.
+    pub fn elems(self) -> [ElemType; 3] {
         match self {
-            Kind::F32 => ElemType::F32,
-            Kind::I8 => ElemType::I32,
+            Kind::F32 => [ElemType::F32; 3],
+            Kind::Bf16 => [ElemType::F32, ElemType::BF16, ElemType::F32],
+            Kind::I8 => [ElemType::U8, ElemType::I8, ElemType::I32],
         }
+    }
+
+    /// True if results are numbers as they are, with nothing to scale.
+    pub fn of_numbers(self) -> bool {
+        self != Kind::I8
+    }
+
+    /// Elements that a column of `k` has in a panel.
+    pub fn padded(self, k: i64) -> i64 {
+        let step = i64::from(self.step());
+        (k + step - 1) / step * step
+    }
+
+    /// [`Kind::padded`] of an extent that need not be known.
+    pub fn padded_extent(self, b: &mut KernelBuilder, k: Var) -> Var {
+        if let Some(Literal::Int(k)) = b.literal(k) {
+            return b.index(self.padded(k));
+        }
+        if self.step() == 1 {
+            return k;
+        }
+        let (more, step) = (self.step() - 1, self.step());
+        let (more, step) = (b.index(more.into()), b.index(step.into()));
+        let up = b.binary(Binary::Add, k, more);
+        let steps = b.binary(Binary::FloorDiv, up, step);
+        b.binary(Binary::Mul, steps, step)
     }
 }
 
@@ -89,7 +122,7 @@ pub struct GemmTile {
     pub k: Var,
     /// Number of taps; 1 for a matrix product.
     pub taps: u32,
-    /// Columns of the panel: [`PANEL`], or a multiple of it for codes.
+    /// Columns of the panel: [`PANEL`], or a multiple of it for codes and (up to four) `bf16`.
     pub width: u32,
 }
 
@@ -109,27 +142,17 @@ pub fn gemm(
     tile: GemmTile,
     rows: impl FnOnce(&mut KernelBuilder, Option<Var>) -> RowsAt,
 ) -> Var {
-    let acc_ty = TileType::of(tile.kind.acc(), &[tile.rows, tile.width]);
-    let zero = match tile.kind {
-        Kind::F32 => Literal::Float(0.0),
-        Kind::I8 => Literal::Int(0),
+    let [.., sums] = tile.kind.elems();
+    let zero = match sums {
+        ElemType::I32 => Literal::Int(0),
+        _ => Literal::Float(0.0),
     };
-    let acc = b.constant(acc_ty, zero);
+    let acc = b.constant(TileType::of(sums, &[tile.rows, tile.width]), zero);
     if tile.taps == 1 {
         let at = rows(b, None);
         return over_k(b, tile, &at, tile.b_base, acc);
     }
-    let k_padded = match (b.literal(tile.k), tile.kind) {
-        (Some(Literal::Int(k)), Kind::F32) => b.index(k),
-        (Some(Literal::Int(k)), Kind::I8) => b.index((k + 3) / 4 * 4),
-        (_, Kind::F32) => tile.k,
-        (_, Kind::I8) => {
-            let (three, four) = (b.index(3), b.index(4));
-            let up = b.binary(Binary::Add, tile.k, three);
-            let quads = b.binary(Binary::FloorDiv, up, four);
-            b.binary(Binary::Mul, quads, four)
-        }
-    };
+    let k_padded = tile.kind.padded_extent(b, tile.k);
     let width = b.index(i64::from(tile.width));
     let tap_len = b.binary(Binary::Mul, k_padded, width);
     let (zero, taps) = (b.index(0), b.index(i64::from(tile.taps)));
@@ -147,10 +170,10 @@ fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: 
     b.for_loop(zero, tile.k, step, &[acc], |b, kk, acc| {
         let a_at = b.binary(Binary::Add, at.base, kk);
         let mut k_axis = Axis::stride(1);
-        if tile.kind == Kind::I8 {
+        if step > 1 {
             k_axis = k_axis.valid(b.binary(Binary::Sub, tile.k, kk));
         }
-        let a = b.load(
+        let mut a = b.load(
             tile.a,
             a_at,
             &[tile.rows, step],
@@ -158,7 +181,13 @@ fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: 
         );
         let skip = b.binary(Binary::Mul, kk, width);
         let b_at = b.binary(Binary::Add, b_base, skip);
-        let panel = b.load(tile.b, b_at, &[step, tile.width], panel_axes(tile.kind));
+        let mut panel = b.load(tile.b, b_at, &[step, tile.width], panel_axes(tile.kind));
+        if tile.kind == Kind::Bf16 {
+            let [half, number] = [ElemType::BF16, ElemType::F32].map(TileElem::Elem);
+            let rounded = b.cast(a, half);
+            a = b.cast(rounded, number);
+            panel = b.cast(panel, number);
+        }
         vec![b.dot(acc[0], a, panel)]
     })[0]
 }
@@ -166,7 +195,7 @@ fn over_k(b: &mut KernelBuilder, tile: GemmTile, at: &RowsAt, b_base: Var, acc: 
 fn panel_axes(kind: Kind) -> Vec<Axis> {
     match kind {
         Kind::F32 => vec![Axis::stride(i64::from(PANEL)), Axis::stride(1)],
-        Kind::I8 => vec![Axis::stride(1), Axis::stride(4)],
+        Kind::Bf16 | Kind::I8 => vec![Axis::stride(1), Axis::stride(i64::from(kind.step()))],
     }
 }
 
@@ -373,12 +402,11 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
             {
                 return None;
             }
-            let mut found = innermost(facts, &inner_loop)?;
+            let mut found = innermost(facts, &inner_loop, &inner[0])?;
             let (b_base, factor) = facts.base_and_factor(found.b_base, outer.index)?;
-            let step = i64::from(found.kind.step());
             let by_literal = || {
                 let (f, k) = (facts.int(factor)?, facts.int(found.k)?);
-                Some(f == (k + step - 1) / step * step * i64::from(found.panel))
+                Some(f == found.kind.padded(k) * i64::from(found.panel))
             };
             let by_shape = || match facts.def(factor)? {
                 Op::Binary(Binary::Mul, k, p) => Some(
@@ -403,7 +431,7 @@ pub fn recognise<'k>(facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Contraction<'k
             }
             found
         }
-        _ => innermost(facts, &outer)?,
+        _ => innermost(facts, &outer, stmt)?,
     };
     found.acc = stmt.results[0];
     (found.rows >= 1 && found.rows <= MAX_ROWS).then_some(found)
@@ -450,7 +478,10 @@ pub(super) fn single_loop<'k>(_facts: &Facts<'k>, stmt: &'k Stmt) -> Option<Loop
 }
 
 /// The loop over `k`: loads, index arithmetic and the dot, nothing else.
-fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
+fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>, stmt: &'k Stmt) -> Option<Contraction<'k>> {
+    if let Some(found) = bf16::recognise(facts, l, stmt) {
+        return Some(found);
+    }
     let Op::Dot { acc, a, b } = facts.def(l.yielded)? else {
         return None;
     };
@@ -466,13 +497,8 @@ fn innermost<'k>(facts: &Facts<'k>, l: &Loop<'k>) -> Option<Contraction<'k>> {
     let kernel = facts.kernel;
     let elem = |v: Var| kernel.ty(v).elem;
     let of = |e| TileElem::Elem(e);
-    let kind = match (elem(*acc), elem(*a), elem(*b)) {
-        (x, y, z) if [x, y, z] == [of(ElemType::F32); 3] => Kind::F32,
-        (x, y, z) if x == of(ElemType::I32) && y == of(ElemType::U8) && z == of(ElemType::I8) => {
-            Kind::I8
-        }
-        _ => return None,
-    };
+    let is = |k: &Kind| k.elems().map(of) == [elem(*a), elem(*b), elem(*acc)];
+    let kind = [Kind::F32, Kind::I8].into_iter().find(is)?;
     let [rows, cols] = kernel.ty(*acc).shape[..] else {
         return None;
     };
@@ -564,12 +590,13 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
     let found = recognise(facts, stmt).or_else(|| super::window::recognise(facts, stmt))?;
     let mut tail = recognise_epilogue(facts, rest, found.acc);
     // Products of numbers are stored as numbers.
-    let plain = found.kind == Kind::F32 && found.window.is_none();
+    let numbers = found.kind.of_numbers();
+    let plain = numbers && found.window.is_none();
     let no_call = |t: &EpilogueMatch| {
         let more = !t.stages.is_empty() || t.table.is_some();
         plain && (t.code.is_some() || t.scaled.is_some())
-            || found.kind == Kind::F32 && more
-            || found.kind == Kind::I8 && t.residual.is_some()
+            || numbers && more
+            || !numbers && t.residual.is_some()
             || t.stages.len() > MAX_STAGES_I8
     };
     if tail.as_ref().is_some_and(no_call) {
@@ -578,7 +605,8 @@ pub fn plan<'k>(facts: &Facts<'k>, stmt: &'k Stmt, rest: &'k [Stmt]) -> Option<P
     let row_valid = tail.as_ref().and_then(|t| t.c_rows.valid);
     let to_zeros = found.a_rows.mask.is_some()
         || (found.a_rows.valid.is_some() && found.a_rows.valid != row_valid);
-    let size = if found.kind == Kind::F32 { 4 } else { 1 };
+    let [of_a, ..] = found.kind.elems();
+    let size = of_a.size_bytes() as i64;
     if let Some(w) = found.window
         && tail.as_ref().is_none_or(|t| t.cols != w.cols)
     {

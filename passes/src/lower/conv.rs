@@ -11,6 +11,7 @@ use crate::schedules::Num;
 use crate::schedules::codes::{Codes, Tail, Zero, width};
 use crate::schedules::conv::{Conv, Pixels};
 use crate::schedules::depthwise::Depthwise;
+use crate::schedules::pack::width_bf16;
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
@@ -172,6 +173,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
             hi,
             activation,
             codes: quantized.then(|| codes::of(&facts.module, n)),
+            bf16: false,
             tail,
             tail_residuals: vec![],
             width: PANEL,
@@ -272,6 +274,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     if conv.codes.is_some() && low.target.micro_kernels {
         let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
         conv.width = width(conv.group_out(), row);
+    }
+    if plan.filters.is_some() && conv.codes.is_none() && low.multiplies_bf16() {
+        let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
+        let pixels = conv.output[0] * conv.output[1];
+        conv.bf16 = true;
+        conv.width = width_bf16([pixels, conv.group_out(), row], low.target.l2_bytes);
     }
     let mut schedule = Schedule::of(low, conv.flattened());
     let mut bias = plan.bias;
@@ -406,6 +414,7 @@ fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
             zero: Zero::Nothing,
             result: Some((ElemType::U8, 0)),
         }),
+        bf16: false,
         tail: Tail::default(),
         tail_residuals: vec![],
         width: PANEL,
@@ -543,8 +552,10 @@ impl Taps {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::checks::{check, numbers};
+    use crate::lower::Options;
+    use crate::lower::checks::{check, check_lowered_for, numbers};
     use lapidary_ir::builder::Builder;
+    use lapidary_ir::target::{Feature, Target};
     use lapidary_ir::{Attr, Attrs, ValueId};
 
     fn conv(
@@ -662,6 +673,12 @@ mod tests {
                 1,
             ),
         ];
+        // Those have eight bits.
+        let target = Target::x86_64().with_features(vec![Feature::Avx512Bf16]);
+        let options = Options {
+            bf16: true,
+            ..Options::default()
+        };
         for (i, (shape, filters, strides, pads, dilations, groups)) in cases.iter().enumerate() {
             for symbolic in [false, true] {
                 let attrs = [
@@ -670,10 +687,13 @@ mod tests {
                     ("dilations", ints(dilations)),
                     ("group", Attr::Int(*groups)),
                 ];
-                check(&format!("conv{i}"), &[shape], symbolic, |b, x| {
+                let build = |b: &mut Builder, x: &[ValueId]| {
                     let bias = b.constant(&numbers(&filters[..1], 6));
                     conv(b, "conv", x[0], filters, &attrs, [Some(bias), None])
-                });
+                };
+                check(&format!("conv{i}"), &[shape], symbolic, build);
+                let how = (&target, &options, 2e-2);
+                check_lowered_for(how, &format!("conv{i} of bf16"), &[shape], symbolic, build);
             }
         }
     }

@@ -29,6 +29,10 @@ impl Schedule {
     pub fn of(low: &Lowerer, conv: Conv) -> Schedule {
         if is_depthwise(conv.groups, conv.channels, conv.out_channels) {
             let small_tiles = !low.target.micro_kernels;
+            let conv = Conv {
+                bf16: false,
+                ..conv
+            };
             return Schedule::Depthwise(Depthwise {
                 conv,
                 maximum: false,
@@ -49,25 +53,27 @@ impl Schedule {
     /// The packed weights, made when they are written.
     pub fn weights(&self, low: &mut Lowerer, w: Constant) -> ValueId {
         let pack: Arc<dyn Fn(&[u8], &mut Vec<u8>) + Send + Sync>;
-        let len;
+        let (elem, len);
         match self {
             Schedule::Product(conv) => {
-                len = conv.packed_bytes() / 4;
+                [_, elem, _] = conv.kind().elems();
+                len = conv.packed_bytes() / elem.size_bytes();
                 let conv = conv.clone();
                 pack = Arc::new(move |bytes, out| conv.pack(bytes, out));
             }
             Schedule::Depthwise(d) => {
+                elem = ElemType::F32;
                 len = w.shape().iter().product();
                 let d = d.clone();
                 pack = Arc::new(move |bytes, out| d.pack(bytes, out));
             }
         }
         let made = move || {
-            let mut out = Vec::with_capacity(len * 4);
+            let mut out = Vec::with_capacity(len * elem.size_bytes());
             pack(&dense(&w)?, &mut out);
             Ok(out)
         };
-        low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made)))
+        low.made_weight(elem, vec![len], WeightSource::Made(Arc::new(made)))
     }
 
     pub fn launch(

@@ -177,6 +177,14 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             return halves::steps(low, n, &plan, &product);
         }
     }
+    let constant = !plan.gemm.w_batched && low.facts.module.as_constant(plan.w).is_some();
+    let numbers = [&plan.n, &plan.k].map(Dim::as_const);
+    if let ([Some(n), Some(k)], true) = (numbers, constant && low.multiplies_bf16()) {
+        // Of rows that are not known there may be many.
+        let m = plan.m.as_const().unwrap_or(i64::MAX);
+        plan.gemm.bf16 = plan.gemm.codes.is_none();
+        plan.gemm.width = pack::width_bf16([m, n, k], low.target.l2_bytes);
+    }
     let (w, coded) = match plan.gemm.codes {
         None => (packed(low, &plan)?, vec![]),
         Some(c) => {
@@ -281,16 +289,19 @@ fn packed(low: &mut Lowerer, plan: &Plan) -> Result<ValueId, OpError> {
         (numbers, low.facts.module.as_constant(w).cloned())
     {
         let (products, n, k) = (products as usize, n as usize, k as usize);
-        let len = products * Gemm::packed_len(n as i64, k as i64) as usize;
+        let len = products * plan.gemm.packed_len(n as i64, k as i64) as usize;
+        let (kind, width) = (plan.gemm.kind(), plan.gemm.width);
+        let [_, of_w, _] = kind.elems();
         let made = move || {
             let bytes = dense(&c)?;
-            let mut out = Vec::with_capacity(len * 4);
+            let mut out = Vec::with_capacity(len * of_w.size_bytes());
             for matrix in bytes.chunks_exact(n * k * 4) {
-                pack::pack_panels(matrix, k, n, |kk, column| kk * n + column, &mut out);
+                let at = |_, kk, j| kk * n + j;
+                pack::pack_numbers(kind, matrix, [1, k, n], width, at, &mut out);
             }
             Ok(out)
         };
-        return Ok(low.made_weight(ElemType::F32, vec![len], WeightSource::Made(Arc::new(made))));
+        return Ok(low.made_weight(of_w, vec![len], WeightSource::Made(Arc::new(made))));
     }
     let width = Dim::from(i64::from(PANEL));
     let panels = plan.n.ceil_div(&width);
@@ -387,8 +398,11 @@ fn stored(x: &mut Element, p: &Pos, sums: Sums) -> Result<E, OpError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::checks::{check, numbers};
-    use lapidary_ir::{Attr, Attrs, Tensor};
+    use crate::lower::Options;
+    use crate::lower::checks::{check, check_lowered_for, numbers};
+    use lapidary_ir::kernel::Param;
+    use lapidary_ir::target::{Feature, Target};
+    use lapidary_ir::{Attr, Attrs, ElemType, Tensor};
 
     #[test]
     fn products_of_every_shape() {
@@ -419,6 +433,34 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn constant_weights_are_of_bf16_where_that_is_allowed() {
+        let bf16_of = |target: &Target, bf16, constant| {
+            let options = Options {
+                bf16,
+                ..Options::default()
+            };
+            // Numbers have eight bits.
+            let how = (target, &options, if bf16 { 1e-2 } else { 1e-4 });
+            let shapes: &[&[usize]] = &[&[2, 3, 71], &[71, 45]];
+            let lowered = check_lowered_for(how, "bf16", shapes, false, |b, x| {
+                let w = b.constant(&numbers(&[71, 45], 5));
+                b.op("matmul", &[x[0], if constant { w } else { x[1] }])
+                    .expect("a product")
+            });
+            let of_bf16 =
+                |p: &Param| matches!(p, Param::Buffer { elem, .. } if *elem == ElemType::BF16);
+            let mut params = lowered.kernels.iter().flat_map(|k| &k.params);
+            params.any(of_bf16)
+        };
+        let plain = Target::x86_64();
+        let has = plain.clone().with_features(vec![Feature::Avx512Bf16]);
+        assert!(bf16_of(&has, true, true));
+        assert!(!bf16_of(&has, false, true), "nobody allowed it");
+        assert!(!bf16_of(&has, true, false), "the right side is computed");
+        assert!(!bf16_of(&plain, true, true), "the target has none");
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Options {
     /// Round to `f16`, or to `bf16` where weights are, what a GPU's tensor cores multiply, where that is predicted to be faster: a little
     /// less exact, and numbers beyond 65504 become infinite in `f16`.
     pub halves: bool,
+    /// Round numbers and constant weights to `bf16` where the target multiplies those faster, with sums of `f32`: less exact.
+    pub bf16: bool,
     /// Caches may lose tokens: beside them is counted how much attention each token gets ([`lapidary_abi::attended`]).
     pub evictable: bool,
 }
@@ -105,6 +107,7 @@ impl Default for Options {
             caches: false,
             kv: None,
             halves: false,
+            bf16: false,
             evictable: false,
         }
     }

@@ -18,7 +18,7 @@ use lapidary_abi::program::{
 };
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::target::Target;
+use lapidary_ir::target::{Feature, Target};
 use lapidary_ir::{Dim, ElemType, Module, NodeId, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -514,6 +514,12 @@ impl Lowerer {
     /// True if a value made by lowering can be used here.
     pub(super) fn is_declared(&self, v: ValueId) -> bool {
         self.indices.contains_key(&v)
+    }
+
+    /// True if products of numbers and constant weights are of `bf16`: the user allows it, and the target has micro-kernels for it.
+    pub(super) fn multiplies_bf16(&self) -> bool {
+        let has = self.target.features.contains(&Feature::Avx512Bf16);
+        self.options.bf16 && has && self.target.micro_kernels
     }
 
     /// A value that other blocks cannot see.

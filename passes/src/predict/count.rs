@@ -229,6 +229,7 @@ impl<'a> Walk<'a> {
             (kind, None) => {
                 let work = match kind {
                     Kind::F32 => Work::Gemm,
+                    Kind::Bf16 => Work::GemmBf16,
                     Kind::I8 => Work::GemmCodes,
                 };
                 (

@@ -2,7 +2,6 @@
 //!
 //! `a` is `u8` and `w` is `i8`, packed by [`pack_quads`]; sums are `i32`. A result is a number, or the code of one.
 
-use super::{Num, add};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::contraction::{Kind, PANEL, RowsAt, Scaled, Stage};
@@ -108,18 +107,10 @@ impl Tail {
     }
 }
 
-/// Element types of `a`, `w` and the result.
-pub fn elems(codes: Option<Codes>, tail: &Tail) -> [ElemType; 3] {
-    match codes {
-        None => [ElemType::F32; 3],
-        Some(c) => [
-            ElemType::U8,
-            ElemType::I8,
-            tail.elem()
-                .or(c.result.map(|r| r.0))
-                .unwrap_or(ElemType::F32),
-        ],
-    }
+/// Element type of the results of products of numbers (`None`) or codes.
+pub fn result(codes: Option<Codes>, tail: &Tail) -> ElemType {
+    let code = codes.and_then(|c| tail.elem().or(c.result.map(|r| r.0)));
+    code.unwrap_or(ElemType::F32)
 }
 
 /// Columns of a panel for micro-kernels, if each has `row` elements: a call then has enough to do, and its panel stays in
@@ -127,23 +118,16 @@ pub fn elems(codes: Option<Codes>, tail: &Tail) -> [ElemType; 3] {
 pub fn width(n: i64, row: i64) -> u32 {
     const BYTES: i64 = 24 << 10;
     let most = (BYTES / row.max(1) / i64::from(PANEL)).clamp(1, 8);
-    let panels = ((n + i64::from(PANEL) - 1) / i64::from(PANEL)).max(1);
-    let calls = (panels + most - 1) / most;
-    ((panels + calls - 1) / calls) as u32 * PANEL
+    super::pack::even_width(n, most)
 }
 
-/// Operand types of the contraction.
-pub fn kind(codes: Option<Codes>) -> Kind {
-    match codes {
-        None => Kind::F32,
-        Some(_) => Kind::I8,
+/// Operand types of a product of codes, or of numbers that are rounded to `bf16` or not.
+pub fn kind(codes: Option<Codes>, bf16: bool) -> Kind {
+    match (codes, bf16) {
+        (Some(_), _) => Kind::I8,
+        (None, true) => Kind::Bf16,
+        (None, false) => Kind::F32,
     }
-}
-
-/// Elements that a row of `k` elements has in a packed panel.
-pub fn padded(codes: Option<Codes>, k: i64) -> i64 {
-    let step = i64::from(kind(codes).step());
-    (k + step - 1) / step * step
 }
 
 /// The parameters that a kernel has for codes, in this order after `w`: `zero`?, `sums`?, `scale`.
@@ -219,55 +203,16 @@ fn as_code(elem: ElemType, byte: u8) -> i64 {
     }
 }
 
-/// The first element of a panel: `panel` of those that have `taps` rows of `k` elements in each of `width` columns.
-pub fn panel_at(
-    b: &mut KernelBuilder,
-    codes: Option<Codes>,
-    panel: Var,
-    (taps, width): (i64, u32),
-    k: Num,
-    k_var: Var,
-) -> Var {
-    let width = i64::from(width) * taps;
-    let len = match (k, codes) {
-        (Num::Const(k), _) => b.index(padded(codes, k) * width),
-        (Num::Sym, None) => super::mul_const(b, k_var, width),
-        (Num::Sym, Some(_)) => {
-            let (three, four) = (b.index(3), b.index(4));
-            let up = add(b, k_var, three);
-            let quads = b.binary(lapidary_ir::kernel::Binary::FloorDiv, up, four);
-            super::mul_const(b, quads, 4 * width)
-        }
-    };
-    super::mul(b, panel, len)
-}
-
-/// Packs codes into panels `[panel][tap][k / 4][width][4]` at compile time. `element(tap, k, column)` is the index of a
-/// weight; what does not exist is zero.
+/// Packs codes into panels `[panel][tap][k / 4][width][4]` at compile time, as [`super::pack::each`] orders them.
 pub fn pack_quads(
     codes: &[u8],
-    [taps, k, n]: [usize; 3],
+    sizes: [usize; 3],
     width: u32,
     element: impl Fn(usize, usize, usize) -> usize,
     out: &mut Vec<u8>,
 ) {
-    let width = width as usize;
-    for panel in 0..n.div_ceil(width) {
-        for tap in 0..taps {
-            for quad in 0..k.div_ceil(4) {
-                for column in panel * width..(panel + 1) * width {
-                    for kk in 4 * quad..4 * quad + 4 {
-                        let there = kk < k && column < n;
-                        out.push(if there {
-                            codes[element(tap, kk, column)]
-                        } else {
-                            0
-                        });
-                    }
-                }
-            }
-        }
-    }
+    let one = |at: Option<usize>| out.push(at.map_or(0, |i| codes[i]));
+    super::pack::each(Kind::I8, sizes, width, element, one);
 }
 
 /// The sums of columns that [`pack_quads`] packs.

@@ -10,10 +10,11 @@
 use super::activation::Activation;
 use super::codes::{self, Codes, Tail};
 use super::epilogue::finish;
+use super::pack::panel_at;
 use super::{Num, add, add_const, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, RowsAt};
 use lapidary_ir::kernel::{Axis, Binary, Kernel, Op, TileElem, TileType, Var};
 
 /// Where the channels of a pixel are: pixel `p`, channel `c` is element `p * pitch + first + c`.
@@ -74,6 +75,8 @@ pub struct Conv {
     pub activation: Option<Activation>,
     /// `x` and `w` are codes; pixels in the padding are code 0.
     pub codes: Option<Codes>,
+    /// `w` is of `bf16`, and so is `x` when it is multiplied; not for codes.
+    pub bf16: bool,
     /// What a result's codes go through.
     pub tail: Tail,
     /// Where the channels of each stage's residual are.
@@ -154,6 +157,11 @@ impl Conv {
         pixels * self.out_channels * self.channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
+    /// Operand types.
+    pub fn kind(&self) -> Kind {
+        codes::kind(self.codes, self.bf16)
+    }
+
     /// Output channels of a group.
     pub fn group_out(&self) -> i64 {
         self.out_channels / self.groups
@@ -163,34 +171,17 @@ impl Conv {
     pub fn packed_bytes(&self) -> usize {
         let panels = (self.group_out() as u64).div_ceil(u64::from(self.width)) as i64 * self.groups;
         let (k, window) = self.taps();
-        let size = if self.codes.is_some() { 1 } else { 4 };
-        let rows = window[0] * window[1] * codes::padded(self.codes, k);
-        (panels * i64::from(self.width) * rows * size) as usize
+        let [_, of_w, _] = self.kind().elems();
+        let rows = window[0] * window[1] * self.kind().padded(k);
+        (panels * i64::from(self.width) * rows) as usize * of_w.size_bytes()
     }
 
     /// Packs ONNX weights `[oc][c / groups][kh][kw]` (codes, or little-endian f32) for [`Conv::kernel`].
     pub fn pack(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.codes.is_some() {
-            return self.each_group(|sizes, element| {
-                codes::pack_quads(bytes, sizes, self.width, element, out);
-            });
-        }
-        let [c, taps, oc] = [
-            self.channels / self.groups,
-            self.kernel[0] * self.kernel[1],
-            self.group_out(),
-        ]
-        .map(|v| v as usize);
-        for group in 0..self.groups as usize {
-            // One panel's inner extent is tap-major, then channels.
-            super::pack::pack_panels(
-                bytes,
-                taps * c,
-                oc,
-                |k, column| ((group * oc + column) * c + k % c) * taps + k / c,
-                out,
-            );
-        }
+        self.each_group(|sizes, element| match self.kind() {
+            Kind::I8 => codes::pack_quads(bytes, sizes, self.width, element, out),
+            kind => super::pack::pack_numbers(kind, bytes, sizes, self.width, element, out),
+        });
     }
 
     /// The sums of the codes of each output channel.
@@ -221,7 +212,8 @@ impl Conv {
     /// [`codes::TailParams`], `y`, then `batch` if it is [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let [of_x, of_w, of_y] = codes::elems(self.codes, &self.tail);
+        let [of_x, of_w, _] = self.kind().elems();
+        let of_y = codes::result(self.codes, &self.tail);
         let x = b.buffer("x", of_x, false);
         let w = b.buffer("w", of_w, false);
         let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
@@ -252,12 +244,11 @@ impl Conv {
         let group_panels = mul_const(&mut b, group, panels as i64);
         let panel_index = add(&mut b, group_panels, panel);
         let k = b.index(c);
-        let w_base = codes::panel_at(
+        let w_base = panel_at(
             &mut b,
-            self.codes,
+            self.kind(),
             panel_index,
-            (taps, self.width),
-            Num::Const(c),
+            [taps, i64::from(self.width)],
             k,
         );
         let col0 = mul_const(&mut b, panel, i64::from(self.width));
@@ -265,7 +256,7 @@ impl Conv {
         let channel = add(&mut b, group_col, col0);
         let scaled = for_codes.map(|(c, params)| c.scaled(&mut b, params, channel));
         let spec = GemmTile {
-            kind: codes::kind(self.codes),
+            kind: self.kind(),
             rows,
             a: x,
             b: w,
@@ -531,6 +522,7 @@ mod tests {
             hi: None,
             activation: None,
             codes: None,
+            bf16: false,
             tail: Tail::default(),
             tail_residuals: vec![],
             width: PANEL,

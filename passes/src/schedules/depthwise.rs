@@ -78,7 +78,8 @@ impl Depthwise {
     pub fn kernel(&self, name: &str) -> Kernel {
         let conv = &self.conv;
         let mut b = KernelBuilder::new(name);
-        let [of_x, of_w, of_y] = codes::elems(conv.codes, &conv.tail);
+        let [of_x, of_w, _] = conv.kind().elems();
+        let of_y = codes::result(conv.codes, &conv.tail);
         let x = b.buffer("x", of_x, false);
         let w = (!self.maximum).then(|| b.buffer("w", of_w, false));
         let scaled = w.filter(|_| conv.codes.is_some());

@@ -9,10 +9,11 @@
 use super::activation::Activation;
 use super::codes::{self, Codes, Tail};
 use super::epilogue::finish;
+use super::pack::panel_at;
 use super::{Num, add, even_rows, mul, mul_const};
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, MAX_ROWS, PANEL, RowsAt};
+use lapidary_ir::kernel::contraction::{self, Epilogue, GemmTile, Kind, MAX_ROWS, PANEL, RowsAt};
 use lapidary_ir::kernel::{At, Axis, Binary, Kernel};
 
 /// Extents and epilogue of a product.
@@ -42,6 +43,8 @@ pub struct Gemm {
     pub activation: Option<Activation>,
     /// `a` and `w` are codes.
     pub codes: Option<Codes>,
+    /// `w` is of `bf16`, and so is `a` when it is multiplied; not for codes.
+    pub bf16: bool,
     /// What a result's codes go through.
     pub tail: Tail,
     /// Columns of a panel.
@@ -64,14 +67,21 @@ impl Gemm {
             hi: None,
             activation: None,
             codes: None,
+            bf16: false,
             tail: Tail::default(),
             width: PANEL,
         }
     }
 
-    /// Elements of `f32` `w` packed, for one product.
-    pub fn packed_len(n: i64, k: i64) -> i64 {
-        (n as u64).div_ceil(u64::from(PANEL)) as i64 * k * i64::from(PANEL)
+    /// Operand types.
+    pub fn kind(&self) -> Kind {
+        codes::kind(self.codes, self.bf16)
+    }
+
+    /// Elements of `w` packed, for one product.
+    pub fn packed_len(&self, n: i64, k: i64) -> i64 {
+        let panels = (n as u64).div_ceil(u64::from(self.width)) as i64;
+        panels * self.kind().padded(k) * i64::from(self.width)
     }
 
     /// Rows of a tile.
@@ -83,7 +93,8 @@ impl Gemm {
     /// [`codes::TailParams`], `c`, then those of `batch`, `m`, `n`, `k` that are [`Num::Sym`].
     pub fn kernel(&self, name: &str) -> Kernel {
         let mut b = KernelBuilder::new(name);
-        let [of_a, of_w, of_c] = codes::elems(self.codes, &self.tail);
+        let [of_a, of_w, _] = self.kind().elems();
+        let of_c = codes::result(self.codes, &self.tail);
         let a = b.buffer("a", of_a, false);
         let w = b.buffer("w", of_w, false);
         let for_codes = self.codes.map(|c| (c, c.params(&mut b)));
@@ -135,12 +146,11 @@ impl Gemm {
             zero
         };
         let panel_index = add(&mut b, product_panels, panel);
-        let w_base = codes::panel_at(
+        let w_base = panel_at(
             &mut b,
-            self.codes,
+            self.kind(),
             panel_index,
-            (1, self.width),
-            self.k,
+            [1, i64::from(self.width)],
             k.var,
         );
         let col0 = mul_const(&mut b, panel, i64::from(self.width));
@@ -152,7 +162,7 @@ impl Gemm {
             mask: None,
         };
         let spec = GemmTile {
-            kind: codes::kind(self.codes),
+            kind: self.kind(),
             rows,
             a,
             b: w,
@@ -232,7 +242,7 @@ mod tests {
         let packed = run(
             &packer,
             &[&w],
-            batch * Gemm::packed_len(n as i64, k as i64) as usize,
+            batch * gemm.packed_len(n as i64, k as i64) as usize,
             &[],
         );
         let mut inputs: Vec<&[f32]> = vec![&a, &packed];

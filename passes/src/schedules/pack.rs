@@ -1,33 +1,85 @@
 //! Packing the right side of a product into panels `[panel][k][32]`, at compile time or at run time.
 
 use super::{Num, add, mul, mul_const};
+use lapidary_abi::kernel::MAX_WIDTH_BF16;
 use lapidary_ir::ElemType;
 use lapidary_ir::kernel::build::KernelBuilder;
-use lapidary_ir::kernel::contraction::PANEL;
-use lapidary_ir::kernel::{At, Axis, Binary, Kernel};
+use lapidary_ir::kernel::contraction::{Kind, PANEL};
+use lapidary_ir::kernel::{At, Axis, Binary, Kernel, Var};
 
-/// Packs `f32` little-endian bytes at compile time. `element(k, column)` is the linear index of a weight; columns past `n`
-/// are zero.
-pub fn pack_panels(
-    bytes: &[u8],
-    k: usize,
-    n: usize,
-    element: impl Fn(usize, usize) -> usize,
-    out: &mut Vec<u8>,
+/// Calls `put` for every element of the panels `[panel][tap][k / step][width][step]` in order: with the index that `element(tap,
+/// k, column)` says of a weight, or with nothing where there is none. `sizes`: taps, elements of a tap, columns.
+pub fn each(
+    kind: Kind,
+    [taps, k, n]: [usize; 3],
+    width: u32,
+    element: impl Fn(usize, usize, usize) -> usize,
+    mut put: impl FnMut(Option<usize>),
 ) {
-    let width = PANEL as usize;
+    let (width, step) = (width as usize, kind.step() as usize);
     for panel in 0..n.div_ceil(width) {
-        for kk in 0..k {
+        for (tap, first) in (0..taps).flat_map(|t| (0..k).step_by(step).map(move |kk| (t, kk))) {
             for column in panel * width..(panel + 1) * width {
-                if column < n {
-                    let at = element(kk, column) * 4;
-                    out.extend_from_slice(&bytes[at..at + 4]);
-                } else {
-                    out.extend_from_slice(&[0; 4]);
+                for kk in first..first + step {
+                    let there = kk < k && column < n;
+                    put(there.then(|| element(tap, kk, column)));
                 }
             }
         }
     }
+}
+
+/// Columns of panels of `n` columns that are about equally wide, at most so many times [`PANEL`].
+pub fn even_width(n: i64, most: i64) -> u32 {
+    let panels = (n as u64).div_ceil(u64::from(PANEL)).max(1);
+    let calls = panels.div_ceil(most as u64);
+    panels.div_ceil(calls) as u32 * PANEL
+}
+
+/// Columns of a panel of `bf16` with `row` elements in each of `n` columns, for `m` rows. Rows are rounded once for a panel, so it is
+/// wide, but no more than half of a second-level cache of `l2` bytes. A few rows wait for weights and are not worth it.
+pub fn width_bf16([m, n, row]: [i64; 3], l2: u64) -> u32 {
+    const FEW: i64 = 4;
+    let most = match m <= FEW {
+        true => 1,
+        false => l2 as i64 / 2 / (2 * row.max(1) * i64::from(PANEL)),
+    };
+    even_width(n, most.clamp(1, MAX_WIDTH_BF16 as i64 / i64::from(PANEL)))
+}
+
+/// The first element of a panel, `panel` of those that have `taps` rows of `k` elements in each of `width` columns.
+pub fn panel_at(
+    b: &mut KernelBuilder,
+    kind: Kind,
+    panel: Var,
+    [taps, width]: [i64; 2],
+    k: Var,
+) -> Var {
+    let rows = kind.padded_extent(b, k);
+    let len = mul_const(b, rows, taps * width);
+    mul(b, panel, len)
+}
+
+/// Packs numbers, which are `f32` little-endian bytes, at compile time: as they are, or as numbers of `bf16`.
+pub fn pack_numbers(
+    kind: Kind,
+    bytes: &[u8],
+    sizes: [usize; 3],
+    width: u32,
+    element: impl Fn(usize, usize, usize) -> usize,
+    out: &mut Vec<u8>,
+) {
+    let number = |at: Option<usize>| {
+        let bytes = at.and_then(|i| bytes.get(4 * i..)?.first_chunk());
+        bytes.copied().unwrap_or_default()
+    };
+    each(kind, sizes, width, element, |at| match kind {
+        Kind::Bf16 => {
+            let half = half::bf16::from_f32(f32::from_le_bytes(number(at)));
+            out.extend(half.to_le_bytes());
+        }
+        _ => out.extend(number(at)),
+    });
 }
 
 /// A kernel that packs matrices which are known only at run time.

@@ -42,10 +42,12 @@ pub enum Import {
     SoftmaxF32 = 10,
     /// `fn(*const WidenF16)`: halves to numbers.
     WidenF16 = 11,
+    /// `fn(*const GemmBf16)`: one tile of f32 activations, rounded to `bf16`, times `bf16` weights.
+    GemmBf16 = 12,
 }
 
 /// Number of entries in [`KernelContext::imports`].
-pub const IMPORT_COUNT: usize = 12;
+pub const IMPORT_COUNT: usize = 13;
 
 /// Per-thread surroundings of a kernel call.
 #[repr(C)]
@@ -64,23 +66,26 @@ pub const ZEROS_BYTES: usize = 64 << 10;
 /// Columns of one packed f32 panel: `panel[k][PANEL_F32]`.
 pub const PANEL_F32: usize = 32;
 
+/// Most columns of one bf16 panel.
+pub const MAX_WIDTH_BF16: usize = 128;
+
 /// Most rows of one f32 tile.
 pub const MAX_ROWS_F32: usize = 14;
 
-/// One tile of an f32 matrix product or convolution:
+/// One tile of an f32 matrix product or convolution, with weights of `W`:
 /// `c[r][j] = clamp(sum over t, k of a[t][r][k] * b[t][k][j]  + bias[j] + residual[r][j], lo, hi)`.
 ///
 /// Rows are reached through pointers, so that the rows of a convolution's window need no copy.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct GemmF32 {
+pub struct Gemm<W> {
     /// `taps * rows` row addresses, tap-major; row `r` of tap `t` is `a[t * rows + r]`.
     pub a: *const *const f32,
-    /// Packed panel, `[taps][k][PANEL_F32]`, 64-byte aligned.
-    pub b: *const f32,
+    /// Packed panel, 64-byte aligned: see [`GemmF32`], [`GemmBf16`].
+    pub b: *const W,
     /// Address of the tile's first element in the result.
     pub c: *mut f32,
-    /// `PANEL_F32` values (only the first `cols` are read), or null.
+    /// Values of which the first `cols` are read, or null.
     pub bias: *const f32,
     /// First element of the tile to add, with `residual_stride`, or null.
     pub residual: *const f32,
@@ -94,8 +99,10 @@ pub struct GemmF32 {
     pub taps: usize,
     /// Rows of this tile, `1..=MAX_ROWS_F32`.
     pub rows: u32,
-    /// Columns of this tile to write, `1..=PANEL_F32`.
+    /// Columns of this tile to write, `1..=width`.
     pub cols: u32,
+    /// Columns of the panel.
+    pub width: u32,
     /// Lower bound of the result (`-inf` for none).
     pub lo: f32,
     /// Upper bound of the result (`+inf` for none).
@@ -103,6 +110,14 @@ pub struct GemmF32 {
     /// Non-zero: start from what `c` holds instead of zero (bias and residual are added on top).
     pub accumulate: u32,
 }
+
+/// A [`Gemm`] of numbers; its panel is `[taps][k][PANEL_F32]`, and `width` is [`PANEL_F32`].
+pub type GemmF32 = Gemm<f32>;
+
+/// A [`Gemm`] that rounds numbers to `bf16`, to the nearest and of two to the even one, and multiplies them with weights that are
+/// such numbers. Its panel is `[taps][ceil(k / 2)][width][2]`, of their bits; what is past `k` is zero. `width` is a multiple of
+/// [`PANEL_F32`], at most [`MAX_WIDTH_BF16`]. Subnormal numbers may count as zero.
+pub type GemmBf16 = Gemm<u16>;
 
 /// Columns that an int8 panel has a multiple of.
 pub const PANEL_I8: usize = 32;

@@ -8,7 +8,7 @@
 //! Sums are fused and in order of `k`, except that tiles with few rows keep several partial sums to hide
 //! latency. NaN passes through the clamp: bounds are the first operand of `max` and `min`.
 
-use lapidary_abi::kernel::{GemmF32, PANEL_F32};
+use lapidary_abi::kernel::{Gemm, GemmF32, PANEL_F32};
 
 /// Plain Rust for CPUs without a variant of their own: 4 rows by 8 columns at a time.
 ///
@@ -66,29 +66,39 @@ unsafe fn portable_tile<const R: usize, const C: usize>(g: &GemmF32, r0: usize, 
         }
         for (r, acc) in acc.iter().enumerate() {
             for (j, &sum) in acc.iter().enumerate().take(width) {
-                let (row, col) = (r0 + r, c0 + j);
-                let out = g.c.add(row * g.c_stride + col);
-                let mut x = sum;
-                if g.accumulate != 0 {
-                    x += *out;
-                }
-                if !g.bias.is_null() {
-                    x += *g.bias.add(col);
-                }
-                if !g.residual.is_null() {
-                    x += *g.residual.add(row * g.residual_stride + col);
-                }
-                // Comparisons with NaN are false, so NaN stays.
-                x = if g.lo > x { g.lo } else { x };
-                *out = if g.hi < x { g.hi } else { x };
+                portable_finish(g, sum, r0 + r, c0 + j);
             }
         }
     }
 }
 
+/// Adds what is to be added to a sum, clamps and stores it.
+///
+/// # Safety
+/// The block is valid, `row < rows`, `col < cols`.
+pub(crate) unsafe fn portable_finish<W>(g: &Gemm<W>, sum: f32, row: usize, col: usize) {
+    // SAFETY: the element is one of those that the block's contract promises.
+    unsafe {
+        let out = g.c.add(row * g.c_stride + col);
+        let mut x = sum;
+        if g.accumulate != 0 {
+            x += *out;
+        }
+        if !g.bias.is_null() {
+            x += *g.bias.add(col);
+        }
+        if !g.residual.is_null() {
+            x += *g.residual.add(row * g.residual_stride + col);
+        }
+        // Comparisons with NaN are false, so NaN stays.
+        x = if g.lo > x { g.lo } else { x };
+        *out = if g.hi < x { g.hi } else { x };
+    }
+}
+
 /// Whether the bounds can change any value.
 #[cfg(target_arch = "x86_64")]
-fn clamps(g: &GemmF32) -> bool {
+fn clamps<W>(g: &Gemm<W>) -> bool {
     g.lo != f32::NEG_INFINITY || g.hi != f32::INFINITY
 }
 
@@ -147,74 +157,146 @@ pub mod avx512 {
     /// The block is valid, `rows == R`, `cols <= 16 * V`.
     #[target_feature(enable = "avx512f")]
     unsafe fn tile<const R: usize, const V: usize, const U: usize>(g: &GemmF32) {
-        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
-        let mut stage = MaybeUninit::<[[f32; STAGE_PITCH]; R]>::uninit();
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let mut b = g.b;
         for t in 0..g.taps {
-            // SAFETY: `a` holds `taps * rows` addresses; each row has `k` elements, the panel `taps * k`
-            // lines; staged pieces are as long as they were copied.
+            // SAFETY: `a` holds `taps * rows` addresses; each row has `k` elements, the panel `taps * k` lines.
             unsafe {
-                let rows = *g.a.add(t * R).cast::<[*const f32; R]>();
-                let staged = g.k >= 32 && rows_collide(&rows);
-                let step = if staged { STAGE_LEN } else { g.k };
-                let mut k0 = 0;
-                while k0 < g.k {
-                    let n = step.min(g.k - k0);
-                    let mut from = rows;
-                    if staged {
-                        for r in 0..R {
-                            let to = stage.as_mut_ptr().cast::<f32>().add(r * STAGE_PITCH);
-                            copy(rows[r].add(k0), to, n);
-                            from[r] = to;
-                        }
-                    }
-                    multiply(&mut acc, &from, b, n);
-                    b = b.add(n * PANEL_F32);
-                    k0 += n;
+                let rows = &*g.a.add(t * R).cast::<[*const f32; R]>();
+                if g.k >= 32 && rows_collide(rows) {
+                    staged::<R, V, U>(&mut sums, rows, b, g.k);
+                } else {
+                    multiply::<R, V, U>(&mut sums, rows, b, g.k);
                 }
-            }
-        }
-        // Into an array of its own, so that the accumulators stay in registers until here.
-        let mut sums = [[_mm512_setzero_ps(); V]; R];
-        for r in 0..R {
-            for v in 0..V {
-                sums[r][v] = acc[0][r][v];
-                for part in acc.iter().skip(1) {
-                    sums[r][v] = _mm512_add_ps(sums[r][v], part[r][v]);
-                }
+                b = b.add(g.k * PANEL_F32);
             }
         }
         // SAFETY: the block is valid.
-        unsafe { finish(g, &sums) }
+        unsafe { results(g, &sums) }
+    }
+
+    /// Adds `k` products to the sums, of rows that are copied piece by piece.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn staged<const R: usize, const V: usize, const U: usize>(
+        sums: &mut [Row; R],
+        rows: &[*const f32; R],
+        b: *const f32,
+        k: usize,
+    ) {
+        let mut stage = MaybeUninit::<[[f32; STAGE_PITCH]; R]>::uninit();
+        let mut from = *rows;
+        let mut k0 = 0;
+        while k0 < k {
+            let n = STAGE_LEN.min(k - k0);
+            // SAFETY: rows have `k` elements, the panel so many lines; what is read of the stage was copied.
+            unsafe {
+                for r in 0..R {
+                    let to = stage.as_mut_ptr().cast::<f32>().add(r * STAGE_PITCH);
+                    copy(rows[r].add(k0), to, n);
+                    from[r] = to;
+                }
+                multiply::<R, V, U>(sums, &from, b.add(k0 * PANEL_F32), n);
+            }
+            k0 += n;
+        }
+    }
+
+    /// Two vectors of a row, 32 columns.
+    pub(crate) type Row = [__m512; 2];
+
+    /// Adds what is to be added to the sums of up to 32 columns, clamps and stores. It is called, for there are many tiles, and it is
+    /// little of what they do.
+    ///
+    /// # Safety
+    /// The block is valid and has so many rows.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) unsafe fn results<W>(g: &Gemm<W>, sums: &[Row]) {
+        let mask = |v: u32| ((1u64 << g.cols.saturating_sub(16 * v).min(16)) - 1) as __mmask16;
+        let masks = [mask(0), mask(1)];
+        let (lo, hi) = (_mm512_set1_ps(g.lo), _mm512_set1_ps(g.hi));
+        let mut bias = [_mm512_setzero_ps(); 2];
+        // SAFETY: masks leave out what is past `cols`; addresses of it are computed without the promise to be in bounds.
+        unsafe {
+            if !g.bias.is_null() {
+                for v in 0..2 {
+                    bias[v] = _mm512_maskz_loadu_ps(masks[v], g.bias.wrapping_add(16 * v));
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for v in 0..2 {
+                    let out = g.c.wrapping_add(r * g.c_stride + 16 * v);
+                    let mut x = sums[v];
+                    if g.accumulate != 0 {
+                        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(masks[v], out));
+                    }
+                    if !g.bias.is_null() {
+                        x = _mm512_add_ps(x, bias[v]);
+                    }
+                    if !g.residual.is_null() {
+                        let at = g.residual.wrapping_add(r * g.residual_stride + 16 * v);
+                        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(masks[v], at));
+                    }
+                    x = _mm512_min_ps(hi, _mm512_max_ps(lo, x));
+                    _mm512_mask_storeu_ps(out, masks[v], x);
+                }
+            }
+        }
     }
 
     /// Adds `k` products to the sums.
     ///
     /// # Safety
     /// Every row has `k` elements, the panel `k` lines.
-    #[inline]
+    #[inline(never)]
     #[target_feature(enable = "avx512f")]
     unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
-        acc: &mut [[[__m512; V]; R]; U],
+        sums: &mut [Row; R],
         rows: &[*const f32; R],
         b: *const f32,
         k: usize,
     ) {
-        const UNROLL: usize = 4;
+        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
+        for r in 0..R {
+            for v in 0..V {
+                acc[0][r][v] = sums[r][v];
+            }
+        }
         let mut i = 0;
         // SAFETY: `i + u < k` throughout.
         unsafe {
-            while i + UNROLL <= k {
-                // Spelt out: a loop here is unrolled too late to keep the sums in registers.
-                line(&mut acc[0 % U], rows, b, i);
-                line(&mut acc[1 % U], rows, b, i + 1);
-                line(&mut acc[2 % U], rows, b, i + 2);
-                line(&mut acc[3 % U], rows, b, i + 3);
-                i += UNROLL;
+            // Spelt out: a loop here is unrolled too late to keep the sums in registers.
+            if U == 4 {
+                while i + 4 <= k {
+                    line(&mut acc[0], rows, b, i);
+                    line(&mut acc[1 % U], rows, b, i + 1);
+                    line(&mut acc[2 % U], rows, b, i + 2);
+                    line(&mut acc[3 % U], rows, b, i + 3);
+                    i += 4;
+                }
+            } else {
+                while i + 2 <= k {
+                    line(&mut acc[0], rows, b, i);
+                    line(&mut acc[1 % U], rows, b, i + 1);
+                    i += 2;
+                }
             }
             while i < k {
                 line(&mut acc[0], rows, b, i);
                 i += 1;
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                let mut sum = acc[0][r][v];
+                for part in acc.iter().skip(1) {
+                    sum = _mm512_add_ps(sum, part[r][v]);
+                }
+                sums[r][v] = sum;
             }
         }
     }
@@ -231,8 +313,10 @@ pub mod avx512 {
         b: *const f32,
         i: usize,
     ) {
-        // SAFETY: element `i` of each row and line `i` of the panel exist.
+        // SAFETY: element `i` of each row and line `i` of the panel exist; the assembly is empty.
         unsafe {
+            // Loads stay behind those of the line before: with more weights at hand there would be too few registers for the sums.
+            core::arch::asm!("", options(nostack, preserves_flags));
             let mut w = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 w[v] = _mm512_load_ps(b.add(i * PANEL_F32 + v * 16));
@@ -267,53 +351,6 @@ pub mod avx512 {
             if i < n {
                 let mask = (1u16 << (n - i)) - 1;
                 _mm512_storeu_ps(to.add(i), _mm512_maskz_loadu_ps(mask, from.add(i)));
-            }
-        }
-    }
-
-    /// Adds what is to be added, clamps and stores.
-    ///
-    /// # Safety
-    /// The block is valid, `rows == R`, `cols <= 16 * V`.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn finish<const R: usize, const V: usize>(g: &GemmF32, acc: &[[__m512; V]; R]) {
-        let mask = |v: usize| -> __mmask16 {
-            ((1u64 << (g.cols as usize).saturating_sub(16 * v).min(16)) - 1) as u16
-        };
-        let (lo, hi, clamps) = (_mm512_set1_ps(g.lo), _mm512_set1_ps(g.hi), clamps(g));
-        // SAFETY: masks leave out what is past `cols`.
-        unsafe {
-            for v in 0..V {
-                let mask = mask(v);
-                let bias = if g.bias.is_null() {
-                    _mm512_setzero_ps()
-                } else {
-                    _mm512_maskz_loadu_ps(mask, g.bias.add(16 * v))
-                };
-                for r in 0..R {
-                    let out = g.c.add(r * g.c_stride + 16 * v);
-                    let mut x = acc[r][v];
-                    if g.accumulate != 0 {
-                        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, out));
-                    }
-                    if !g.bias.is_null() {
-                        x = _mm512_add_ps(x, bias);
-                    }
-                    if !g.residual.is_null() {
-                        x = _mm512_add_ps(
-                            x,
-                            _mm512_maskz_loadu_ps(
-                                mask,
-                                g.residual.add(r * g.residual_stride + 16 * v),
-                            ),
-                        );
-                    }
-                    if clamps {
-                        x = _mm512_min_ps(hi, _mm512_max_ps(lo, x));
-                    }
-                    _mm512_mask_storeu_ps(out, mask, x);
-                }
             }
         }
     }
@@ -568,6 +605,7 @@ mod tests {
             taps,
             rows: rows as u32,
             cols: cols as u32,
+            width: PANEL_F32 as u32,
             lo,
             hi,
             accumulate: has(4) as u32,
@@ -699,6 +737,7 @@ mod tests {
                     taps: 1,
                     rows: 3,
                     cols: 20,
+                    width: PANEL_F32 as u32,
                     lo,
                     hi,
                     accumulate: 0,

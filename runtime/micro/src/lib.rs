@@ -39,6 +39,7 @@ macro_rules! operations {
     };
 }
 
+mod gemm_bf16;
 mod gemm_blocks;
 mod gemm_f32;
 mod gemm_i8;
@@ -65,15 +66,18 @@ pub enum Level {
     Avx512,
     /// [`Level::Avx512`] and VNNI: wide int8 and blocks too.
     Avx512Vnni,
+    /// [`Level::Avx512Vnni`] and BF16: products of `bf16`.
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level, weakest first.
-    pub const ALL: [Level; 4] = [
+    pub const ALL: [Level; 5] = [
         Level::Portable,
         Level::Avx2,
         Level::Avx512,
         Level::Avx512Vnni,
+        Level::Avx512Bf16,
     ];
 
     /// The strongest level that this CPU has.
@@ -101,11 +105,13 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
         };
+        let vnni = || avx2() && avx512() && is_x86_feature_detected!("avx512vnni");
         match self {
             Level::Portable => true,
             Level::Avx2 => avx2(),
             Level::Avx512 => avx2() && avx512(),
-            Level::Avx512Vnni => avx2() && avx512() && is_x86_feature_detected!("avx512vnni"),
+            Level::Avx512Vnni => vnni(),
+            Level::Avx512Bf16 => vnni() && is_x86_feature_detected!("avx512bf16"),
         }
     }
 
@@ -147,6 +153,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
         unpack_blocks::portable as *const c_void,
         softmax_f32::portable::entry as *const c_void,
         widen_f16::portable as *const c_void,
+        gemm_bf16::portable as *const c_void,
     ]);
     #[cfg(target_arch = "x86_64")]
     {
@@ -163,6 +170,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             unpack_blocks::avx2 as *const c_void,
             softmax_f32::avx2::entry as *const c_void,
             widen_f16::avx2 as *const c_void,
+            gemm_bf16::portable as *const c_void,
         ]);
         static AVX512: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -177,6 +185,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             unpack_blocks::avx512 as *const c_void,
             softmax_f32::avx512::entry as *const c_void,
             widen_f16::avx512 as *const c_void,
+            gemm_bf16::portable as *const c_void,
         ]);
         static AVX512_VNNI: Table = Table([
             gemm_f32::avx512::entry as *const c_void,
@@ -191,12 +200,29 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             unpack_blocks::avx512 as *const c_void,
             softmax_f32::avx512::entry as *const c_void,
             widen_f16::avx512 as *const c_void,
+            gemm_bf16::portable as *const c_void,
+        ]);
+        static AVX512_BF16: Table = Table([
+            gemm_f32::avx512::entry as *const c_void,
+            gemm_i8::avx512::entry as *const c_void,
+            gemm_blocks::avx512::entry as *const c_void,
+            move_f32::avx512::entry as *const c_void,
+            window_i8::entry as *const c_void,
+            sparse_f32::avx512::entry as *const c_void,
+            unary_f32::avx512::entry as *const c_void,
+            sparse_i8::avx512::entry as *const c_void,
+            round_blocks::avx512 as *const c_void,
+            unpack_blocks::avx512 as *const c_void,
+            softmax_f32::avx512::entry as *const c_void,
+            widen_f16::avx512 as *const c_void,
+            gemm_bf16::avx512::entry as *const c_void,
         ]);
         match level {
             Level::Portable => {}
             Level::Avx2 => return &AVX2.0,
             Level::Avx512 => return &AVX512.0,
             Level::Avx512Vnni => return &AVX512_VNNI.0,
+            Level::Avx512Bf16 => return &AVX512_BF16.0,
         }
     }
     debug_assert_eq!(level, Level::Portable);

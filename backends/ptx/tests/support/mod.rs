@@ -95,10 +95,7 @@ pub fn product(
     known: bool,
 ) -> Kernel {
     let mut b = KernelBuilder::new("product");
-    let (of_a, of_w, of_c) = match kind {
-        Kind::F32 => (ElemType::F32, ElemType::F32, ElemType::F32),
-        Kind::I8 => (ElemType::U8, ElemType::I8, ElemType::I32),
-    };
+    let [of_a, of_w, of_c] = kind.elems();
     let (a, w) = (b.buffer("a", of_a, false), b.buffer("w", of_w, false));
     let c = b.buffer("c", of_c, true);
     let size = (!known).then(|| b.size_param("k"));
@@ -107,11 +104,7 @@ pub fn product(
         Some(param) => b.size(param),
         None => b.index(k),
     };
-    let padded = match kind {
-        Kind::F32 => k,
-        Kind::I8 => (k + 3) / 4 * 4,
-    };
-    let panel = b.index(padded * i64::from(width * taps));
+    let panel = b.index(kind.padded(k) * i64::from(width * taps));
     let b_base = b.binary(Binary::Mul, block, panel);
     let tile = GemmTile {
         kind,
@@ -166,15 +159,11 @@ pub fn products(backend: &Backend) {
     let mut rng = Rng(7);
     let mut one = |kind, rows: u32, k: i64, width: u32, taps: u32, masked: bool, known: bool| {
         let kernel = product(kind, rows, k, width, taps, masked, known);
-        let (padded, size) = match kind {
-            Kind::F32 => (k, 4),
-            Kind::I8 => ((k + 3) / 4 * 4, 1),
-        };
         let a = (i64::from(rows * taps) * k) as usize;
-        let w = (2 * padded * i64::from(width * taps)) as usize;
-        let mut fill = |n: usize| match size {
-            4 => rng.f32s(n),
-            _ => (0..n).map(|_| rng.bits() as u8).collect(),
+        let w = (2 * kind.padded(k) * i64::from(width * taps)) as usize;
+        let mut fill = |n: usize| match kind.of_numbers() {
+            true => rng.f32s(n),
+            false => (0..n).map(|_| rng.bits() as u8).collect(),
         };
         let buffers = [fill(a), fill(w), vec![0; 2 * (rows * width) as usize * 4]];
         let sizes = if known { vec![] } else { vec![k] };

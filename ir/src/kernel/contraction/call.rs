@@ -27,7 +27,7 @@ pub fn call(facts: &Facts, found: &Contraction, tail: Option<&EpilogueMatch>) ->
             }));
             call
         }
-        (Kind::F32, Some(window)) => {
+        (_, Some(window)) => {
             let (result, zero) = tail.map_or((RESULT_I32, 0), |t| t.result(ElemType::F32));
             let codes = facts.kernel().buf_elem(found.a) == Some(ElemType::U8);
             let scaled = tail.and_then(|t| t.scaled);
@@ -55,8 +55,12 @@ pub fn call(facts: &Facts, found: &Contraction, tail: Option<&EpilogueMatch>) ->
                 }),
             }
         }
-        (Kind::F32, None) => Call {
-            import: Import::GemmF32,
+        (kind, None) => Call {
+            import: match kind {
+                Kind::Bf16 => Import::GemmBf16,
+                _ => Import::GemmF32,
+            },
+            // Both blocks have the same fields.
             bytes: size_of::<GemmF32>(),
             fields: fields!(GemmF32 {
                 a: Operand::Given(Given::Rows),
@@ -70,6 +74,7 @@ pub fn call(facts: &Facts, found: &Contraction, tail: Option<&EpilogueMatch>) ->
                 taps: taps,
                 rows: Operand::Given(Given::RowCount),
                 cols: Operand::Given(Given::Columns),
+                width: Operand::Int(i64::from(found.width())),
                 lo: lo,
                 hi: hi,
                 accumulate: Operand::Int(0),

@@ -1,3 +1,4 @@
+use super::super::pattern::expanded;
 use super::*;
 
 struct Case {
@@ -14,11 +15,8 @@ struct Case {
 
 fn build(case: &Case) -> Kernel {
     let mut b = KernelBuilder::new("k");
-    let (ea, eb, ec) = match case.kind {
-        Kind::F32 => (ElemType::F32, ElemType::F32, ElemType::F32),
-        Kind::I8 if case.scaled => (ElemType::U8, ElemType::I8, ElemType::U8),
-        Kind::I8 => (ElemType::U8, ElemType::I8, ElemType::I32),
-    };
+    let [ea, eb, sums] = case.kind.elems();
+    let ec = if case.scaled { ElemType::U8 } else { sums };
     let a = b.buffer("a", ea, false);
     let w = b.buffer("b", eb, false);
     let c = b.buffer("c", ec, true);
@@ -58,7 +56,7 @@ fn build(case: &Case) -> Kernel {
         base,
         rows: Axis::stride(32).valid(valid),
     };
-    let f32s = case.kind == Kind::F32;
+    let f32s = case.kind.of_numbers();
     let scaled = case.scaled.then(|| {
         let (sums, scale) = (
             b.buffer("sums", ElemType::I32, false),
@@ -144,6 +142,16 @@ fn what_is_written_is_recognised() {
             ..base
         },
         Case {
+            kind: Kind::Bf16,
+            ..base
+        },
+        Case {
+            kind: Kind::Bf16,
+            taps: 9,
+            masked: true,
+            ..base
+        },
+        Case {
             kind: Kind::I8,
             ..base
         },
@@ -166,8 +174,12 @@ fn what_is_written_is_recognised() {
             ..base
         },
     ];
-    for (i, case) in cases.iter().enumerate() {
+    // As it is written, and as backends get it.
+    let both = |case| {
         let kernel = build(case);
+        [(case, kernel.clone()), (case, expanded(kernel))]
+    };
+    for (i, (case, kernel)) in cases.iter().flat_map(both).enumerate() {
         let facts = Facts::new(&kernel);
         let (at, found) = kernel
             .body
@@ -182,10 +194,10 @@ fn what_is_written_is_recognised() {
         );
         let tail = recognise_epilogue(&facts, &kernel.body[at + 1..], found.acc);
         assert_eq!(tail.is_some(), case.whole, "case {i}");
-        if let Some(tail) = tail.filter(|_| case.kind == Kind::F32 || case.scaled) {
+        if let Some(tail) = tail.filter(|_| case.kind.of_numbers() || case.scaled) {
             assert_eq!((tail.lo, tail.hi), (Some(0.0), Some(6.0)));
             assert!(tail.bias.is_some());
-            assert_eq!(tail.residual.is_some(), case.kind == Kind::F32);
+            assert_eq!(tail.residual.is_some(), case.kind.of_numbers());
             assert_eq!(tail.scaled.is_some(), case.scaled);
             assert_eq!(tail.code.is_some(), case.scaled);
             if let Some(scaled) = tail.scaled {

@@ -41,9 +41,7 @@ impl Sparse {
             tail: of.tail.params(&mut b),
             bias,
         });
-        let of_y = of_codes.map_or(ElemType::F32, |of| {
-            codes::elems(Some(of.codes), &of.tail)[2]
-        });
+        let of_y = of_codes.map_or(ElemType::F32, |of| codes::result(Some(of.codes), &of.tail));
         let y = b.buffer("y", of_y, true);
         let images = self.images.bind(&mut b, "images");
         let lanes = self.lanes.bind(&mut b, "lanes");
