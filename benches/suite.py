@@ -34,12 +34,13 @@ def cases(name, args):
     return sizes
 
 
-def compare(names, folder, args, json_file):
+def compare(names, folder, args, json_file, engines=None, options=""):
+    """What `compare.py` measures of these networks; `options` are for our build."""
     listed = [f"{models.make(name, folder)}:{sizes}" for name in names for sizes in cases(name, args)]
     if not listed:
         return None
     command = [sys.executable, ROOT / "benches" / "compare.py", *listed, "--threads", args.threads, "--rounds", str(args.rounds),
-               "--seconds", str(args.seconds), "--engines", args.engines, "--lapidary", args.lapidary, "--json", json_file]
+               "--seconds", str(args.seconds), "--engines", engines or args.engines, "--lapidary", args.lapidary, f"--options={options}", "--json", json_file]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(json_file.read_text())
 
@@ -75,8 +76,9 @@ def command_line(args, parser):
     return "benches/run" + "".join(words)
 
 
-def text(command, built, limits, float_result, code_result):
-    versions = ", ".join(f"{n} {v}" for n, v in (float_result or code_result)["versions"].items())
+def text(command, built, limits, results):
+    known = [result for _, result in results if result]
+    versions = ", ".join(f"{n} {v}" for n, v in known[0]["versions"].items())
     parts = [
         f"Written by `{command}`. {built}; {versions}.",
         f"Machine: {processor()}, {os.cpu_count()} processors; load average {os.getloadavg()[2]:.1f} (15 minutes) at the end. "
@@ -87,7 +89,7 @@ def text(command, built, limits, float_result, code_result):
         "theirs making the session. `differs`: from onnxruntime on the same input, relative to the largest number, or in "
         "steps of the output's quantization.",
     ]
-    for title, result in (("f32", float_result), ("int8 (QDQ)", code_result)):
+    for title, result in results:
         if result:
             parts.append(f"## {title}\n\n{report.tables(result['rows'])}".rstrip())
     return "\n\n".join(parts)
@@ -118,9 +120,14 @@ def main():
     args.models.mkdir(parents=True, exist_ok=True)
     limits = ceilings(models.make("squeezenet", args.models), args)
     quantized = [n for n in names if n.endswith("_qdq")]
-    found = [compare(some, args.models, args, args.models / f"{kind}.json")
-             for kind, some in (("f32", [n for n in names if n not in quantized]), ("int8", quantized))]
-    part = text(command_line(args, parser), built, limits, *found)
+    floats = [n for n in names if n not in quantized]
+    found = [("f32", compare(floats, args.models, args, args.models / "f32.json")),
+             ("int8 (QDQ)", compare(quantized, args.models, args, args.models / "int8.json"))]
+    if "avx512_bf16" in pathlib.Path("/proc/cpuinfo").read_text():
+        # OpenVINO computes in bf16 here unless it is told otherwise.
+        bf16 = compare(floats, args.models, args, args.models / "bf16.json", "lapidary,openvino-default", "--bf16")
+        found.append(("bf16: `build --bf16` beside what OpenVINO does by default", bf16))
+    part = text(command_line(args, parser), built, limits, found)
     if args.print:
         print(part)
         return
