@@ -78,7 +78,8 @@ fn notice(low: &Lowerer, n: NodeId) -> Option<Noticed> {
         None => nonzeros,
     };
     low.facts.module.sources.release(bytes.len());
-    let (sparse, dense) = spec.times(entries, &low.target.speeds());
+    let bf16 = low.multiplies_bf16();
+    let (sparse, dense) = spec.times(entries, bf16, &low.target.speeds());
     Some(Noticed {
         weight: name_of(low, n),
         weights,

@@ -76,6 +76,10 @@ pub mod avx512 {
         }
     }
 
+    /// Rounded rows; pairs are read as one number.
+    #[repr(align(64))]
+    struct Piece<const R: usize>([[u16; PITCH]; R]);
+
     type Tile = unsafe fn(&GemmBf16);
 
     /// Instances by rows; tiles with few rows keep several partial sums.
@@ -92,7 +96,7 @@ pub mod avx512 {
     /// The block is valid, `rows == R`.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn tile<const R: usize, const U: usize>(g: &GemmBf16) {
-        let mut piece = MaybeUninit::<[[u16; PITCH]; R]>::uninit();
+        let mut piece = MaybeUninit::<Piece<R>>::uninit();
         let piece = piece.as_mut_ptr().cast::<u16>();
         let mut sums = [[[_mm512_setzero_ps(); 2]; R]; MAX_WIDTH_BF16 / PANEL_F32];
         let (mut b, line) = (g.b, 2 * g.width as usize);
@@ -107,7 +111,10 @@ pub mod avx512 {
                     round_rows(core::slice::from_raw_parts(g.a.add(t * R), R), k, piece, n);
                     for (group, sums) in sums.iter_mut().enumerate().take(groups) {
                         let panel = (b.add(group * 2 * PANEL_F32), line);
-                        multiply::<R, U>(sums, piece.cast(), panel, pairs);
+                        match g.cols as usize - group * PANEL_F32 > 16 {
+                            true => multiply::<R, 2, U>(sums, piece.cast(), panel, pairs),
+                            false => multiply::<R, 1, U>(sums, piece.cast(), panel, pairs),
+                        }
                     }
                     b = b.add(pairs * line);
                 }
@@ -197,20 +204,24 @@ pub mod avx512 {
         }
     }
 
-    /// Adds the products of so many pairs to the sums.
+    /// Adds the products of so many pairs to the sums of `V` vectors.
     ///
     /// # Safety
     /// Rows are `PITCH / 2` pairs apart and the panel's lines `step` elements; there are `pairs` of both.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn multiply<const R: usize, const U: usize>(
+    unsafe fn multiply<const R: usize, const V: usize, const U: usize>(
         sums: &mut [Row; R],
         rows: *const i32,
         (b, step): (*const u16, usize),
         pairs: usize,
     ) {
-        let mut acc = [[[_mm512_setzero_ps(); 2]; R]; U];
-        acc[0] = *sums;
+        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
+        for r in 0..R {
+            for v in 0..V {
+                acc[0][r][v] = sums[r][v];
+            }
+        }
         let mut i = 0;
         // SAFETY: `i + u < pairs` throughout.
         unsafe {
@@ -236,7 +247,7 @@ pub mod avx512 {
             }
         }
         for r in 0..R {
-            for v in 0..2 {
+            for v in 0..V {
                 let mut sum = acc[0][r][v];
                 for part in acc.iter().skip(1) {
                     sum = _mm512_add_ps(sum, part[r][v]);
@@ -252,16 +263,16 @@ pub mod avx512 {
     /// As [`multiply`], for pair `i`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn line<const R: usize>(
-        acc: &mut [Row; R],
+    unsafe fn line<const R: usize, const V: usize>(
+        acc: &mut [[__m512; V]; R],
         rows: *const i32,
         (b, step): (*const u16, usize),
         i: usize,
     ) {
         // SAFETY: pair `i` of each row and line `i` of the panel exist.
         unsafe {
-            let mut w = [_mm512_setzero_si512(); 2];
-            for v in 0..2 {
+            let mut w = [_mm512_setzero_si512(); V];
+            for v in 0..V {
                 let at = b.add(i * step + v * 32);
                 w[v] = _mm512_load_si512(at.cast());
                 if R <= 2 {
@@ -271,7 +282,7 @@ pub mod avx512 {
             for r in 0..R {
                 let a: __m512bh =
                     core::mem::transmute(_mm512_set1_epi32(*rows.add(r * (PITCH / 2) + i)));
-                for v in 0..2 {
+                for v in 0..V {
                     let w: __m512bh = core::mem::transmute(w[v]);
                     acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, w);
                 }

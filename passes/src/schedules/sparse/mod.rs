@@ -176,9 +176,9 @@ impl Sparse {
         Some(n.div_ceil(self.width() as u64) as i64)
     }
 
-    /// Nanoseconds that one thread takes for one image with so many entries that are not zero, and for all weights. The amounts
-    /// were fitted to layers of ResNet-50, BERT and others; how fast each is done is the machine's.
-    pub fn times(&self, entries: u64, speeds: &Speeds) -> (f64, f64) {
+    /// Nanoseconds that one thread takes for one image with so many entries that are not zero, and for all weights, if these are
+    /// numbers as `f32` or `bf16`. The amounts were fitted to layers of ResNet-50, BERT and others; how fast each is done is the machine's.
+    pub fn times(&self, entries: u64, bf16: bool, speeds: &Speeds) -> (f64, f64) {
         const LANES: i64 = 128;
         let lanes = self.lanes.known().unwrap_or(LANES);
         let (width, inner) = (self.width(), self.taps * self.channels);
@@ -193,8 +193,12 @@ impl Sparse {
         // Other weights are read between two runs, so that these come from memory.
         let read = |bytes: f64| bytes / speeds.bandwidth(u64::MAX, 1);
         let padded = tiles * width as f64;
-        let products = 2.0 * all * lanes as f64 / speeds.rate(Work::Gemm, lanes as f64);
-        let dense = products.max(read(all * 4.0));
+        let (work, size) = match bf16 {
+            true => (Work::GemmBf16, 2.0),
+            false => (Work::Gemm, 4.0),
+        };
+        let products = 2.0 * all * lanes as f64 / speeds.rate(work, lanes as f64);
+        let dense = products.max(read(all * size));
         let products = match self.form() {
             Form::Numbers(0) => time(Work::Sparse, 2.0 * some * padded),
             Form::Numbers(1) => time(Work::SparseFew, 2.0 * some * padded),
