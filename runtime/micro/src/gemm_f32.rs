@@ -313,10 +313,8 @@ pub mod avx512 {
         b: *const f32,
         i: usize,
     ) {
-        // SAFETY: element `i` of each row and line `i` of the panel exist; the assembly is empty.
+        // SAFETY: element `i` of each row and line `i` of the panel exist.
         unsafe {
-            // Loads stay behind those of the line before: with more weights at hand there would be too few registers for the sums.
-            core::arch::asm!("", options(nostack, preserves_flags));
             let mut w = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 w[v] = _mm512_load_ps(b.add(i * PANEL_F32 + v * 16));
