@@ -248,7 +248,7 @@ pub mod avx512 {
         }
     }
 
-    /// Adds `k` products to the sums.
+    /// Adds `k` products to the sums. It is called: sums that live across the loops around it are spilled in the innermost one.
     ///
     /// # Safety
     /// Every row has `k` elements, the panel `k` lines.
