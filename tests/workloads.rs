@@ -2,7 +2,7 @@
 //!
 //! `LAPIDARY_DATA` names the folder with `workloads/NAME.onnx` and `NAME.npz` (inputs `in0` …, outputs `out0` …);
 //! without it the test says that it is skipped. `LAPIDARY_WORKLOAD=unet` runs only networks with that in their
-//! name. Floats are compared with rtol 1e-4 and atol 1e-5, integers exactly.
+//! name. Floats are compared with rtol 1e-4 and atol 1e-5, integers exactly. Beside them a network of its own, of `bf16`.
 
 #[path = "support/data.rs"]
 mod data;
@@ -10,8 +10,13 @@ mod data;
 use data::reference;
 use lapidary::specialize::Given;
 use lapidary::{CompileOptions, driver, values};
+use lapidary_ir::builder::Builder;
+use lapidary_ir::random::SplitMix64;
 use lapidary_ir::tensor::{Data, Tensor, Value};
+use lapidary_ir::types::Type;
+use lapidary_ir::{ElemType, Module, eval};
 use lapidary_runtime::ModelOptions;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 const RTOL: f64 = 1e-4;
@@ -117,4 +122,52 @@ fn networks_give_their_reference_outputs() {
         failures.len(),
         failures.join("\n")
     );
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_bf16() -> bool {
+    false
+}
+
+/// Products of 45 and 150 columns and a convolution with 40 channels, each with less than a whole panel.
+#[test]
+fn products_of_bf16_are_used_where_they_are_allowed_and_there() {
+    let numbers = |shape: &[usize], seed| {
+        let n = shape.iter().product();
+        Tensor::from_f64(ElemType::F32, shape, SplitMix64::new(seed).normals(n))
+    };
+    let (mut module, fresh) = (Module::new("bf16"), Cell::new(0));
+    let shape = [1usize, 5, 9, 71];
+    let ty = Type::tensor(ElemType::F32, shape.map(|d| d as i64).to_vec());
+    let x = module.add_input(Module::TOP, "x", ty);
+    let mut b = Builder::new(&mut module, Module::TOP, "n", &fresh);
+    let weights = [&[71usize, 45][..], &[45, 150], &[40, 5, 3, 3]];
+    let [first, second, filters] = weights.map(|w| b.constant(&numbers(w, w[0] as u64)));
+    let y = b.op("matmul", &[x, first]).expect("a product");
+    let y = b.op("relu", &[y]).expect("numbers");
+    let y = b.op("matmul", &[y, second]).expect("a product");
+    let y = b.op("conv", &[y, filters]).expect("a convolution");
+    module.region_mut(Module::TOP).outputs.push(y);
+    module.output_names.push("y".into());
+    let input = Value::from(numbers(&shape, 1));
+    let want = eval::run(&module, vec![input.clone()]).expect("runs");
+    let mut options = CompileOptions::host(2);
+    options.bf16 = true;
+    let compiled = driver::compile(module, "bf16", &options, None).expect("compiles");
+    let loaded = compiled.load(ModelOptions::default()).expect("loads");
+    let got = loaded.run(&[values::to_runtime(&input).expect("numbers")]);
+    let got = values::to_evaluator(&got.expect("runs")[0]).expect("a tensor");
+    let of = |v: &Value| v.as_tensor().and_then(Tensor::to_f64s).expect("numbers");
+    let (got, want) = (of(&got), of(&want[0]));
+    let scale = want.iter().fold(0f64, |most, w| most.max(w.abs()));
+    let both = got.iter().zip(&want);
+    let error = both.fold(0f64, |most, (g, w)| most.max((g - w).abs())) / scale;
+    // Numbers have eight bits.
+    let expected = if has_bf16() { 1e-5..2e-2 } else { 0.0..1e-5 };
+    assert!(expected.contains(&error), "{error}");
 }

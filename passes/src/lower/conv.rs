@@ -8,10 +8,8 @@ use super::expr::{Body, E};
 use super::index::{LoopVar, Pos};
 use super::{Element, Lowerer, Rule};
 use crate::schedules::Num;
-use crate::schedules::codes::{Codes, Tail, Zero, width};
+use crate::schedules::codes::{Tail, width};
 use crate::schedules::conv::{Conv, Pixels};
-use crate::schedules::depthwise::Depthwise;
-use crate::schedules::pack::width_bf16;
 use lapidary_ir::kernel::contraction::PANEL;
 use lapidary_ir::kernel::{Binary, ReduceKind};
 use lapidary_ir::ops::OpError;
@@ -61,7 +59,7 @@ pub(super) fn is_depthwise(groups: i64, channels: i64, out_channels: i64) -> boo
 }
 
 /// Most taps of a scheduled window: more have too many row addresses.
-const MAX_TAPS: i64 = 256;
+pub(super) const MAX_TAPS: i64 = 256;
 /// With at most so many channels, a padded copy of the input pays: a window's row is then one run of elements.
 const FEW_CHANNELS: i64 = 8;
 
@@ -271,15 +269,14 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             return low.finish_result(y, out);
         }
     }
+    let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
     if conv.codes.is_some() && low.target.micro_kernels {
-        let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
         conv.width = width(conv.group_out(), row);
     }
-    if plan.filters.is_some() && conv.codes.is_none() && low.multiplies_bf16() {
-        let row = conv.channels / conv.groups * conv.kernel[0] * conv.kernel[1];
-        let pixels = conv.output[0] * conv.output[1];
-        conv.bf16 = true;
-        conv.width = width_bf16([pixels, conv.group_out(), row], low.target.l2_bytes);
+    let pixels = conv.output[0] * conv.output[1];
+    let numbers = plan.filters.is_some() && conv.codes.is_none();
+    if let Some(width) = low.width_bf16(numbers, [pixels, conv.group_out(), row]) {
+        (conv.bf16, conv.width) = (true, width);
     }
     let mut schedule = Schedule::of(low, conv.flattened());
     let mut bias = plan.bias;
@@ -327,99 +324,6 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         .collect();
     schedule.launch(low, "conv", &buffers, &plan.batch)?;
     low.finish_result(y, out)
-}
-
-/// Lowers `max_pool` of channels-last pixels as windows over each channel; false if it has no such schedule.
-pub fn max_pool(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
-    let Some((mut conv, batch)) = pool_plan(&low.facts, n) else {
-        return Ok(false);
-    };
-    let node = low.facts.module.node(n);
-    let (Some(x), out) = (node.operand(0), node.results[0]) else {
-        return Ok(false);
-    };
-    let y = low.channels_last_result(out)?;
-    conv.x = low.pixels(x, conv.channels);
-    conv.y = low.pixels(y, conv.channels);
-    let small_tiles = !low.target.micro_kernels;
-    let schedule = Schedule::Depthwise(Depthwise {
-        conv,
-        maximum: true,
-        small_tiles,
-    });
-    schedule.launch(low, "max_pool", &[x, y], &batch)?;
-    low.finish_result(y, out)?;
-    Ok(true)
-}
-
-fn pool_plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
-    let node = facts.module.node(n);
-    let (x, out) = (node.operand(0)?, *node.results.first()?);
-    let elem = facts.elem(x).ok()?;
-    if node.results.len() != 1
-        || !matches!(elem, ElemType::F32 | ElemType::U8)
-        || !facts.channels.contains_key(&x)
-    {
-        return None;
-    }
-    let (shape, result) = (facts.shape(x).ok()?, facts.shape(out).ok()?);
-    let (input, output) = (
-        const_dims(&shape[1..]).ok()?,
-        const_dims(&result[1..]).ok()?,
-    );
-    let kernel = node.ints("kernel_shape")?;
-    let rank = kernel.len();
-    let window = WindowAttrs::read(node, kernel.clone()).ok()?;
-    let pads = pads(&window, &input[1..], &output[1..]).ok()?;
-    let fits = (0..rank).all(|i| {
-        // Every window then begins inside the image or reaches into it.
-        let last = (output[1 + i] - 1) * window.strides[i] - pads[i].0;
-        window.dilations[i] == 1 && pads[i].0 < kernel[i] && last < input[1 + i]
-    });
-    if !(1..=2).contains(&rank)
-        || input.len() != rank + 1
-        || !fits
-        || kernel.iter().product::<i64>() > MAX_TAPS
-    {
-        return None;
-    }
-    let channels = input[0];
-    let two = |v: &[i64], unit: i64| {
-        if rank == 1 {
-            [unit, v[0]]
-        } else {
-            [v[0], v[1]]
-        }
-    };
-    let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
-    let conv = Conv {
-        batch: shape[0].as_const().map_or(Num::Sym, Num::Const),
-        input: two(&input[1..], 1),
-        output: two(&output[1..], 1),
-        channels,
-        out_channels: channels,
-        groups: channels,
-        kernel: two(&kernel, 1),
-        strides: two(&window.strides, 1),
-        pads: two(&begin, 0),
-        dilations: [1, 1],
-        x: Pixels::dense(channels),
-        y: Pixels::dense(channels),
-        bias: false,
-        residual: None,
-        lo: None,
-        hi: None,
-        activation: None,
-        codes: (elem == ElemType::U8).then_some(Codes {
-            zero: Zero::Nothing,
-            result: Some((ElemType::U8, 0)),
-        }),
-        bf16: false,
-        tail: Tail::default(),
-        tail_residuals: vec![],
-        width: PANEL,
-    };
-    Some((conv, shape[0].clone()))
 }
 
 /// The element of a convolution, with what `fused_conv` adds to it.
@@ -657,6 +561,22 @@ mod tests {
             ),
             (&[1, 6, 20], &[5, 6, 3], &[2], &[1, 0], &[2], 1),
             (
+                &[1, 10, 9, 9],
+                &[40, 5, 3, 2],
+                &[1, 2],
+                &[2, 0, 1, 1],
+                &[2, 3],
+                2,
+            ),
+            (
+                &[1, 13, 5, 4],
+                &[70, 13, 1, 1],
+                &[1, 1],
+                &[0, 0, 0, 0],
+                &[1, 1],
+                1,
+            ),
+            (
                 &[1, 8, 1, 1],
                 &[9, 8, 1, 1],
                 &[1, 1],
@@ -742,48 +662,6 @@ mod tests {
         });
         // The padded copy, relu, convolutions, the pool, the mean: no copies between.
         assert!(kernels <= 11, "{kernels} kernels");
-    }
-
-    #[test]
-    fn maximum_pools_of_every_geometry() {
-        type Case = (
-            &'static [i64],
-            &'static [i64],
-            &'static [i64],
-            &'static [i64],
-            i64,
-        );
-        let cases: &[Case] = &[
-            (&[3, 3], &[2, 2], &[1, 1, 1, 1], &[1, 1], 0),
-            (&[2, 3], &[1, 2], &[1, 0, 0, 2], &[1, 1], 1),
-            (&[3, 2], &[3, 2], &[0, 0, 0, 0], &[1, 1], 1),
-            (&[2, 2], &[1, 1], &[0, 0, 0, 0], &[2, 3], 0),
-        ];
-        for (i, (kernel, strides, pads, dilations, ceil)) in cases.iter().enumerate() {
-            for symbolic in [false, true] {
-                check(&format!("pool{i}"), &[&[2, 4, 8, 9]], symbolic, |b, x| {
-                    let y = conv(b, "conv", x[0], &[19, 4, 1, 1], &[], [None, None]);
-                    let ints = |v: &[i64]| Attr::Ints(v.to_vec());
-                    let attrs = [
-                        ("kernel_shape", ints(kernel)),
-                        ("strides", ints(strides)),
-                        ("pads", ints(pads)),
-                        ("dilations", ints(dilations)),
-                        ("ceil_mode", Attr::Int(*ceil)),
-                    ];
-                    let y = b.op_with("max_pool", &[y], attrs).expect("a pool");
-                    let y = conv(
-                        b,
-                        "conv",
-                        y,
-                        &[19, 1, 2, 2],
-                        &[("group", Attr::Int(19))],
-                        [None, None],
-                    );
-                    b.op("neg", &[y]).expect("neg")
-                });
-            }
-        }
     }
 
     #[test]

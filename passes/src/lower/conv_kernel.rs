@@ -29,10 +29,6 @@ impl Schedule {
     pub fn of(low: &Lowerer, conv: Conv) -> Schedule {
         if is_depthwise(conv.groups, conv.channels, conv.out_channels) {
             let small_tiles = !low.target.micro_kernels;
-            let conv = Conv {
-                bf16: false,
-                ..conv
-            };
             return Schedule::Depthwise(Depthwise {
                 conv,
                 maximum: false,

@@ -178,12 +178,13 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
     }
     let constant = !plan.gemm.w_batched && low.facts.module.as_constant(plan.w).is_some();
-    let numbers = [&plan.n, &plan.k].map(Dim::as_const);
-    if let ([Some(n), Some(k)], true) = (numbers, constant && low.multiplies_bf16()) {
+    if let [Some(n), Some(k)] = [&plan.n, &plan.k].map(Dim::as_const) {
         // Of rows that are not known there may be many.
         let m = plan.m.as_const().unwrap_or(i64::MAX);
-        plan.gemm.bf16 = plan.gemm.codes.is_none();
-        plan.gemm.width = pack::width_bf16([m, n, k], low.target.l2_bytes);
+        let possible = constant && plan.gemm.codes.is_none();
+        if let Some(width) = low.width_bf16(possible, [m, n, k]) {
+            (plan.gemm.bf16, plan.gemm.width) = (true, width);
+        }
     }
     let (w, coded) = match plan.gemm.codes {
         None => (packed(low, &plan)?, vec![]),

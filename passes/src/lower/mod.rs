@@ -20,6 +20,7 @@ mod expand;
 pub mod expr;
 pub mod index;
 pub mod library;
+mod max_pool;
 mod memory;
 mod program;
 mod scan;

@@ -11,7 +11,7 @@ use lapidary_ir::{Dim, ElemType};
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[
     Rule::steps("max_pool", |low, n| {
-        if super::conv::max_pool(low, n)? {
+        if super::max_pool::steps(low, n)? {
             return Ok(());
         }
         for v in low.facts.module.node(n).results.clone() {

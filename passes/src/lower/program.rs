@@ -13,6 +13,7 @@ use super::{
     Choice, ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report,
     WeightPiece, blocked, experts, memory, prepare, rule, sparse,
 };
+use crate::schedules::pack::width_bf16;
 use lapidary_abi::program::{
     Arg, Block, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
 };
@@ -520,6 +521,13 @@ impl Lowerer {
     pub(super) fn multiplies_bf16(&self) -> bool {
         let has = self.target.features.contains(&Feature::Avx512Bf16);
         self.options.bf16 && has && self.target.micro_kernels
+    }
+
+    /// Columns of the panels of a product of `bf16` for `m` rows, `n` columns and `k` elements of each, if it is to be one; `possible`:
+    /// it is one of numbers, with constant weights.
+    pub(super) fn width_bf16(&self, possible: bool, sizes: [i64; 3]) -> Option<u32> {
+        let width = || width_bf16(sizes, self.target.l2_bytes);
+        (possible && self.multiplies_bf16()).then(width).flatten()
     }
 
     /// A value that other blocks cannot see.

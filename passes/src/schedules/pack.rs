@@ -37,14 +37,21 @@ pub fn even_width(n: i64, most: i64) -> u32 {
 }
 
 /// Columns of a panel of `bf16` with `row` elements in each of `n` columns, for `m` rows. Rows are rounded once for a panel, so it is
-/// wide, but no more than half of a second-level cache of `l2` bytes. A few rows wait for weights and are not worth it.
-pub fn width_bf16([m, n, row]: [i64; 3], l2: u64) -> u32 {
+/// wide, but no more than half of a second-level cache of `l2` bytes. A few rows wait for weights and are not worth it. `None` where
+/// there are so few columns that rounding takes longer than the products save.
+pub fn width_bf16([m, n, row]: [i64; 3], l2: u64) -> Option<u32> {
     const FEW: i64 = 4;
+    if n <= i64::from(PANEL) / 2 {
+        return None;
+    }
     let most = match m <= FEW {
         true => 1,
         false => l2 as i64 / 2 / (2 * row.max(1) * i64::from(PANEL)),
     };
-    even_width(n, most.clamp(1, MAX_WIDTH_BF16 as i64 / i64::from(PANEL)))
+    Some(even_width(
+        n,
+        most.clamp(1, MAX_WIDTH_BF16 as i64 / i64::from(PANEL)),
+    ))
 }
 
 /// The first element of a panel, `panel` of those that have `taps` rows of `k` elements in each of `width` columns.

@@ -56,7 +56,7 @@ pub mod avx512 {
     use core::mem::MaybeUninit;
 
     use super::*;
-    use crate::gemm_f32::avx512::{Row, results};
+    use crate::gemm_f32::avx512::{Row, begin, end, results};
 
     /// Elements of `k` that are rounded at a time: with their panel, most of a first-level cache of 32 KiB.
     const PIECE: usize = 256;
@@ -216,12 +216,7 @@ pub mod avx512 {
         (b, step): (*const u16, usize),
         pairs: usize,
     ) {
-        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
-        for r in 0..R {
-            for v in 0..V {
-                acc[0][r][v] = sums[r][v];
-            }
-        }
+        let mut acc = begin::<R, V, U>(sums);
         let mut i = 0;
         // SAFETY: `i + u < pairs` throughout.
         unsafe {
@@ -246,15 +241,7 @@ pub mod avx512 {
                 i += 1;
             }
         }
-        for r in 0..R {
-            for v in 0..V {
-                let mut sum = acc[0][r][v];
-                for part in acc.iter().skip(1) {
-                    sum = _mm512_add_ps(sum, part[r][v]);
-                }
-                sums[r][v] = sum;
-            }
-        }
+        end(&acc, sums);
     }
 
     /// Adds the products of one pair of each row.

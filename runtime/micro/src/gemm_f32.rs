@@ -98,7 +98,7 @@ pub(crate) unsafe fn portable_finish<W>(g: &Gemm<W>, sum: f32, row: usize, col: 
 
 /// Whether the bounds can change any value.
 #[cfg(target_arch = "x86_64")]
-fn clamps<W>(g: &Gemm<W>) -> bool {
+fn clamps(g: &GemmF32) -> bool {
     g.lo != f32::NEG_INFINITY || g.hi != f32::INFINITY
 }
 
@@ -208,6 +208,39 @@ pub mod avx512 {
     /// Two vectors of a row, 32 columns.
     pub(crate) type Row = [__m512; 2];
 
+    /// Accumulators of `V` vectors that begin with these sums, and so many more that begin with zero.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn begin<const R: usize, const V: usize, const U: usize>(
+        sums: &[Row; R],
+    ) -> [[[__m512; V]; R]; U] {
+        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
+        for r in 0..R {
+            for v in 0..V {
+                acc[0][r][v] = sums[r][v];
+            }
+        }
+        acc
+    }
+
+    /// What the accumulators of [`begin`] are together.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn end<const R: usize, const V: usize, const U: usize>(
+        acc: &[[[__m512; V]; R]; U],
+        sums: &mut [Row; R],
+    ) {
+        for r in 0..R {
+            for v in 0..V {
+                let mut sum = acc[0][r][v];
+                for part in acc.iter().skip(1) {
+                    sum = _mm512_add_ps(sum, part[r][v]);
+                }
+                sums[r][v] = sum;
+            }
+        }
+    }
+
     /// Adds what is to be added to the sums of up to 32 columns, clamps and stores. It is called, for there are many tiles, and it is
     /// little of what they do.
     ///
@@ -260,12 +293,7 @@ pub mod avx512 {
         b: *const f32,
         k: usize,
     ) {
-        let mut acc = [[[_mm512_setzero_ps(); V]; R]; U];
-        for r in 0..R {
-            for v in 0..V {
-                acc[0][r][v] = sums[r][v];
-            }
-        }
+        let mut acc = begin::<R, V, U>(sums);
         let mut i = 0;
         // SAFETY: `i + u < k` throughout.
         unsafe {
@@ -290,15 +318,7 @@ pub mod avx512 {
                 i += 1;
             }
         }
-        for r in 0..R {
-            for v in 0..V {
-                let mut sum = acc[0][r][v];
-                for part in acc.iter().skip(1) {
-                    sum = _mm512_add_ps(sum, part[r][v]);
-                }
-                sums[r][v] = sum;
-            }
-        }
+        end(&acc, sums);
     }
 
     /// Adds the products of one `k`.

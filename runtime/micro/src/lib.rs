@@ -12,7 +12,7 @@
 use core::ffi::c_void;
 use std::sync::OnceLock;
 
-use lapidary_abi::kernel::IMPORT_COUNT;
+use lapidary_abi::kernel::{IMPORT_COUNT, Import};
 
 /// The operations of a module, each with the instructions that it needs; of the unsafe ones, the lanes that are meant must
 /// be readable, or writable.
@@ -187,7 +187,7 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             widen_f16::avx512 as *const c_void,
             gemm_bf16::portable as *const c_void,
         ]);
-        static AVX512_VNNI: Table = Table([
+        const VNNI: [*const c_void; IMPORT_COUNT] = [
             gemm_f32::avx512::entry as *const c_void,
             gemm_i8::avx512::entry as *const c_void,
             gemm_blocks::avx512::entry as *const c_void,
@@ -201,22 +201,13 @@ fn table_unchecked(level: Level) -> &'static [*const c_void; IMPORT_COUNT] {
             softmax_f32::avx512::entry as *const c_void,
             widen_f16::avx512 as *const c_void,
             gemm_bf16::portable as *const c_void,
-        ]);
-        static AVX512_BF16: Table = Table([
-            gemm_f32::avx512::entry as *const c_void,
-            gemm_i8::avx512::entry as *const c_void,
-            gemm_blocks::avx512::entry as *const c_void,
-            move_f32::avx512::entry as *const c_void,
-            window_i8::entry as *const c_void,
-            sparse_f32::avx512::entry as *const c_void,
-            unary_f32::avx512::entry as *const c_void,
-            sparse_i8::avx512::entry as *const c_void,
-            round_blocks::avx512 as *const c_void,
-            unpack_blocks::avx512 as *const c_void,
-            softmax_f32::avx512::entry as *const c_void,
-            widen_f16::avx512 as *const c_void,
-            gemm_bf16::avx512::entry as *const c_void,
-        ]);
+        ];
+        static AVX512_VNNI: Table = Table(VNNI);
+        static AVX512_BF16: Table = Table({
+            let mut table = VNNI;
+            table[Import::GemmBf16 as usize] = gemm_bf16::avx512::entry as *const c_void;
+            table
+        });
         match level {
             Level::Portable => {}
             Level::Avx2 => return &AVX2.0,
