@@ -129,7 +129,7 @@ struct Table([*const c_void; IMPORT_COUNT]);
 unsafe impl Sync for Table {}
 
 /// The imports of compiled kernels, for the best level of this CPU, in the order of
-/// [`Import`](lapidary_abi::kernel::Import).
+/// [`Import`].
 pub fn table() -> &'static [*const c_void; IMPORT_COUNT] {
     table_unchecked(Level::best())
 }
