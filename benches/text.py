@@ -9,7 +9,8 @@ Shapes are Llamas with random weights by seed, made on the spot; 8 and 4 bits ar
 products read as they are, and what they are multiplied with is rounded (`--round-activations`); ternary ones have a scale for each 128. `--kv`
 are forms of the caches of keys and values (with a prompt of 2000 tokens they matter). With llama.cpp's `llama-bench`, the same
 codes in a GGUF file (Q8_0, Q4_0; ternary weights become TQ2_0 by its `llama-quantize`) run there, in the same rounds and after as many
-tokens; its caches are halves. Configurations are alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
+tokens; its caches are halves. Weights may also be `BITS~TYPE`, `3.7~Q4_K_M`: ours of so many bits on average (`--bits BITS --packed`) beside
+another type of llama.cpp's that predicts as well. Configurations are alternated; speeds are of the best rounds. Writes a table in Markdown, with `--write`
 between its markers in `benches/RESULTS.md`. Needs numpy.
 """
 import argparse
@@ -34,6 +35,8 @@ SHAPES = {
 
 def bits_of(weights):
     """Bits of a weight, with its share of a scale of two bytes."""
+    if "~" in weights:
+        return float(weights.split("~")[0])
     return {"f32": 32, "ternary": 2 + 16 / 128}.get(weights) or int(weights) + 16 / 32
 
 
@@ -85,7 +88,9 @@ def build(lapidary, model, weights, program, kv="f32", more=()):
     args = [lapidary, "build", model, "-o", program, *more]
     if kv != "f32":
         args += ["--kv", kv]
-    if weights != "f32":
+    if "~" in weights:
+        args += ["--bits", weights.split("~")[0], "--packed", "--round-activations"]
+    elif weights != "f32":
         args += ["--recipe", recipe_of(weights, program), "--round-activations"]
     subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
 
@@ -101,13 +106,14 @@ def recipe_of(weights, program):
 
 def peer_file(args, model, weights, file):
     """The weights as llama.cpp reads them."""
-    made = file if weights != "ternary" else file.with_suffix(".8.gguf")
-    recipe = recipe_of(weights if weights != "ternary" else "8", made)
+    # Speed does not depend on what the codes are.
+    kind = {"ternary": "TQ2_0"}.get(weights) or weights.partition("~")[2]
+    made = file.with_suffix(".8.gguf") if kind else file
+    recipe = recipe_of("8" if kind else weights, made)
     subprocess.run([args.lapidary, "compress", model, "-o", made, "--recipe", recipe], check=True, stdout=subprocess.DEVNULL)
-    if weights == "ternary":
-        # Speed does not depend on what the codes are.
-        types = ["--pure", "--output-tensor-type", "tq2_0", "--token-embedding-type", "q8_0"]
-        subprocess.run([args.llama_quantize, "--allow-requantize", *types, made, file, "TQ2_0"], check=True, capture_output=True)
+    if kind:
+        types = ["--pure", "--output-tensor-type", "tq2_0", "--token-embedding-type", "q8_0"] if kind == "TQ2_0" else []
+        subprocess.run([args.llama_quantize, "--allow-requantize", *types, made, file, kind], check=True, capture_output=True)
         made.unlink()
 
 

@@ -103,6 +103,10 @@ pub struct Model {
     /// What they are divided by then (default: ImageNet's).
     #[arg(long, value_name = "R,G,B", value_parser = parse_deviations, requires = "calibrate")]
     pub image_std: Option<[f32; 3]>,
+    /// Compress weights only to codes of 2 to 8 bits that products read as they are: memory holds them as small as the file does, and
+    /// a token reads no more. What is chosen otherwise is smaller in the file, and decoded when the model is loaded.
+    #[arg(long, requires = "asked", conflicts_with_all = ["recipe", "quantize"])]
+    pub packed: bool,
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
     #[arg(long, value_name = "DIR", requires = "asked")]
     pub work: Option<PathBuf>,
@@ -127,7 +131,7 @@ pub struct Model {
     /// loaded: less memory, more time.
     #[arg(long)]
     pub no_prepare: bool,
-    /// Round what is multiplied with weights of 2, 4 or 8 bits to 8-bit codes in blocks, as llama.cpp does: faster, a little
+    /// Round what is multiplied with packed weights to 8-bit codes in blocks, as llama.cpp does: faster, a little
     /// less exact.
     #[arg(long)]
     pub round_activations: bool,

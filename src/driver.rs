@@ -104,6 +104,8 @@ pub struct CompileOptions {
     pub halves: bool,
     /// Round numbers and constant weights to `bf16` where the target multiplies those faster, with sums of `f32`: less exact.
     pub bf16: bool,
+    /// Compress weights only to what products read as it is, so that memory holds them as small as the file does.
+    pub packed: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
@@ -157,6 +159,7 @@ impl CompileOptions {
             round: false,
             halves: false,
             bf16: false,
+            packed: false,
             kv: None,
             stepwise: false,
             evictable: false,
@@ -257,11 +260,14 @@ pub fn compress(
     let Some(compression) = &options.compression else {
         return Ok(None);
     };
+    let packed = options
+        .packed
+        .then_some(&compress::packed as &dyn Fn(&Weight) -> _);
     with_means(
         module,
         file,
         options,
-        None,
+        packed,
         |module, means| match compression {
             Compression::Goal(goal) => compress::compress(module, goal, means),
             Compression::Recipe(recipe) => compress::follow(module, recipe, means),

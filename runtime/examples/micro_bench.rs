@@ -221,7 +221,7 @@ fn gemm_blocks(
                             cols: PANEL_BLOCKS as u32,
                             bits,
                             scale_bytes: 2,
-                            zeros: 0,
+                            zeros: ZEROS_SHARED,
                             lo: f32::NEG_INFINITY,
                             hi: f32::INFINITY,
                         });
@@ -423,7 +423,11 @@ fn main() {
                     gemm_i8(i8_at, &pool, 256, 4096, 4096, pitch, runs)
                 );
             }
-            for (bits, block) in [(4, 32), (4, 128), (2, 32), (2, 128)] {
+            let widths = [(2, 32), (3, 32), (4, 32), (5, 32), (6, 32), (8, 32)];
+            for (bits, block) in widths
+                .into_iter()
+                .chain(widths.map(|(bits, _)| (bits, 128)))
+            {
                 let at = table[Import::GemmBlocks as usize];
                 let (seconds, bytes) = gemm_blocks(at, &pool, 1, bits, block);
                 print!(

@@ -44,6 +44,7 @@ pub struct Build {
     dims: BTreeMap<String, i64>,
     optimize: bool,
     bf16: bool,
+    packed: bool,
     compression: Option<Asked>,
     data: Option<PathBuf>,
 }
@@ -64,6 +65,7 @@ impl Build {
             dims: BTreeMap::new(),
             optimize: true,
             bf16: false,
+            packed: false,
             compression: None,
             data: None,
         }
@@ -113,6 +115,13 @@ impl Build {
         self
     }
 
+    /// Whether weights are compressed only to what products read as it is, as the command's `--packed` says (they are not unless
+    /// said so).
+    pub fn packed(mut self, yes: bool) -> Build {
+        self.packed = yes;
+        self
+    }
+
     /// Compiles the model for cargo's `TARGET` into `OUT_DIR`, for `include_model!(name)`, and tells cargo
     /// which files it depends on. Code may use what the target's features allow (`-C target-cpu=…`); the
     /// micro-kernels choose for themselves when the program starts. Does nothing when the model, the
@@ -155,8 +164,13 @@ impl Build {
         let place = |ending: &str| cargo.out_dir.join(format!("{name}.{ending}"));
         let (image, source, key_file) = (place("image"), place("rs"), place("key"));
         let said = format!(
-            "{name} {:?} {:?} {} {} {:?}",
-            options.dims, options.target, options.optimize, options.bf16, options.compression
+            "{name} {:?} {:?} {} {} {} {:?}",
+            options.dims,
+            options.target,
+            options.optimize,
+            options.bf16,
+            options.packed,
+            options.compression
         );
         // A file that cannot be read leaves no key; what is wrong with it is for the importer to say.
         let key = key::of(&said, files.iter().chain(&data));
@@ -204,6 +218,7 @@ impl Build {
         options.dims = self.dims.clone();
         options.optimize = self.optimize;
         options.bf16 = self.bf16;
+        options.packed = self.packed;
         options.calibration = self.data.as_ref().map(|data| Calibration {
             data: data.clone(),
             model: self.model.clone(),

@@ -111,6 +111,7 @@ fn no_work_is_repeated() {
     );
     assert!(script.did_work(&build.clone().optimize(false)));
     assert!(script.did_work(&build.clone().bf16(true)));
+    assert!(script.did_work(&build.clone().packed(true)));
     assert!(script.did_work(&build));
     script.cargo.features = ["avx2", "fma", "bmi1", "bmi2", "lzcnt"]
         .map(str::to_owned)

@@ -29,6 +29,13 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
             help: "`lapidary build --latency` compresses for a program of ours".to_owned(),
         });
     }
+    if args.model.packed {
+        return Err(Error::Usage {
+            message: "what a file for other programs holds is for its format to say".to_owned(),
+            help: "leave `--packed` out; `lapidary build --packed` makes a program of ours"
+                .to_owned(),
+        });
+    }
     let options = args.model.options(None)?;
     let refused = |problem| refused(&args.output, problem);
     let target = format.target(&args.model.model).map_err(refused)?;

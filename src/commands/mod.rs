@@ -75,6 +75,7 @@ impl cli::Model {
         options.round = self.round_activations;
         options.halves = self.half_activations;
         options.bf16 = self.bf16;
+        options.packed = self.packed;
         options.kv = self.kv;
         options.progress = progress();
         Ok(options)

@@ -95,7 +95,7 @@ impl<'k> Fun<'k, '_> {
         let cols = self.b.ins().ireduce(I32, cols);
         let f = tile.format;
         let block = self.index(i64::from(f.block));
-        let [bits, scale_bytes, zeros] = [f.bits, f.scale_bytes, u32::from(f.zeros)]
+        let [bits, scale_bytes, zeros] = [f.bits, f.scale_bytes, f.zeros.number()]
             .map(|v| self.b.ins().iconst(I32, i64::from(v)));
         let lo = self.b.ins().f32const(tile.lo.unwrap_or(f32::NEG_INFINITY));
         let hi = self.b.ins().f32const(tile.hi.unwrap_or(f32::INFINITY));
@@ -154,7 +154,7 @@ impl<'k> Fun<'k, '_> {
         let w = self.at(tile.w, 1)?;
         let f = tile.format;
         let block = self.index(i64::from(f.block));
-        let words = [f.bits, f.scale_bytes, u32::from(f.zeros), tile.zero as u32];
+        let words = [f.bits, f.scale_bytes, f.zeros.number(), tile.zero as u32];
         let [bits, scale_bytes, zeros, zero] =
             words.map(|v| self.b.ins().iconst(I32, i64::from(v)));
         let fields = fields!(UnpackBlocks {

@@ -2,7 +2,7 @@
 
 use super::*;
 use lapidary_ir::kernel::blocks::{
-    BlocksTile, Format, PANEL, RoundTile, UnpackTile, blocks, round, unpack,
+    BlocksTile, Format, PANEL, RoundTile, UnpackTile, Zeros, blocks, round, unpack,
 };
 use lapidary_ir::kernel::build::KernelBuilder;
 use lapidary_ir::kernel::sparse::Rows;
@@ -87,7 +87,8 @@ fn number(rng: &mut Rng) -> f32 {
 /// Blocks of weights.
 fn panels(rng: &mut Rng, format: Format, count: usize) -> Vec<u8> {
     stream(rng, format.panel_bytes() as usize, count, |rng| {
-        let scales = (0..PANEL as usize).map(|j| {
+        let minimums = usize::from(format.zeros == Zeros::Minimums);
+        let scales = (0..(1 + minimums) * PANEL as usize).map(|j| {
             let scale = number(rng);
             let bytes = match format.scale_bytes {
                 2 => half(scale),
@@ -99,6 +100,16 @@ fn panels(rng: &mut Rng, format: Format, count: usize) -> Vec<u8> {
     })
 }
 
+/// What blocks have before their codes.
+const HEADS: [(u32, Zeros); 6] = [
+    (2, Zeros::Shared),
+    (4, Zeros::Shared),
+    (2, Zeros::Codes),
+    (4, Zeros::Codes),
+    (2, Zeros::Minimums),
+    (4, Zeros::Minimums),
+];
+
 /// Every format, with and without each part, tiles with all their rows and with some.
 pub fn products_of_blocks(backend: &Backend) {
     let mut rng = Rng(33);
@@ -106,13 +117,19 @@ pub fn products_of_blocks(backend: &Backend) {
     for (bits, block) in [
         (2, 16),
         (2, 64),
+        (3, 32),
+        (3, 96),
         (4, 16),
         (4, 32),
         (4, 128),
+        (5, 32),
+        (5, 64),
+        (6, 16),
+        (6, 32),
         (8, 16),
         (8, 48),
     ] {
-        for (scale_bytes, zeros) in [(2, false), (4, false), (2, true), (4, true)] {
+        for (scale_bytes, zeros) in HEADS {
             case += 1;
             let format = Format {
                 block,
@@ -237,8 +254,18 @@ fn unpacking(format: Format) -> Kernel {
 /// Panels side by side, of every format; their rows are not all that there are.
 pub fn weights_become_numbers(backend: &Backend) {
     let mut rng = Rng(35);
-    for (bits, block) in [(2, 16), (2, 64), (4, 16), (4, 32), (8, 16), (8, 48)] {
-        for (scale_bytes, zeros) in [(2, false), (4, false), (2, true), (4, true)] {
+    for (bits, block) in [
+        (2, 16),
+        (2, 64),
+        (3, 64),
+        (4, 16),
+        (4, 32),
+        (5, 32),
+        (6, 48),
+        (8, 16),
+        (8, 48),
+    ] {
+        for (scale_bytes, zeros) in HEADS {
             let format = Format {
                 block,
                 bits,

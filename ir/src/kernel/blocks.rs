@@ -8,14 +8,16 @@
 //! for r in first..end step R {
 //!   acc = const 0                                                    [R, 16] f32
 //!   for g in 0..blocks carry acc {
-//!     sums = broadcast(word A[a(r, g)])                              [R, 16] i32: what zero points are multiplied with
-//!     sums = mul sums, broadcast(load W[zeros of g])                 optional
-//!     for line in 0..(block * bits / 32) carry sums {
-//!       raw = load W[line of g]                                      [4, 16], strides 1 and 4
-//!       for p in 0..(8 / bits):                                      written out
-//!         dot sums, load A[codes of line, p], (raw >> p * bits) & mask
+//!     offset = word A[a(r, g)]                                       [R] i32: what zero points are multiplied with
+//!     sums = broadcast(offset)                                       [R, 16] i32; 0 with minimums
+//!     sums = mul sums, broadcast(load W[zeros of g])                 with zero points of columns
+//!     for unit in 0..(block / steps of a unit) carry sums {
+//!       raw = load W[lines of the unit]                              [4, 16] each, strides 1 and 4
+//!       for q in 0..(steps of a unit / 4):                           written out
+//!         dot sums, load A[codes of unit, q], codes(raw, q)
 //!     }
 //!     acc = muladd(cast f32 sums, scale of W * scale of A, acc)
+//!     acc = muladd(broadcast(cast f32 offset * scale of A), broadcast(load W[minimums of g]), acc)      with minimums
 //!   }
 //!   acc = add acc, broadcast(load BIAS[at])                          optional
 //!   acc = max acc, lo; acc = min acc, hi                             optional, constants
@@ -23,12 +25,16 @@
 //! }
 //! ```
 //!
+//! `codes(raw, q)` are a field of a line, `(raw >> p * f) & mask`; where codes have two parts, one of two lines, the second of which
+//! counts as often as the first has numbers: `low | high << f`.
+//!
 //! ```text
 //! for g in 0..blocks {                                               weights as numbers
-//!   for line in 0..(block * bits / 32) {
-//!     raw = load W[line of g]
-//!     for p in 0..(8 / bits):
-//!       store Y[rows of line, p]: scale * cast f32 (((raw >> p * bits) & mask) - zero)      [4, 16]
+//!   for unit in 0..(block / steps of a unit) {
+//!     raw = load W[lines of the unit]
+//!     for q in 0..(steps of a unit / 4):
+//!       store Y[rows of unit, q]: scale * cast f32 (codes(raw, q) - zero)                  [4, 16]
+//!                                 scale * cast f32 codes(raw, q) + minimum                 with minimums
 //! } }
 //! ```
 //!
@@ -45,28 +51,58 @@ use super::contraction::Facts;
 use super::pattern::written;
 use super::sparse::Rows;
 use super::*;
-use lapidary_abi::kernel::{ACT_BLOCK_EXTRA, PANEL_BLOCKS};
+use lapidary_abi::kernel::{
+    ACT_BLOCK_EXTRA, PANEL_BLOCKS, ZEROS_CODES, ZEROS_MINIMUMS, ZEROS_SHARED, code_parts, code_unit,
+};
 
 /// Columns of a panel of weights.
 pub const PANEL: u32 = PANEL_BLOCKS as u32;
 
-/// Bytes of a panel that hold `32 / bits` consecutive weights of each column.
+/// Bytes of a panel that hold `32 / f` consecutive fields of `f` bits of each column.
 const LINE: i64 = 4 * PANEL_BLOCKS as i64;
+
+/// What a block has beside scales and codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Zeros {
+    /// Nothing: the zero point of all weights is in the offsets of activations.
+    Shared,
+    /// A zero point for each column, a byte.
+    Codes,
+    /// A number for each column, as wide as a scale, that is added to scale times code.
+    Minimums,
+}
+
+impl Zeros {
+    /// All of them.
+    const ALL: [Zeros; 3] = [Zeros::Shared, Zeros::Codes, Zeros::Minimums];
+
+    /// Its number in a micro-kernel's call.
+    pub fn number(self) -> u32 {
+        match self {
+            Zeros::Shared => ZEROS_SHARED,
+            Zeros::Codes => ZEROS_CODES,
+            Zeros::Minimums => ZEROS_MINIMUMS,
+        }
+    }
+}
 
 /// How a block is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Format {
-    /// Its length: a multiple of `32 / bits`.
+    /// Its length: a multiple of [`Format::unit`].
     pub block: u32,
-    /// Bits of a weight: 2, 4 or 8.
+    /// Bits of a weight: one of [`Format::WIDTHS`].
     pub bits: u32,
     /// Bytes of a weight's scale: 2 (`f16`) or 4 (`f32`).
     pub scale_bytes: u32,
-    /// Each column has a zero point; 1 is taken without them.
-    pub zeros: bool,
+    /// What else columns have.
+    pub zeros: Zeros,
 }
 
 impl Format {
+    /// Bits that weights may have.
+    pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+
     /// Bytes of a block of activations.
     pub fn act_bytes(self) -> i64 {
         i64::from(self.block) + ACT_BLOCK_EXTRA as i64
@@ -74,31 +110,60 @@ impl Format {
 
     /// Bytes of a block of a panel before its codes.
     pub fn head_bytes(self) -> i64 {
-        let zeros = if self.zeros { 1 } else { 0 };
-        i64::from(PANEL) * (i64::from(self.scale_bytes) + zeros)
+        let zeros = match self.zeros {
+            Zeros::Shared => 0,
+            Zeros::Codes => 1,
+            Zeros::Minimums => self.scale_bytes,
+        };
+        i64::from(PANEL * (self.scale_bytes + zeros))
     }
 
-    /// Lines of codes of a block of a panel.
-    pub fn lines(self) -> i64 {
-        i64::from(self.block) * i64::from(self.bits) / 32
+    /// Steps along `k` whose codes fill whole lines.
+    pub fn unit(self) -> u32 {
+        code_unit(self.bits)
+    }
+
+    /// The parts of codes: bits of a field, and how far up they belong.
+    pub fn parts(self) -> impl Iterator<Item = (u32, u32)> {
+        let (low, high) = code_parts(self.bits);
+        [(low, 0), (high, low)]
+            .into_iter()
+            .filter(|(bits, _)| *bits > 0)
+    }
+
+    /// Bytes of a unit of a panel.
+    pub fn unit_bytes(self) -> i64 {
+        i64::from(PANEL * self.unit() * self.bits / 8)
+    }
+
+    /// Units of a block.
+    fn units(self) -> i64 {
+        i64::from(self.block / self.unit())
     }
 
     /// Bytes of a block of a panel.
     pub fn panel_bytes(self) -> i64 {
-        self.head_bytes() + LINE * self.lines()
+        self.head_bytes() + self.units() * self.unit_bytes()
+    }
+
+    /// True if blocks are whole units.
+    pub fn is_whole(self) -> bool {
+        self.block > 0 && self.block.is_multiple_of(self.unit())
     }
 
     /// Those whose blocks have these lengths.
     fn of(block: u32, panel_bytes: i64) -> impl Iterator<Item = Format> {
-        let forms = [2, 4, 8].into_iter().flat_map(move |bits| {
-            [(2, false), (2, true), (4, false), (4, true)].map(|(scale_bytes, zeros)| Format {
-                block,
-                bits,
-                scale_bytes,
-                zeros,
+        let forms = Format::WIDTHS.into_iter().flat_map(move |bits| {
+            [2, 4].into_iter().flat_map(move |scale_bytes| {
+                Zeros::ALL.map(|zeros| Format {
+                    block,
+                    bits,
+                    scale_bytes,
+                    zeros,
+                })
             })
         });
-        forms.filter(move |f| f.panel_bytes() == panel_bytes && f.lines() > 0)
+        forms.filter(move |f| f.is_whole() && f.panel_bytes() == panel_bytes)
     }
 }
 
@@ -262,25 +327,27 @@ fn block(b: &mut KernelBuilder, t: BlocksTile, (a, w): (Var, Var), a_rows: &Axis
     let (f, shape) = (t.format, [t.rows, PANEL]);
     let offset = words(b, t.a.buf, a, 4, t.rows, a_rows);
     let offset = bitcast(b, offset, ElemType::I32);
-    let mut sums = b.broadcast(offset, &shape, 1);
-    if f.zeros {
-        let base = plus(b, w, i64::from(PANEL * f.scale_bytes));
-        let zeros = b.load(t.w.0, base, &[PANEL], vec![Axis::stride(1)]);
+    let mut sums = match f.zeros {
+        Zeros::Minimums => b.constant(TileType::of(ElemType::I32, &shape), Literal::Int(0)),
+        Zeros::Shared | Zeros::Codes => b.broadcast(offset, &shape, 1),
+    };
+    let beside = plus(b, w, i64::from(PANEL * f.scale_bytes));
+    if f.zeros == Zeros::Codes {
+        let zeros = b.load(t.w.0, beside, &[PANEL], vec![Axis::stride(1)]);
         let zeros = b.cast(zeros, elem(ElemType::I32));
         let zeros = b.broadcast(zeros, &shape, 0);
         sums = b.binary(Binary::Mul, sums, zeros);
     }
     let (w_codes, a_codes) = (plus(b, w, f.head_bytes()), plus(b, a, 4));
-    let (none, lines) = (b.index(0), b.index(f.lines()));
-    sums = b.for_loop(none, lines, 1, &[sums], |b, line, sums| {
-        let from = at(b, w_codes, line, LINE);
-        let axes = vec![Axis::stride(1), Axis::stride(4)];
-        let raw = b.load(t.w.0, from, &[4, PANEL], axes);
-        let from = at(b, a_codes, line, i64::from(32 / f.bits));
+    let (none, units) = (b.index(0), b.index(f.units()));
+    sums = b.for_loop(none, units, 1, &[sums], |b, unit, sums| {
+        let from = at(b, w_codes, unit, f.unit_bytes());
+        let raw = lines(b, f, (t.w.0, from));
+        let from = at(b, a_codes, unit, i64::from(f.unit()));
         let mut sums = sums[0];
-        for p in 0..8 / f.bits {
-            let codes = field(b, raw, p, f.bits);
-            let from = plus(b, from, i64::from(4 * p));
+        for q in 0..f.unit() / 4 {
+            let codes = codes(b, f, &raw, q);
+            let from = plus(b, from, i64::from(4 * q));
             let axes = vec![a_rows.clone(), Axis::stride(1)];
             let acts = b.load(t.a.buf, from, &[t.rows, 4], axes);
             let acts = bitcast(b, acts, ElemType::I8);
@@ -288,16 +355,58 @@ fn block(b: &mut KernelBuilder, t: BlocksTile, (a, w): (Var, Var), a_rows: &Axis
         }
         vec![sums]
     })[0];
-    let of_w = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &{
-        Axis::stride(i64::from(f.scale_bytes))
-    });
+    let axis = Axis::stride(i64::from(f.scale_bytes));
+    let of_w = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &axis);
     let of_w = b.broadcast(of_w, &shape, 0);
     let last = plus(b, a, 4 + i64::from(f.block));
     let of_a = scales(b, (t.a.buf, last), 4, t.rows, a_rows);
-    let of_a = b.broadcast(of_a, &shape, 1);
-    let scale = b.binary(Binary::Mul, of_w, of_a);
+    let each_of_a = b.broadcast(of_a, &shape, 1);
+    let scale = b.binary(Binary::Mul, of_w, each_of_a);
     let sums = b.cast(sums, elem(ElemType::F32));
-    b.mul_add(sums, scale, acc)
+    let acc = b.mul_add(sums, scale, acc);
+    if f.zeros != Zeros::Minimums {
+        return acc;
+    }
+    let minimums = scales(b, (t.w.0, beside), f.scale_bytes, PANEL, &axis);
+    let minimums = b.broadcast(minimums, &shape, 0);
+    let total = b.cast(offset, elem(ElemType::F32));
+    let total = b.binary(Binary::Mul, total, of_a);
+    let total = b.broadcast(total, &shape, 1);
+    b.mul_add(total, minimums, acc)
+}
+
+/// The lines of a unit.
+fn lines(b: &mut KernelBuilder, f: Format, (buf, base): (Buf, Var)) -> Vec<Var> {
+    let count = f.unit_bytes() / LINE;
+    let line = |i| {
+        let from = plus(b, base, i * LINE);
+        b.load(
+            buf,
+            from,
+            &[4, PANEL],
+            vec![Axis::stride(1), Axis::stride(4)],
+        )
+    };
+    (0..count).map(line).collect()
+}
+
+/// The codes of the steps from `4 * q` on of a unit.
+fn codes(b: &mut KernelBuilder, f: Format, raw: &[Var], q: u32) -> Var {
+    let (mut first, mut codes) = (0, None);
+    for (bits, up) in f.parts() {
+        let fields = 8 / bits;
+        let own = field(b, raw[(first + q / fields) as usize], q % fields, bits);
+        first += f.unit() * bits / 32;
+        codes = Some(match codes {
+            None => own,
+            Some(low) => {
+                let up = b.constant(b.ty(own), Literal::Int(i64::from(up)));
+                let high = b.binary(Binary::Shl, own, up);
+                b.binary(Binary::Or, low, high)
+            }
+        });
+    }
+    codes.expect("codes have a part")
 }
 
 /// The codes of field `p` of bytes.
@@ -322,34 +431,45 @@ pub fn unpack(b: &mut KernelBuilder, t: UnpackTile) {
         let w = at(b, t.w.1, g, f.panel_bytes());
         let from = b.index(i64::from(f.block));
         let row = b.binary(Binary::Mul, g, from);
-        let zeros = match f.zeros {
-            true => {
-                let base = plus(b, w, i64::from(PANEL * f.scale_bytes));
-                let zeros = b.load(t.w.0, base, &[PANEL], vec![Axis::stride(1)]);
-                let zeros = b.cast(zeros, elem(ElemType::I32));
-                b.broadcast(zeros, &shape, 0)
-            }
-            false => {
-                let ty = TileType::of(ElemType::I32, &shape);
-                b.constant(ty, Literal::Int(i64::from(t.zero)))
-            }
-        };
+        let beside = plus(b, w, i64::from(PANEL * f.scale_bytes));
         let axis = Axis::stride(i64::from(f.scale_bytes));
+        // What is taken from codes, and what is added to numbers.
+        let (mut zeros, mut minimums) = (None, None);
+        match f.zeros {
+            Zeros::Codes => {
+                let own = b.load(t.w.0, beside, &[PANEL], vec![Axis::stride(1)]);
+                let own = b.cast(own, elem(ElemType::I32));
+                zeros = Some(b.broadcast(own, &shape, 0));
+            }
+            Zeros::Shared => {
+                let ty = TileType::of(ElemType::I32, &shape);
+                zeros = Some(b.constant(ty, Literal::Int(i64::from(t.zero))));
+            }
+            Zeros::Minimums => {
+                let own = scales(b, (t.w.0, beside), f.scale_bytes, PANEL, &axis);
+                minimums = Some(b.broadcast(own, &shape, 0));
+            }
+        }
         let scale = scales(b, (t.w.0, w), f.scale_bytes, PANEL, &axis);
         let scale = b.broadcast(scale, &shape, 0);
-        let codes = plus(b, w, f.head_bytes());
-        let (none, lines) = (b.index(0), b.index(f.lines()));
-        b.for_loop(none, lines, 1, &[], |b, line, _| {
-            let from = at(b, codes, line, LINE);
-            let raw = b.load(t.w.0, from, &shape, vec![Axis::stride(1), Axis::stride(4)]);
-            let row = at(b, row, line, i64::from(32 / f.bits));
-            for p in 0..8 / f.bits {
-                let codes = field(b, raw, p, f.bits);
-                let codes = b.cast(codes, elem(ElemType::I32));
-                let centred = b.binary(Binary::Sub, codes, zeros);
-                let numbers = b.cast(centred, elem(ElemType::F32));
-                let numbers = b.binary(Binary::Mul, numbers, scale);
-                let row = plus(b, row, i64::from(4 * p));
+        let first = plus(b, w, f.head_bytes());
+        let (none, units) = (b.index(0), b.index(f.units()));
+        b.for_loop(none, units, 1, &[], |b, unit, _| {
+            let from = at(b, first, unit, f.unit_bytes());
+            let raw = lines(b, f, (t.w.0, from));
+            let row = at(b, row, unit, i64::from(f.unit()));
+            for q in 0..f.unit() / 4 {
+                let codes = codes(b, f, &raw, q);
+                let mut codes = b.cast(codes, elem(ElemType::I32));
+                if let Some(zeros) = zeros {
+                    codes = b.binary(Binary::Sub, codes, zeros);
+                }
+                let numbers = b.cast(codes, elem(ElemType::F32));
+                let mut numbers = b.binary(Binary::Mul, numbers, scale);
+                if let Some(minimums) = minimums {
+                    numbers = b.binary(Binary::Add, numbers, minimums);
+                }
+                let row = plus(b, row, i64::from(4 * q));
                 let skip = b.binary(Binary::Mul, row, t.y.stride);
                 let to = b.binary(Binary::Add, t.y.base, skip);
                 let rows = Axis {
@@ -620,11 +740,21 @@ mod tests {
     use super::super::legalize::legalize;
     use super::*;
 
+    const FORMATS: [(u32, u32); 7] = [
+        (2, 16),
+        (3, 32),
+        (4, 32),
+        (4, 128),
+        (5, 64),
+        (6, 16),
+        (8, 16),
+    ];
+
     #[test]
     fn products_that_are_written_are_recognised() {
         for parts in 0..64u32 {
             let has = |bit: u32| parts >> bit & 1 == 1;
-            for (bits, block) in [(2, 16), (4, 32), (4, 128), (8, 16)] {
+            for (bits, block) in FORMATS {
                 let mut b = KernelBuilder::new("k");
                 let [w, a] = ["w", "a"].map(|n| b.buffer(n, ElemType::U8, false));
                 let other = b.buffer("other", ElemType::F32, false);
@@ -636,7 +766,7 @@ mod tests {
                         block,
                         bits,
                         scale_bytes: if has(0) { 2 } else { 4 },
-                        zeros: has(1),
+                        zeros: Zeros::ALL[parts as usize % 3],
                     },
                     rows: 4,
                     first: zero,
@@ -669,8 +799,9 @@ mod tests {
 
     #[test]
     fn unpacking_that_is_written_is_recognised() {
-        for (bits, block) in [(2, 16), (4, 32), (4, 128), (8, 16)] {
-            for (scale_bytes, zeros) in [(2, false), (2, true), (4, false), (4, true)] {
+        for (bits, block) in FORMATS {
+            for (i, zeros) in (0..6).zip(Zeros::ALL.into_iter().cycle()) {
+                let scale_bytes = [2, 4][i / 3];
                 let mut b = KernelBuilder::new("k");
                 let w = b.buffer("w", ElemType::U8, false);
                 let y = b.buffer("y", ElemType::F32, true);
@@ -682,7 +813,7 @@ mod tests {
                         scale_bytes,
                         zeros,
                     },
-                    zero: if zeros { 0 } else { 8 },
+                    zero: if zeros == Zeros::Shared { 8 } else { 0 },
                     blocks,
                     w: (w, base),
                     y: Rows {

@@ -1,6 +1,6 @@
 //! What every weight is tried with, and what comes of it.
 
-use super::sites::{Site, bytes_of, matrix};
+use super::sites::{Site, Weight, bytes_of, matrix};
 use super::work::{self, Key, Store};
 use super::{CompressError, Level, Means};
 use crate::methods::matrix::Matrix;
@@ -124,22 +124,44 @@ fn with_data(elements: usize) -> Vec<Level> {
     levels
 }
 
+/// Grids of groups that products read as they are, from large to small: the numbers of bits that there are kernels for, with scales
+/// that are numbers of 16 bits.
+fn grids(observed: bool) -> impl Iterator<Item = Level> {
+    const GRIDS: [(u32, usize); 10] = [
+        (8, 128),
+        (6, 128),
+        (5, 64),
+        (4, 32),
+        (4, 64),
+        (4, 128),
+        (3, 32),
+        (3, 64),
+        (2, 16),
+        (2, 32),
+    ];
+    let method = if observed { "gptq-refit" } else { "rtn" };
+    GRIDS
+        .iter()
+        .map(move |&(bits, group)| level(method, bits, group, bits < 5))
+}
+
+/// Levels whose weights stay as small in memory as in the file, for [`Means::levels`].
+pub fn packed(weight: &Weight) -> Vec<Level> {
+    let kept = std::iter::once(Level::keep());
+    kept.chain(grids(weight.observed)).collect()
+}
+
 /// Levels that have kernels of their own: few bits where reading weights takes the time, few weights where products do.
 fn quick(statistics: bool) -> impl Iterator<Item = Level> {
-    let (grid, prune) = match statistics {
-        true => ("gptq", "sparsegpt"),
-        false => ("rtn", "magnitude"),
-    };
-    let grids = [(8, 128), (4, 32), (4, 128), (2, 32)];
+    let prune = if statistics { "sparsegpt" } else { "magnitude" };
     let shares = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
-    let grids = grids.map(|(bits, group)| level(grid, bits, group, bits < 5));
     let pruned = shares.map(|sparsity| Level {
         method: prune.to_owned(),
         bits: 16,
         sparsity,
         ..Level::default()
     });
-    grids.into_iter().chain(pruned)
+    grids(statistics).chain(pruned)
 }
 
 /// What a weight is tried with.

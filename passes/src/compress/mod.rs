@@ -26,6 +26,7 @@ mod segments;
 mod sites;
 mod work;
 
+pub use levels::packed;
 pub use loss::{Difference, Distance, Spread};
 pub use price::{Clock, Cost};
 pub use recipe::{Budget, Entry, Goal, Level, Recipe};

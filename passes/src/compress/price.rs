@@ -342,6 +342,7 @@ mod tests {
         let levels = [
             Level::keep(),
             Level {
+                method: "palette".into(),
                 bits: 3,
                 ..Level::default()
             },

@@ -1,5 +1,6 @@
 use super::*;
 use lapidary_ir::builder::Builder;
+use lapidary_ir::target::Target;
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Tensor, Type, ValueId, eval};
 use std::cell::Cell;
@@ -98,6 +99,40 @@ fn budgets_are_kept_and_more_of_it_is_better() {
         assert_eq!(sum, said);
     }
     assert_eq!(last, 0.0);
+}
+
+#[test]
+fn packed_weights_are_not_decoded_when_a_model_is_loaded() {
+    let (mut original, fresh) = (Module::new("net"), Cell::new(0));
+    let x = Type::tensor(ElemType::F32, [2i64, 256]);
+    let x = original.add_input(Module::TOP, "x", x);
+    let [v, w] = [([256, 192], 1), ([192, 256], 2)].map(|(shape, seed)| {
+        let constant = Constant::from_tensor(&weight(&shape, seed));
+        original.add_constant(&format!("w{seed}"), constant)
+    });
+    let mut b = Builder::new(&mut original, Module::TOP, "n", &fresh);
+    let y = b.op("matmul", &[x, v]).expect("fits");
+    let y = b.op("matmul", &[y, w]).expect("fits");
+    original.region_mut(Module::TOP).outputs.push(y);
+    original.output_names.push("y".into());
+    let steps = |levels: Option<&dyn Fn(&Weight) -> Vec<Level>>, bits: f64| {
+        let mut m = original.clone();
+        let means = Means {
+            levels,
+            ..Means::default()
+        };
+        let report = compress(&mut m, &Budget::Bits(bits).into(), &means).expect("fits");
+        let changed = report.weights.iter().all(|w| !w.level.keeps());
+        assert!(changed, "{bits}: every weight is compressed");
+        let (target, options) = (Target::x86_64(), crate::lower::Options::default());
+        let lowered = crate::lower::lower(&m, &target, &options).expect("lowers");
+        lowered.program.prepare.steps.len()
+    };
+    // All widths, and what is chosen otherwise.
+    for bits in [8.5, 6.5, 5.5, 4.4, 3.3, 2.8] {
+        assert_eq!(steps(Some(&packed), bits), 0, "{bits}");
+    }
+    assert!(steps(None, 3.3) > 0);
 }
 
 /// As checkpoints are imported: `matmul(x, cast(transpose(W of bf16)))`, and rows of the same table.

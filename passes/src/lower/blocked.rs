@@ -1,7 +1,7 @@
 //! Products with compressed weights: codes of a few bits, with a scale for each block along the inner extent.
 //!
 //! ```text
-//! matmul(round_blocks(x), transpose(const affine{scales; int{bits}; zeros}))
+//! matmul(round_blocks(x), transpose(const affine{scales; codes; zeros} or affmin{scales; codes; minimums}))
 //!   => round x => blocks of codes              once for all products that read it
 //!      product of blocks (codes, panels)
 //! ```
@@ -10,6 +10,7 @@
 //! for weights that stay packed: see `packed`.
 
 mod packed;
+mod stored;
 
 use super::expand::Facts;
 use super::expr::E;
@@ -18,16 +19,16 @@ use super::linear::{self, Plan};
 use super::{Element, KernelArg, Lowerer, Options, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
-use lapidary_abi::kernel::MAX_BLOCK;
-use lapidary_ir::encodings::{Encoding, int, strided};
-use lapidary_ir::kernel::blocks::{Format, PANEL};
+use lapidary_abi::kernel::{MAX_BLOCK, code_unit};
+use lapidary_ir::encodings::Encoding;
+use lapidary_ir::kernel::blocks::{Format, PANEL, Zeros};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::target::Target;
 use lapidary_ir::{Attr, Constant, Dim, ElemType, Module, NodeId, ValueId};
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use stored::Stored;
 
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[Rule::scheduled("round_blocks", element, schedule)];
@@ -73,12 +74,35 @@ pub struct Weights {
     /// Of the sum of a block's codes: minus the zero point, if it is the same for all.
     factor: i32,
     codes: Arc<Encoding>,
-    /// Added to codes and zero points, so that none is negative.
-    shift: i64,
+    stored: Stored,
     scales: Arc<Encoding>,
-    zeros: Option<Arc<Encoding>>,
+    beside: Beside,
     /// Where two of each four columns are kept, their places: codes are of these.
     places: Option<Arc<Encoding>>,
+}
+
+/// What is beside the scales of blocks.
+#[derive(Clone, Debug)]
+enum Beside {
+    /// Nothing that columns differ in.
+    Nothing,
+    /// Zero points that are codes.
+    Codes(Arc<Encoding>),
+    /// Zero points that are no codes.
+    Numbers(Arc<Encoding>),
+    /// What is added to scale times code.
+    Minimums(Arc<Encoding>),
+}
+
+impl Beside {
+    /// How micro-kernels have it.
+    fn zeros(&self) -> Zeros {
+        match self {
+            Beside::Nothing => Zeros::Shared,
+            Beside::Codes(_) => Zeros::Codes,
+            Beside::Numbers(_) | Beside::Minimums(_) => Zeros::Minimums,
+        }
+    }
 }
 
 /// The compressed constant whose transposition is `v`.
@@ -151,86 +175,82 @@ impl Weights {
             _ => (affine.children.get(1)?, sparse.children.get(1)?),
         };
         // Codes that are not kept are 0: that is the number 0 only if codes have signs.
-        let signed = stored(codes)?.1 > 0;
+        let signed = Stored::of(codes)?.shift > 0;
         let two = places.shape.last() == Some(&2);
         let fits = two && (signed || term.ctor.name == "sparse");
         fits.then(|| Weights::read(term, affine, codes, Some(places.clone())))?
     }
 
-    /// Those of a term whose scales and zero points are those of `affine`.
+    /// Those of a term whose scales and zero points or minimums are those of `affine`.
     fn read(
         term: &Encoding,
         affine: &Encoding,
         codes: &Arc<Encoding>,
         places: Option<Arc<Encoding>>,
     ) -> Option<Weights> {
-        let numbers = affine.ctor.name == "affine" && affine.elem == ElemType::F32;
-        if !numbers || term.check().is_err() {
+        let linear = matches!(affine.ctor.name, "affine" | "affmin");
+        if !linear || affine.elem != ElemType::F32 || term.check().is_err() {
             return None;
         }
         let scales = affine.children.first()?;
-        let (bits, shift) = stored(codes).filter(|(bits, _)| [2, 4, 8].contains(bits))?;
+        let stored = Stored::of(codes)?;
         // Scales of what is kept have an axis more.
-        let (&[n, k], &[rows, blocks, ref one @ ..]) = (&term.shape[..], &scales.shape[..]) else {
+        let (&[n, k], &[rows, groups, ref one @ ..]) = (&term.shape[..], &scales.shape[..]) else {
             return None;
         };
-        if blocks == 0 || n == 0 || one.iter().any(|&d| d != 1) {
+        let divides = |parts: usize, all: usize| parts > 0 && all > 0 && all.is_multiple_of(parts);
+        if !divides(rows, n) || !divides(groups, k) || one.iter().any(|&d| d != 1) {
             return None;
         }
-        let block = k / blocks;
-        let fits = rows == n && block * blocks == k && (block * bits as usize).is_multiple_of(32);
-        let all = scales.decode().ok()?;
-        let halves = all.floats()?.iter().all(|&s| {
-            let half = half::f16::from_f64(s);
-            half.is_finite() && half.to_f64() == s
-        });
-        if !fits || block > MAX_ROUNDED.min(MAX_BLOCK) || block == 0 {
-            return None;
-        }
-        let (mut factor, mut zeros) = (-(shift as i32), None);
-        if let Some(zero) = affine.children.get(2) {
-            let values = whole_numbers(zero)?;
-            let first = *values.first()?;
-            if !values.iter().all(|z| (0..1 << bits).contains(&(z + shift))) {
-                return None;
-            }
-            if values.iter().all(|&z| z == first) {
-                factor = -((first + shift) as i32);
-            } else if zero.shape == [n, blocks] {
-                (factor, zeros) = (-1, Some(zero.clone()));
-            } else {
-                return None;
-            }
-        }
-        Some(Weights {
+        let (bits, block) = Weights::form(stored.bits, k / groups)?;
+        let blocks = k / block;
+        let (beside, factor) = beside(affine, stored)?;
+        let mut weights = Weights {
             n,
             blocks,
             format: Format {
                 block: block as u32,
                 bits,
-                scale_bytes: if halves { 2 } else { 4 },
-                zeros: zeros.is_some(),
+                scale_bytes: 2,
+                zeros: beside.zeros(),
             },
             factor,
             codes: codes.clone(),
-            shift,
+            stored,
             scales: scales.clone(),
-            zeros,
+            beside,
             places,
-        })
+        };
+        let [scales, minimums] = [
+            Some(weights.scale_numbers().ok()?),
+            weights.minimums().ok()?,
+        ];
+        if !scales
+            .iter()
+            .chain(&minimums)
+            .flatten()
+            .all(|&v| is_half(v))
+        {
+            weights.format.scale_bytes = 4;
+        }
+        Some(weights)
+    }
+
+    /// The fewest bits that hold codes of `bits`, and the longest blocks of them that make up groups of `group`.
+    fn form(bits: u32, group: usize) -> Option<(u32, usize)> {
+        let widths = Format::WIDTHS.into_iter().filter(|&width| width >= bits);
+        let block = |width: u32| {
+            let unit = code_unit(width) as usize;
+            let fits = |&b: &usize| group.is_multiple_of(b) && b.is_multiple_of(unit);
+            let most = group.min(MAX_ROUNDED).min(MAX_BLOCK);
+            Some((width, (1..=most).rev().find(fits)?))
+        };
+        widths.filter_map(block).next()
     }
 
     /// Length of a row.
     fn columns(&self) -> usize {
         self.blocks * self.format.block as usize
-    }
-
-    /// Codes of a row.
-    fn kept(&self) -> usize {
-        match self.places {
-            Some(_) => self.columns() / 2,
-            None => self.columns(),
-        }
     }
 
     /// Places of the codes in their four columns.
@@ -243,96 +263,152 @@ impl Weights {
         small.collect()
     }
 
-    /// The bytes that hold the codes.
-    fn packed(&self) -> Result<Cow<'_, [u8]>, String> {
-        let packed = match self.codes.ctor.name {
-            "int" => int::packed(&self.codes),
-            "strided" => strided::bytes(&self.codes).map(Cow::Owned),
-            _ => Ok(Cow::Borrowed(self.codes.blob.as_deref().unwrap_or(&[]))),
+    /// The numbers of a part of the term for each block.
+    fn of_blocks(&self, part: &Encoding) -> Result<Vec<f64>, String> {
+        let own = numbers(part)?;
+        let &[rows, groups, ..] = &part.shape[..] else {
+            return Err("a part has two axes".to_owned());
         };
-        packed.map_err(|e| e.to_string())
+        let (of_rows, of_groups) = (self.n.div_ceil(rows), self.blocks.div_ceil(groups));
+        let each = (0..self.n).flat_map(|row| (0..self.blocks).map(move |at| (row, at)));
+        Ok(each
+            .map(|(row, at)| own[row / of_rows * groups + at / of_groups])
+            .collect())
     }
 
-    /// A code out of these, not negative.
-    fn code(&self, packed: &[u8], row: usize, at: usize) -> u8 {
-        let bits = self.format.bits as usize;
-        let bit = (row * self.kept() + at) * bits;
-        let mask = (0xFFu16 >> (8 - bits)) as u8;
-        // What is added to a signed code is its sign bit turned over.
-        (packed[bit / 8] >> (bit % 8) & mask) ^ self.shift as u8
+    /// A scale for each block.
+    fn scale_numbers(&self) -> Result<Vec<f64>, String> {
+        self.of_blocks(&self.scales)
+    }
+
+    /// A minimum for each block, where that is what blocks have: `scale * (code - zero) = scale * code + minimum`.
+    fn minimums(&self) -> Result<Option<Vec<f64>>, String> {
+        let shift = self.stored.shift as f64;
+        let own = match &self.beside {
+            Beside::Nothing | Beside::Codes(_) => return Ok(None),
+            Beside::Numbers(zeros) => {
+                let zeros = self.of_blocks(zeros)?.into_iter();
+                let scaled = zeros.zip(self.scale_numbers()?);
+                scaled
+                    .map(|(zero, scale)| -scale * (zero + shift))
+                    .collect()
+            }
+            Beside::Minimums(minimums) => {
+                let minimums = self.of_blocks(minimums)?.into_iter();
+                let scaled = minimums.zip(self.scale_numbers()?);
+                scaled.map(|(min, scale)| min - scale * shift).collect()
+            }
+        };
+        Ok(Some(own))
     }
 
     /// Codes, one a byte, and scales, both in rows.
     fn plain(&self) -> Result<(Vec<u8>, Vec<f32>), String> {
-        let packed = self.packed()?;
-        let columns = self.kept();
-        let of_row = |row| (0..columns).map(move |at| (row, at));
-        let places = (0..self.n).flat_map(of_row);
-        let codes = places.map(|(row, at)| self.code(&packed, row, at));
-        let scales = self.scales.decode().map_err(|e| e.to_string())?;
-        let scales = scales.floats().ok_or("scales are floats")?;
-        Ok((codes.collect(), scales.iter().map(|&s| s as f32).collect()))
+        let scales = self.scale_numbers()?.into_iter().map(|s| s as f32);
+        Ok((self.stored.bytes(&self.codes)?, scales.collect()))
     }
 
     /// So many panels, as the micro-kernels read them.
     fn pack(&self, panels: usize) -> Result<Vec<u8>, String> {
-        let numbers = |e: &Encoding| e.decode().map_err(|e| e.to_string());
-        let scales = numbers(&self.scales)?;
-        let scales = scales.floats().ok_or("scales are floats")?;
-        let zeros = self.zeros.as_deref().map(whole_numbers);
-        let zeros = zeros.map(|z| z.ok_or("zero points are whole numbers"));
-        let zeros = zeros.transpose()?;
-        let (f, width) = (self.format, PANEL as usize);
-        let (block, bits) = (f.block as usize, f.bits as usize);
-        let packed = self.packed()?;
-        let code = |row: usize, at: usize| self.code(&packed, row, at);
+        let (scales, minimums) = (self.scale_numbers()?, self.minimums()?);
+        let zeros = match &self.beside {
+            Beside::Codes(zeros) => Some(self.of_blocks(zeros)?),
+            _ => None,
+        };
+        let (f, width, k) = (self.format, PANEL as usize, self.columns());
+        let codes = self.stored.bytes(&self.codes)?;
         let mut out = Vec::with_capacity(panels * self.blocks * f.panel_bytes() as usize);
         for panel in 0..panels {
             let rows: Vec<Option<usize>> = (panel * width..(panel + 1) * width)
                 .map(|row| Some(row).filter(|&row| row < self.n))
                 .collect();
             for at in 0..self.blocks {
-                for row in &rows {
-                    let scale = row.map_or(0.0, |row| scales[row * self.blocks + at]);
-                    match f.scale_bytes {
-                        2 => out.extend(half::f16::from_f64(scale).to_le_bytes()),
-                        _ => out.extend((scale as f32).to_le_bytes()),
+                let of_block = |row: usize| row * self.blocks + at;
+                for numbers in [Some(&scales), minimums.as_ref()].into_iter().flatten() {
+                    for row in &rows {
+                        let number = row.map_or(0.0, |row| numbers[of_block(row)]);
+                        match f.scale_bytes {
+                            2 => out.extend(half::f16::from_f64(number).to_le_bytes()),
+                            _ => out.extend((number as f32).to_le_bytes()),
+                        }
                     }
                 }
                 if let Some(zeros) = &zeros {
                     let zero = |row: &Option<usize>| {
-                        row.map_or(0, |row| (zeros[row * self.blocks + at] + self.shift) as u8)
+                        row.map_or(0, |row| {
+                            (zeros[of_block(row)] + self.stored.shift as f64) as u8
+                        })
                     };
                     out.extend(rows.iter().map(zero));
                 }
-                for line in (0..block).step_by(32 / bits) {
-                    for &row in &rows {
-                        let first = at * block + line;
-                        for q in 0..4 {
-                            out.push(row.map_or(0, |row| {
-                                (0..8 / bits).fold(0, |byte, p| {
-                                    byte | code(row, first + 4 * p + q) << (p * bits)
-                                })
-                            }));
-                        }
-                    }
+                let code =
+                    |row: Option<usize>, step: usize| row.map_or(0, |row| codes[row * k + step]);
+                let first = at * f.block as usize;
+                for unit in (first..first + f.block as usize).step_by(f.unit() as usize) {
+                    self.pack_unit(&mut out, &rows, |row, step| code(row, unit + step));
                 }
             }
         }
         Ok(out)
     }
+
+    /// A unit of a panel: its steps' codes of each row, part by part.
+    fn pack_unit(
+        &self,
+        out: &mut Vec<u8>,
+        rows: &[Option<usize>],
+        code: impl Fn(Option<usize>, usize) -> u8,
+    ) {
+        for (bits, up) in self.format.parts() {
+            let mask = (0xFFu16 >> (8 - bits)) as u8;
+            for line in (0..self.format.unit()).step_by(32 / bits as usize) {
+                for (&row, q) in rows.iter().flat_map(|row| (0..4).map(move |q| (row, q))) {
+                    let field = |p: u32| {
+                        let code = code(row, (line + 4 * p + q) as usize);
+                        (code >> up & mask) << (p * bits)
+                    };
+                    out.push((0..8 / bits).fold(0, |byte, p| byte | field(p)));
+                }
+            }
+        }
+    }
 }
 
-/// Bits of codes, and what must be added to them so that none is negative; none for codes that are terms of more parts.
-fn stored(codes: &Encoding) -> Option<(u32, i64)> {
-    let (low, _) = codes.elem.int_range()?;
-    let bits = match codes.ctor.name {
-        "int" => codes.int_param("bits")?,
-        "dense" | "strided" => i64::from(codes.elem.bits()).min(9),
-        _ => return None,
+/// What is beside the scales of blocks, and the factor of sums of codes.
+fn beside(affine: &Encoding, stored: Stored) -> Option<(Beside, i32)> {
+    let Some(zero) = affine.children.get(2) else {
+        return Some((Beside::Nothing, -(stored.shift as i32)));
     };
-    let shift = if low < 0 { 1i64 << (bits - 1) } else { 0 };
-    Some((bits as u32, shift))
+    // As fine as scales: a minimum that is finer has no place.
+    let scales = affine.children.first()?;
+    let each = zero.shape.len() == scales.shape.len()
+        && (zero.shape.iter().zip(&scales.shape)).all(|(&z, &s)| s.is_multiple_of(z));
+    if affine.ctor.name == "affmin" {
+        return each.then(|| (Beside::Minimums(zero.clone()), 1));
+    }
+    let codes = |z: &i64| (0..1 << stored.bits).contains(&(z + stored.shift));
+    let Some(values) = whole_numbers(zero).filter(|v| v.iter().all(codes)) else {
+        return each.then(|| (Beside::Numbers(zero.clone()), 1));
+    };
+    let first = *values.first()?;
+    if values.iter().all(|&z| z == first) {
+        return Some((Beside::Nothing, -((first + stored.shift) as i32)));
+    }
+    each.then(|| (Beside::Codes(zero.clone()), -1))
+}
+
+/// The values of a term.
+fn numbers(e: &Encoding) -> Result<Vec<f64>, String> {
+    let values = e.decode().map_err(|e| e.to_string())?;
+    values
+        .to_f64s()
+        .ok_or_else(|| "a term of numbers".to_owned())
+}
+
+/// True for numbers that 16 bits hold.
+fn is_half(v: f64) -> bool {
+    let half = half::f16::from_f64(v);
+    half.is_finite() && half.to_f64() == v
 }
 
 /// The values of a term, if they are whole numbers: a zero point may be held by a table (GPTQ's are one more than stored).
@@ -516,7 +592,7 @@ fn schedule(low: &mut Lowerer, n: NodeId) -> Result<bool, OpError> {
             block: block as u32,
             bits: 8,
             scale_bytes: 4,
-            zeros: false,
+            zeros: Zeros::Shared,
         };
         let codes = low.temporary(
             ElemType::U8,

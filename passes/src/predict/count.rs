@@ -288,7 +288,7 @@ impl<'a> Walk<'a> {
             let numbers = length(self, t.blocks) * f64::from(t.format.block * blocks::PANEL);
             let work = match t.format.bits {
                 2 => Work::Unpack2,
-                4 => Work::Unpack4,
+                3 | 4 => Work::Unpack4,
                 _ => Work::Unpack8,
             };
             self.whole(&[t.w.0]);
@@ -549,15 +549,16 @@ fn packed_product(kernel: &Kernel, sizes: &[Option<i64>]) -> Option<(Work, u32, 
     Some((Work::Blocks8, h.tile(), units))
 }
 
+/// Codes of 3, 5 and 6 bits take as long as the next wider ones.
 fn of_blocks(format: blocks::Format) -> Work {
     /// Blocks from this length on are long: their scales are a small part of the work.
     const LONG: u32 = 64;
     match (format.bits, format.block < LONG) {
         (2, false) => Work::Blocks2,
-        (4, false) => Work::Blocks4,
+        (3 | 4, false) => Work::Blocks4,
         (_, false) => Work::Blocks8,
         (2, true) => Work::ShortBlocks2,
-        (4, true) => Work::ShortBlocks4,
+        (3 | 4, true) => Work::ShortBlocks4,
         (_, true) => Work::ShortBlocks8,
     }
 }

@@ -3,6 +3,7 @@ use crate::lower::checks::numbers;
 use crate::lower::{Lowered, Options, lower};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::encodings::affine::affine;
+use lapidary_ir::encodings::codebook::codebook;
 use lapidary_ir::encodings::int::{int, pack};
 use lapidary_ir::encodings::{Encoding, dense};
 use lapidary_ir::types::Type;
@@ -197,14 +198,22 @@ fn grid(n: usize, k: usize, bits: u32) -> Encoding {
     affine(ElemType::F32, dense::from_tensor(&scales), codes, None)
 }
 
+/// Codes of 3 bits with a table of numbers.
+fn palette(n: usize, k: usize) -> Encoding {
+    let stored = pack((0..n * k).map(|i| (i * 7) as u8), 3);
+    let codes = int(ElemType::U8, 3, vec![n, k], stored.into());
+    let table = Tensor::from_f64(ElemType::F32, [1, 1, 8, 1], (0..8).map(f64::from).collect());
+    codebook(ElemType::F32, dense::from_tensor(&table), codes)
+}
+
 #[test]
 fn terms_cost_what_their_kernels_do() {
     let target = Target::x86_64();
     let (n, k) = (256, 256);
     for m in [1, 64] {
         let plain = ns(&product([m, k, n], &target), &target);
-        // 3-bit codes are decoded when the model is loaded.
-        let decoded = ns(&product_of_term([m, k], &target, grid(n, k, 3)), &target);
+        // Codebooks are decoded when the model is loaded.
+        let decoded = ns(&product_of_term([m, k], &target, palette(n, k)), &target);
         assert!(
             (decoded / plain - 1.0).abs() < 0.01,
             "{m}: {decoded} {plain}"

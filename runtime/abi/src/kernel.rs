@@ -240,17 +240,57 @@ pub const MAX_ROWS_BLOCKS: usize = 12;
 /// Bytes that a block of activations has besides its codes.
 pub const ACT_BLOCK_EXTRA: usize = 8;
 
-/// One tile of a product of 8-bit activations with weights of 2, 4 or 8 bits, both in blocks of `block` along `k`:
+/// What blocks of weights have beside scales: nothing, as one zero point is that of all weights.
+pub const ZEROS_SHARED: u32 = 0;
+/// A zero point (`u8`) for each column.
+pub const ZEROS_CODES: u32 = 1;
+/// A number for each column, as wide as a scale, which is added to scale times code.
+pub const ZEROS_MINIMUMS: u32 = 2;
+
+/// The parts in which codes of `bits` bits are stored: how many of their lowest bits lie together, and how many of the others.
+/// A byte holds whole fields of a part, so a part has 8, 4, 2 or 1 bits.
+pub const fn code_parts(bits: u32) -> (u32, u32) {
+    let low = match bits {
+        8 => 8,
+        4..8 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    (low, bits - low)
+}
+
+/// True for widths of codes that [`GemmBlocks`] has: those of at most two parts.
+pub const fn has_code_width(bits: u32) -> bool {
+    matches!(bits, 2..=6 | 8)
+}
+
+/// Steps along `k` whose codes fill whole lines of every part.
+pub const fn code_unit(bits: u32) -> u32 {
+    match code_parts(bits) {
+        (low, 0) => 32 / low,
+        (_, high) => 32 / high,
+    }
+}
+
+/// One tile of a product of 8-bit activations with weights of a few bits, both in blocks of `block` along `k`:
 ///
 /// ```text
 /// c[r][j] = clamp(sum over blocks of f32(sum over k of a[r][k] * w[k][j] + zero[j] * offset[r]) * (scale of a * scale of w)
 ///                 + bias[j], lo, hi)
 /// ```
-/// The inner sum is exact; blocks are added up in f32 in their order.
+/// The inner sum is exact; blocks are added up in f32 in their order. With minimums nothing is added to the inner sum, and
+/// `f32(offset[r]) * scale of a * minimum[j]` to what is added up.
 ///
 /// A block of activations is `offset` (`i32`), `block` signed codes, `scale` (`f32`). A block of weights is 16 scales (`f16` or
-/// `f32`), with `zeros` 16 zero points (`u8`; 1 is taken without them), and unsigned codes: each 64 bytes hold the 16 columns,
-/// 4 bytes each; of these the lowest `bits` are `k..k+4`, the next ones `k+4..k+8`, and so on.
+/// `f32`), what `zeros` says (1 is taken where zero points are shared), and unsigned codes. A line of 64 bytes holds the 16
+/// columns, 4 bytes each; of these the lowest `f` bits are `k..k+4`, the next ones `k+4..k+8`, and so on, for each of the
+/// [`code_parts`] of `f` bits. Units of [`code_unit`] steps along `k` follow each other, in each the lines of the low part first:
+///
+/// ```text
+/// 4 bits   |k 0..8|                                 |k 8..16|
+/// 5 bits   |low k 0..8|low k 8..16|low 16..24|low 24..32|high k 0..32|
+/// 6 bits   |low k 0..8|low k 8..16|high k 0..16|
+/// ```
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct GemmBlocks {
@@ -266,7 +306,7 @@ pub struct GemmBlocks {
     pub a_stride: usize,
     /// Elements between rows of `c`.
     pub c_stride: usize,
-    /// Length of a block: a multiple of `32 / bits`, at most [`MAX_BLOCK`].
+    /// Length of a block: a multiple of [`code_unit`], at most [`MAX_BLOCK`].
     pub block: usize,
     /// Blocks of a row.
     pub blocks: usize,
@@ -274,11 +314,11 @@ pub struct GemmBlocks {
     pub rows: u32,
     /// `1..=PANEL_BLOCKS`.
     pub cols: u32,
-    /// 2, 4 or 8.
+    /// One that [`has_code_width`].
     pub bits: u32,
     /// Bytes of a scale: 2 or 4.
     pub scale_bytes: u32,
-    /// Non-zero: there are zero points.
+    /// [`ZEROS_SHARED`], [`ZEROS_CODES`] or [`ZEROS_MINIMUMS`].
     pub zeros: u32,
     /// Lower bound of the result (`-inf` for none).
     pub lo: f32,
@@ -303,11 +343,12 @@ pub struct RoundBlocks {
     pub block: usize,
     /// Blocks.
     pub blocks: usize,
-    /// Minus the zero point of all weights, or -1 where weights have their own.
+    /// Minus the zero point that is shared, -1 where columns have zero points, or 1 where they have minimums.
     pub factor: i32,
 }
 
-/// The numbers of a panel of weights as [`GemmBlocks`] has it: `y[k][j] = scale[j] * (code[k][j] - zero[j])`.
+/// The numbers of a panel of weights as [`GemmBlocks`] has it: `y[k][j] = scale[j] * (code[k][j] - zero[j])`, with minimums
+/// `scale[j] * code[k][j] + minimum[j]`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct UnpackBlocks {
@@ -321,13 +362,13 @@ pub struct UnpackBlocks {
     pub block: usize,
     /// Blocks.
     pub blocks: usize,
-    /// 2, 4 or 8.
+    /// One that [`has_code_width`].
     pub bits: u32,
     /// Bytes of a scale: 2 or 4.
     pub scale_bytes: u32,
-    /// Non-zero: there are zero points.
+    /// [`ZEROS_SHARED`], [`ZEROS_CODES`] or [`ZEROS_MINIMUMS`].
     pub zeros: u32,
-    /// The zero point without them.
+    /// The zero point that is shared.
     pub zero: i32,
 }
 

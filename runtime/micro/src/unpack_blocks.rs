@@ -2,62 +2,74 @@
 //!
 //! One text for all levels, written so that a compiler makes vectors of it: the 16 columns of a panel are lanes.
 
-use half::f16;
-use lapidary_abi::kernel::{PANEL_BLOCKS, UnpackBlocks};
+use crate::gemm_blocks::{Codes, LINE, low_bits, numbers};
+use lapidary_abi::kernel::{PANEL_BLOCKS, UnpackBlocks, ZEROS_CODES, ZEROS_MINIMUMS};
 
 /// # Safety
-/// `args` must satisfy the contract of [`UnpackBlocks`] and have codes of `BITS` bits.
+/// `args` must satisfy the contract of [`UnpackBlocks`] and have codes of `BITS` bits; with `F16C` the CPU converts halves.
 #[inline(always)]
-unsafe fn blocks<const BITS: usize>(args: &UnpackBlocks) {
-    let mask = (1u32 << BITS) - 1;
+unsafe fn blocks<const BITS: usize, const F16C: bool>(args: &UnpackBlocks) {
+    let codes = const { Codes::of(BITS) };
+    let (low, high) = (low_bits(codes.low), low_bits(codes.high));
     // SAFETY: the caller passes valid arguments; pointers advance by exactly the stated lengths.
     unsafe {
         let (mut w, mut y) = (args.w, args.y);
         for _ in 0..args.blocks {
-            let scales: [f32; PANEL_BLOCKS] = match args.scale_bytes {
-                2 => w
-                    .cast::<[u16; PANEL_BLOCKS]>()
-                    .read_unaligned()
-                    .map(|s| f16::from_bits(s).to_f32()),
-                _ => w.cast::<[f32; PANEL_BLOCKS]>().read_unaligned(),
-            };
-            w = w.add(PANEL_BLOCKS * args.scale_bytes as usize);
-            let mut zeros = [args.zero; PANEL_BLOCKS];
-            if args.zeros != 0 {
-                zeros = w.cast::<[u8; PANEL_BLOCKS]>().read().map(i32::from);
-                w = w.add(PANEL_BLOCKS);
+            let scales = numbers::<F16C>(&mut w, args.scale_bytes);
+            let (mut zeros, mut minimums) = ([0; PANEL_BLOCKS], [0.0; PANEL_BLOCKS]);
+            match args.zeros {
+                ZEROS_CODES => {
+                    zeros = w.cast::<[u8; PANEL_BLOCKS]>().read().map(i32::from);
+                    w = w.add(PANEL_BLOCKS);
+                }
+                ZEROS_MINIMUMS => minimums = numbers::<F16C>(&mut w, args.scale_bytes),
+                _ => zeros = [args.zero; PANEL_BLOCKS],
             }
-            for _ in 0..args.block * BITS / 32 {
-                let line = w.cast::<[u32; PANEL_BLOCKS]>().read_unaligned();
-                for p in 0..8 / BITS {
-                    for q in 0..4 {
+            for _ in 0..args.block / codes.unit {
+                for q in 0..codes.unit / 4 {
+                    let ((line, by), (high_line, by_high)) = (codes.low_at(q), codes.high_at(q));
+                    // Without a high part nothing is taken of its line.
+                    let [of_low, of_high] = [line, high_line].map(|i| {
+                        w.add(i * LINE)
+                            .cast::<[u32; PANEL_BLOCKS]>()
+                            .read_unaligned()
+                    });
+                    for i in 0..4 {
                         let mut row = [0f32; PANEL_BLOCKS];
                         for j in 0..PANEL_BLOCKS {
-                            let code = line[j] >> (8 * q + p * BITS) & mask;
-                            row[j] = (code as i32 - zeros[j]) as f32 * scales[j];
+                            let mut code = of_low[j] >> (8 * i + by) & u32::from(low);
+                            if codes.high > 0 {
+                                let upper = of_high[j] >> (8 * i + by_high) & u32::from(high);
+                                code |= upper << codes.low;
+                            }
+                            let number = (code as i32 - zeros[j]) as f32 * scales[j];
+                            row[j] = number + minimums[j];
                         }
-                        y.add((4 * p + q) * args.y_stride)
+                        y.add((4 * q + i) * args.y_stride)
                             .cast::<[f32; PANEL_BLOCKS]>()
                             .write_unaligned(row);
                     }
                 }
-                w = w.add(4 * PANEL_BLOCKS);
-                y = y.add(32 / BITS * args.y_stride);
+                w = w.add(codes.lines * LINE);
+                y = y.add(codes.unit * args.y_stride);
             }
         }
     }
 }
 
 /// # Safety
-/// `args` must satisfy the contract of [`UnpackBlocks`].
+/// `args` must satisfy the contract of [`UnpackBlocks`]; with `F16C` the CPU converts halves.
 #[inline(always)]
-unsafe fn body(args: *const UnpackBlocks) {
+unsafe fn body<const F16C: bool>(args: *const UnpackBlocks) {
     // SAFETY: the same contract.
     unsafe {
         match (*args).bits {
-            2 => blocks::<2>(&*args),
-            4 => blocks::<4>(&*args),
-            _ => blocks::<8>(&*args),
+            2 => blocks::<2, F16C>(&*args),
+            3 => blocks::<3, F16C>(&*args),
+            4 => blocks::<4, F16C>(&*args),
+            5 => blocks::<5, F16C>(&*args),
+            6 => blocks::<6, F16C>(&*args),
+            _ => blocks::<8, F16C>(&*args),
         }
     }
 }
@@ -66,7 +78,7 @@ unsafe fn body(args: *const UnpackBlocks) {
 /// `args` must satisfy the contract of [`UnpackBlocks`].
 pub unsafe extern "C" fn portable(args: *const UnpackBlocks) {
     // SAFETY: the same contract.
-    unsafe { body(args) }
+    unsafe { body::<false>(args) }
 }
 
 /// # Safety
@@ -75,7 +87,7 @@ pub unsafe extern "C" fn portable(args: *const UnpackBlocks) {
 #[target_feature(enable = "avx2,f16c")]
 pub unsafe extern "C" fn avx2(args: *const UnpackBlocks) {
     // SAFETY: the same contract.
-    unsafe { body(args) }
+    unsafe { body::<true>(args) }
 }
 
 /// # Safety
@@ -84,51 +96,80 @@ pub unsafe extern "C" fn avx2(args: *const UnpackBlocks) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,f16c")]
 pub unsafe extern "C" fn avx512(args: *const UnpackBlocks) {
     // SAFETY: the same contract.
-    unsafe { body(args) }
+    unsafe { body::<true>(args) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::test_support::*;
+    use half::f16;
     use lapidary_abi::kernel::Import;
 
     #[test]
     fn every_form_equals_the_definition() {
         let mut random = Random(9);
-        for (bits, block) in [(2, 16), (2, 64), (4, 8), (4, 32), (8, 4), (8, 48)] {
-            for (scale_bytes, zeros) in [(2, false), (2, true), (4, false), (4, true)] {
+        for (bits, block) in [
+            (2, 16),
+            (2, 64),
+            (3, 32),
+            (3, 96),
+            (4, 8),
+            (4, 32),
+            (5, 32),
+            (6, 16),
+            (6, 48),
+            (8, 4),
+            (8, 48),
+        ] {
+            for (scale_bytes, zeros) in [2, 4].into_iter().flat_map(|s| (0..3).map(move |z| (s, z)))
+            {
                 let (count, stride) = (3, PANEL_BLOCKS + 5);
                 let (mut w, mut want) = (vec![], vec![f32::NAN; count * block * stride]);
+                let form = Codes::of(bits);
                 for b in 0..count {
-                    let scales: Vec<f32> = (0..PANEL_BLOCKS)
-                        .map(|_| random.int(-400, 400) as f32 / 256.0)
-                        .collect();
-                    for &scale in &scales {
-                        match scale_bytes {
-                            2 => w.extend(f16::from_f32(scale).to_le_bytes()),
-                            _ => w.extend(scale.to_le_bytes()),
-                        }
-                    }
-                    let top = (1 << bits) - 1;
-                    let own: Vec<i64> = (0..PANEL_BLOCKS)
-                        .map(|_| if zeros { random.int(0, top) } else { 3 })
-                        .collect();
-                    if zeros {
-                        w.extend(own.iter().map(|&z| z as u8));
-                    }
-                    for line in (0..block).step_by(32 / bits) {
-                        for j in 0..PANEL_BLOCKS {
-                            for q in 0..4 {
-                                let byte = random.int(0, 255);
-                                w.push(byte as u8);
-                                for p in 0..8 / bits {
-                                    let code = byte >> (p * bits) & top;
-                                    let row = b * block + line + 4 * p + q;
-                                    want[row * stride + j] = (code - own[j]) as f32 * scales[j];
-                                }
+                    let mut numbers = |random: &mut Random| {
+                        let number = |_| random.int(-400, 400) as f32 / 256.0;
+                        let all: Vec<f32> = (0..PANEL_BLOCKS).map(number).collect();
+                        for &number in &all {
+                            match scale_bytes {
+                                2 => w.extend(f16::from_f32(number).to_le_bytes()),
+                                _ => w.extend(number.to_le_bytes()),
                             }
                         }
+                        all
+                    };
+                    let scales = numbers(&mut random);
+                    let minimums = (zeros == ZEROS_MINIMUMS).then(|| numbers(&mut random));
+                    let top = (1 << bits) - 1;
+                    let own: Vec<i64> = (0..PANEL_BLOCKS)
+                        .map(|_| match zeros {
+                            ZEROS_CODES => random.int(0, top),
+                            ZEROS_MINIMUMS => 0,
+                            _ => 3,
+                        })
+                        .collect();
+                    if zeros == ZEROS_CODES {
+                        w.extend(own.iter().map(|&z| z as u8));
+                    }
+                    for unit in 0..block / form.unit {
+                        let lines: Vec<u8> = (0..form.lines * LINE)
+                            .map(|_| random.int(0, 255) as u8)
+                            .collect();
+                        for (k, j) in
+                            (0..form.unit).flat_map(|k| (0..PANEL_BLOCKS).map(move |j| (k, j)))
+                        {
+                            let field = |(line, by): (usize, usize), bits: usize| {
+                                let byte = lines[line * LINE + 4 * j + k % 4];
+                                i64::from(byte.checked_shr(by as u32).unwrap_or(0) & low_bits(bits))
+                            };
+                            let high = field(form.high_at(k / 4), form.high) << form.low;
+                            let code = field(form.low_at(k / 4), form.low) | high;
+                            let minimum = minimums.as_ref().map_or(0.0, |m| m[j]);
+                            want[(b * block + unit * form.unit + k) * stride + j] =
+                                (code - own[j]) as f32 * scales[j] + minimum;
+                        }
+                        w.extend(lines);
                     }
                 }
                 for_each_level(Import::UnpackBlocks as usize, |level, address| {
@@ -144,7 +185,7 @@ mod tests {
                         blocks: count,
                         bits: bits as u32,
                         scale_bytes,
-                        zeros: u32::from(zeros),
+                        zeros,
                         zero: 3,
                     };
                     // SAFETY: the arguments describe the buffers above.

@@ -13,6 +13,7 @@ use super::{Plan, Weights};
 use crate::lower::{Choice, KernelArg, Lowerer, WeightSource, halves, linear};
 use crate::predict::{self, Operand};
 use lapidary_ir::kernel::Kernel;
+use lapidary_ir::kernel::blocks::Zeros;
 use lapidary_ir::kernel::packed::{self, Batch, Bits, Gemv, MOST_BATCH, TwoOfFour};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Dim, ElemType, NodeId, ValueId};
@@ -119,7 +120,7 @@ fn matrix(weights: &Weights) -> Option<packed::Weights> {
         8 => Bits::Eight,
         _ => return None,
     };
-    if f.zeros || weights.factor != -i32::from(bits.zero()) {
+    if f.zeros != Zeros::Shared || weights.factor != -i32::from(bits.zero()) {
         return None;
     }
     let sizes = [weights.n, weights.columns()].map(|n| u32::try_from(n).ok());

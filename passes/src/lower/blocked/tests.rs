@@ -2,7 +2,7 @@ use crate::lower::checks::{check, check_lowered_for, numbers};
 use crate::lower::{Lowered, Options};
 use lapidary_ir::builder::Builder;
 use lapidary_ir::encodings::strided::Places;
-use lapidary_ir::encodings::{Encoding, affine, codebook, dense, int, strided};
+use lapidary_ir::encodings::{Encoding, affine, affmin, bits, codebook, dense, int, strided};
 use lapidary_ir::target::{Feature, Target};
 use lapidary_ir::{Attr, Attrs, ElemType, Tensor, ValueId};
 
@@ -230,6 +230,82 @@ fn terms_over_files_are_products_of_blocks() {
             b.op("matmul", &[x[0], w]).expect("fits")
         });
         assert_eq!(kernels, 1, "{name}");
+    }
+}
+
+/// Codes of every width, with scales for groups of every length, and what may be beside them.
+#[test]
+fn terms_of_every_form_stay_packed() {
+    let (n, k) = (21, 192);
+    let term = |bits: u32, groups: [usize; 2], beside: usize| {
+        let packed = (0..(n * k * bits as usize).div_ceil(8)).map(|i| (i * 37 % 251) as u8);
+        let codes = int::int(ElemType::U8, bits, vec![n, k], packed.collect());
+        let scales = dense::from_tensor(&numbers(&groups, 5));
+        let of = |beside: Tensor| dense::from_tensor(&beside);
+        let top = (1 << bits) - 1;
+        let whole = |i: usize| (i as i128 * 7) % (top + 1);
+        let zeros = (0..groups[0] * groups[1]).map(whole).collect();
+        let zeros = Tensor::from_int(ElemType::U8, groups, zeros);
+        let f32 = ElemType::F32;
+        match beside {
+            0 => affine::affine(f32, scales, codes, None),
+            1 => affine::affine(f32, scales, codes, Some(of(zeros))),
+            2 => affine::affine(f32, scales, codes, Some(of(numbers(&groups, 8)))),
+            3 => affmin::affmin(f32, scales, codes, of(numbers(&groups, 9))),
+            // One for several groups.
+            _ => affmin::affmin(f32, scales, codes, of(numbers(&[groups[0], 1], 9))),
+        }
+    };
+    let groups = [
+        [n, 6],
+        [n, 2],
+        [n, 12],
+        // Longer than a block may be, or for more than a row.
+        [n, 1],
+        [7, 6],
+        [1, 1],
+    ];
+    for bits in 1..=8 {
+        for (i, groups) in groups.into_iter().enumerate() {
+            let beside = (bits as usize + i) % 5;
+            for rounded in [false, true] {
+                let name = format!("{bits} bits, {groups:?} groups, {beside}, rounded {rounded}");
+                let kernels = check(&name, &[&[3, k]], false, |b, x| {
+                    let w = b.term(&std::sync::Arc::new(term(bits, groups, beside)));
+                    let w = b.transpose(w, &[1, 0]).expect("a matrix");
+                    let block = [32, 96, 16, 192, 32, 192][i];
+                    let x = match rounded {
+                        true => b.op_with("round_blocks", &[x[0]], [("block_size", block.into())]),
+                        false => Ok(x[0]),
+                    };
+                    b.op("matmul", &[x.expect("f32"), w]).expect("fits")
+                });
+                assert_eq!(kernels, 1 + usize::from(rounded), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_in_planes_stay_packed() {
+    let (n, k) = (9, 64);
+    let plane = |width: u32, seed: usize| {
+        let packed = (0..n * k * width as usize / 8).map(|i| ((i + seed) * 41 % 253) as u8);
+        let codes = int::int(ElemType::U8, width, vec![n, k], packed.collect());
+        (width, codes)
+    };
+    let codes = bits::bits(ElemType::U8, 6, vec![plane(2, 1), plane(4, 2)]);
+    // What stands for planes that are missing is no code of its own.
+    let coarse = bits::bits(ElemType::U8, 6, vec![plane(2, 1), plane(2, 2)]);
+    for (codes, kernels) in [(codes, 1), (coarse, 2)] {
+        let scales = dense::from_tensor(&numbers(&[n, 4], 5));
+        let term = affine::affine(ElemType::F32, scales, codes, None);
+        let made = check("planes", &[&[3, k]], false, |b, x| {
+            let w = b.term(&std::sync::Arc::new(term.clone()));
+            let w = b.transpose(w, &[1, 0]).expect("a matrix");
+            b.op("matmul", &[x[0], w]).expect("fits")
+        });
+        assert!(made >= kernels, "{made} {kernels}");
     }
 }
 
