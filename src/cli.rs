@@ -50,7 +50,7 @@ pub enum Command {
 
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "quantize", "max_kl", "min_top1"])))]
+#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "quantize", "max_kl", "min_top1", "max_error"])))]
 pub struct Model {
     /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
@@ -82,7 +82,7 @@ pub struct Model {
     #[arg(long, value_name = "FILE", group = "compression")]
     pub recipe: Option<PathBuf>,
     /// Compute with 8-bit codes, of ranges that the data shows; needs `--calibrate`.
-    #[arg(long, value_name = "HOW", value_parser = presets(), requires = "calibrate", group = "compression", conflicts_with_all = ["latency", "max_kl", "min_top1"])]
+    #[arg(long, value_name = "HOW", value_parser = presets(), requires = "calibrate", group = "compression", conflicts_with_all = ["latency", "max_kl", "min_top1", "max_error"])]
     pub quantize: Option<Activations>,
     /// Compress the weights until predictions diverge from the original's by so much at most, in nats; needs `--calibrate`.
     #[arg(long, value_name = "NATS", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
@@ -91,6 +91,14 @@ pub struct Model {
     /// `--calibrate`.
     #[arg(long, value_name = "SHARE", value_parser = parse_positive, requires = "calibrate", conflicts_with = "recipe")]
     pub min_top1: Option<f64>,
+    /// Compress the weights until the squared error, relative to the squares of what it is an error of, is this at most: with
+    /// `--calibrate` of the model's results, where these are no predictions, else of the weights, on average.
+    #[arg(long, value_name = "ERROR", value_parser = parse_positive, conflicts_with_all = ["recipe", "max_kl", "min_top1"])]
+    pub max_error: Option<f64>,
+    /// Search so long for better choices within the budget by what they do to the results, `90s` (default: a fixed number of steps,
+    /// which gives the same choice every time).
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "calibrate", conflicts_with_all = ["recipe", "quantize"])]
+    pub search_time: Option<f64>,
     /// Data that compression looks at: tokens or a text; or an `.npz` or folder of arrays whose first axis is cut into samples.
     #[arg(long, value_name = "DATA", requires = "asked")]
     pub calibrate: Option<PathBuf>,

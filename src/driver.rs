@@ -104,6 +104,8 @@ pub struct CompileOptions {
     pub halves: bool,
     /// Round numbers and constant weights to `bf16` where the target multiplies those faster, with sums of `f32`: less exact.
     pub bf16: bool,
+    /// How long to search for better choices of encodings; [`compress::Means::search_time`].
+    pub search_time: Option<Duration>,
     /// Compress weights only to what products read as it is, so that memory holds them as small as the file does.
     pub packed: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
@@ -160,6 +162,7 @@ impl CompileOptions {
             halves: false,
             bf16: false,
             packed: false,
+            search_time: None,
             kv: None,
             stepwise: false,
             evictable: false,
@@ -306,6 +309,7 @@ pub fn with_means<T>(
         store: store.filter(|_| options.work.is_some()),
         scratch: store,
         levels,
+        search_time: options.search_time,
         progress: &|begins| options.progress.stage(begins),
         ..Means::default()
     };

@@ -52,6 +52,7 @@ impl cli::Model {
             latency_ns: self.latency,
             max_divergence: self.max_kl,
             min_agreement: self.min_top1,
+            max_error: self.max_error,
         };
         options.compression = match (&self.recipe, &self.quantize) {
             (Some(path), _) => Some(Compression::of_file(path)?),
@@ -76,6 +77,7 @@ impl cli::Model {
         options.halves = self.half_activations;
         options.bf16 = self.bf16;
         options.packed = self.packed;
+        options.search_time = self.search_time.map(|ns| Duration::from_nanos(ns as u64));
         options.kv = self.kv;
         options.progress = progress();
         Ok(options)

@@ -14,6 +14,7 @@ use super::loss::{Difference, Meter};
 use super::price::Costs;
 use crate::search::evopress::{self, EvoProblem, EvoSettings};
 use crate::search::knapsack::{self, Choice, KnapsackError, Solution};
+use std::time::{Duration, Instant};
 
 /// Errors of a weight near which it is probed.
 const PROBED: [f64; 3] = [0.15, 0.015, 0.0015];
@@ -23,6 +24,30 @@ const LEAST_LOSS: f64 = 1e-9;
 
 /// Samples that a probe runs on at most; a choice is measured on all.
 const PROBE_SAMPLES: usize = 4;
+
+/// The fewest bytes between these that are enough: `attempt` gives what it finds with so many at most, if that is good enough, and
+/// its bytes. None if not even the most are.
+pub(super) fn fewest<T, E>(
+    [mut low, mut high]: [f64; 2],
+    mut attempt: impl FnMut(f64) -> Result<Option<(f64, T)>, E>,
+) -> Result<Option<T>, E> {
+    let mut best = None;
+    for step in 0..12 {
+        let budget = if step == 0 { high } else { (low + high) / 2.0 };
+        match attempt(budget)? {
+            Some((bytes, found)) => {
+                high = budget.min(bytes);
+                best = Some(found);
+            }
+            None if step == 0 => break,
+            None => low = budget,
+        }
+        if high - low < 0.002 * high {
+            break;
+        }
+    }
+    Ok(best)
+}
 
 /// A choice, and how good it is.
 pub(super) struct Outcome {
@@ -186,11 +211,22 @@ impl<'a, 's> Search<'a, 's> {
         })
     }
 
-    /// The best that was found within budgets, of which the first is of bytes.
-    pub fn within(&mut self, budgets: &[f64]) -> Result<Outcome, CompressError> {
+    /// The best that was found within budgets, of which the first is of bytes; searched for once, or again and again for so long.
+    pub fn within(
+        &mut self,
+        budgets: &[f64],
+        time: Option<Duration>,
+    ) -> Result<Outcome, CompressError> {
+        let started = Instant::now();
         let solution = self.predict(budgets)?;
         let start = self.measure(&solution)?;
-        self.evolve(start, budgets)
+        let mut best = self.evolve(start, budgets, 0)?;
+        let mut seed = 1;
+        while time.is_some_and(|time| started.elapsed() < time) {
+            best = self.evolve(best, budgets, seed)?;
+            seed += 1;
+        }
+        Ok(best)
     }
 
     /// The fewest bytes that meet what `fits` asks of the measured difference, within the other budgets.
@@ -203,18 +239,12 @@ impl<'a, 's> Search<'a, 's> {
             let of = |(costs, f): (&Vec<Vec<f64>>, &Vec<usize>)| costs[pick(f)][0];
             search.costs.0.iter().zip(&search.frontiers).map(of).sum()
         };
-        let mut low = bytes(self, &|f| f[0]);
-        let mut high = bytes(self, &|f| f[f.len() - 1]);
-        let mut best = None;
-        for step in 0..12 {
-            let budget = if step == 0 { high } else { (low + high) / 2.0 };
+        let (least, most) = (bytes(self, &|f| f[0]), bytes(self, &|f| f[f.len() - 1]));
+        fewest([least, most], |budget| {
             let solution = match self.predict(&[&[budget], others].concat()) {
                 Ok(solution) => solution,
                 // Few bytes may take more time than there is.
-                Err(KnapsackError::Budget { .. }) if step > 0 => {
-                    low = budget;
-                    continue;
-                }
+                Err(KnapsackError::Budget { .. }) if budget < most => return Ok(None),
                 Err(e) => return Err(e.into()),
             };
             let found = self.measure(&solution)?;
@@ -222,24 +252,17 @@ impl<'a, 's> Search<'a, 's> {
                 "{budget:.0} bytes: loss {:.5}",
                 found.measured.loss
             ));
-            let ok = fits(&found.measured);
-            if ok {
-                high = budget.min(solution.costs[0]);
-                best = Some(found);
-            } else if step == 0 {
-                return Ok(None);
-            } else {
-                low = budget;
-            }
-            if high - low < 0.002 * high {
-                break;
-            }
-        }
-        Ok(best)
+            Ok(fits(&found.measured).then_some((solution.costs[0], found)))
+        })
     }
 
     /// Exchanges levels as long as the measured loss falls.
-    fn evolve(&mut self, start: Outcome, budgets: &[f64]) -> Result<Outcome, CompressError> {
+    fn evolve(
+        &mut self,
+        start: Outcome,
+        budgets: &[f64],
+        seed: u64,
+    ) -> Result<Outcome, CompressError> {
         let (tried, frontiers, costs) = (self.tried, self.frontiers.clone(), self.costs);
         let place = |(site, &level): (usize, &usize)| {
             let f = &frontiers[site];
@@ -271,7 +294,7 @@ impl<'a, 's> Search<'a, 's> {
             generations: 12,
             offspring: 12,
             survivors: vec![3, 1],
-            seed: 0,
+            seed,
         };
         let (all, mut failed) = (self.meter.samples(), None);
         let meter = &mut self.meter;

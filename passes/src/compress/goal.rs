@@ -1,6 +1,6 @@
 //! The choice that a goal asks for: within which budgets, by which errors, and what is said where there is none.
 
-use super::choose::{Search, by_sum};
+use super::choose::{Search, by_sum, fewest};
 use super::levels::Tried;
 use super::loss::{Distance, Meter};
 use super::price::Costs;
@@ -9,6 +9,7 @@ use super::sites::{Site, bytes_of, stored};
 use super::{CompressError, Means, Measured};
 use crate::search::knapsack::{KnapsackError, Solution};
 use lapidary_ir::Module;
+use std::time::Duration;
 
 /// A level for each weight; what it was made by, and its lower bound; what was measured.
 pub(super) type Choice = (Vec<usize>, (f64, f64), Option<Measured>);
@@ -37,6 +38,8 @@ pub(super) struct Choose<'a, 's> {
     goal: &'a Goal,
     /// By measured losses; else by errors of weights.
     search: Option<Search<'a, 's>>,
+    /// How long better choices are searched for; a fixed number if it is not said.
+    search_time: Option<Duration>,
     /// Samples that were given.
     given: usize,
 }
@@ -53,12 +56,17 @@ impl<'a, 's> Choose<'a, 's> {
         means: &'a Means,
     ) -> Result<Choose<'a, 's>, CompressError> {
         let limits = |m: &Meter| m.distance() == Distance::Squares;
-        if goal.limits() && meter.as_ref().is_some_and(limits) {
+        if goal.limits_predictions() && meter.as_ref().is_some_and(limits) {
             return Err(CompressError::NoMeasure(
                 "divergence and agreement are of predictions, and no result of the model is known to be one: name it `logits`",
             ));
         }
-        if goal.limits() && meter.is_none() {
+        if goal.max_error.is_some() && meter.as_ref().is_some_and(|m| !limits(m)) {
+            return Err(CompressError::NoMeasure(
+                "the model's results are predictions, whose difference is a divergence: limit that, or their agreement",
+            ));
+        }
+        if goal.limits_predictions() && meter.is_none() {
             return Err(CompressError::NoMeasure(
                 "how near the results are to the original's can be asked for only with data, of a model that gives floats and whose \
                  weights have less than 4 GiB as f32",
@@ -75,6 +83,7 @@ impl<'a, 's> Choose<'a, 's> {
             costs,
             goal,
             search,
+            search_time: means.search_time,
             given: means.data.map_or(0, |d| d.count()),
         })
     }
@@ -97,11 +106,35 @@ impl<'a, 's> Choose<'a, 's> {
         })
     }
 
-    /// The least mean error within the budgets.
+    /// The least mean error within the budgets, or the fewest bytes within the limit.
     fn by_error(&self, bytes: Option<f64>, ns: Option<f64>) -> Result<Choice, CompressError> {
-        let bytes = bytes.ok_or(CompressError::NoMeasure("there is no budget"))?;
-        let budgets: Vec<f64> = [bytes].into_iter().chain(ns).collect();
-        let solution = self.predict(&budgets)?;
+        let most = self.goal.max_error.unwrap_or(f64::INFINITY);
+        let within = |bytes: f64| -> Result<Solution, CompressError> {
+            let budgets: Vec<f64> = [bytes].into_iter().chain(ns).collect();
+            Ok(self.predict(&budgets)?)
+        };
+        let solution = match bytes {
+            Some(bytes) => Some(within(bytes)?).filter(|s| s.error <= most),
+            None => {
+                let range = self.range();
+                fewest(range, |budget| match within(budget) {
+                    Ok(s) => Ok((s.error <= most).then_some((s.costs[0], s))),
+                    // Few bytes may take more time than there is.
+                    Err(CompressError::Knapsack(KnapsackError::Budget { .. }))
+                        if budget < range[1] =>
+                    {
+                        Ok(None)
+                    }
+                    Err(e) => Err(e),
+                })?
+            }
+        };
+        let solution = solution.ok_or_else(|| {
+            CompressError::Limit(match bytes {
+                Some(_) => format!("within the budget the mean error of weights is above {most:e}"),
+                None => "not even the largest encodings are".into(),
+            })
+        })?;
         Ok((solution.chosen, (solution.error, solution.bound), None))
     }
 
@@ -113,17 +146,19 @@ impl<'a, 's> Choose<'a, 's> {
         };
         let others: Vec<f64> = ns.into_iter().collect();
         let outcome = match bytes {
-            Some(bytes) => search.within(&[&[bytes], &others[..]].concat())?,
+            Some(bytes) => search.within(&[&[bytes], &others[..]].concat(), self.search_time)?,
             None => search
                 .least(&others, |d| goal.fits(d))?
                 .ok_or_else(|| CompressError::Limit("not even the largest encodings are".into()))?,
         };
         if !goal.fits(&outcome.measured) {
-            return Err(CompressError::Limit(format!(
-                "within the budget its divergence is {:.4} and its agreement {:.4}",
-                outcome.measured.loss,
-                outcome.measured.agreement.unwrap_or(0.0)
-            )));
+            let loss = outcome.measured.loss;
+            return Err(CompressError::Limit(match outcome.measured.agreement {
+                Some(agreement) => format!(
+                    "within the budget its divergence is {loss:.4} and its agreement {agreement:.4}"
+                ),
+                None => format!("within the budget the error of its results is {loss:.2e}"),
+            }));
         }
         let measured = Measured {
             distance: search.meter().distance(),
@@ -136,11 +171,7 @@ impl<'a, 's> Choose<'a, 's> {
     /// The least predicted loss, or mean error, at some sizes from the smallest to the original's: bytes of all weights, and loss.
     pub fn front(&self) -> Vec<(u64, f64)> {
         const POINTS: i32 = 24;
-        let bytes = |pick: fn(f64, f64) -> f64, from: f64| -> f64 {
-            let of = |costs: &Vec<Vec<f64>>| costs.iter().map(|c| c[0]).fold(from, pick);
-            self.costs.0.iter().map(of).sum()
-        };
-        let (least, most) = (bytes(f64::min, f64::INFINITY), bytes(f64::max, 0.0));
+        let [least, most] = self.range();
         let rest = stored(self.module) - self.own_bytes();
         let point = |k: i32| {
             let share = f64::from(k) / f64::from(POINTS - 1);
@@ -154,6 +185,15 @@ impl<'a, 's> Choose<'a, 's> {
         let mut front: Vec<(u64, f64)> = (0..POINTS).filter_map(point).collect();
         front.dedup();
         front
+    }
+
+    /// The fewest and the most bytes that weights may become.
+    fn range(&self) -> [f64; 2] {
+        let bytes = |pick: fn(f64, f64) -> f64, from: f64| -> f64 {
+            let of = |costs: &Vec<Vec<f64>>| costs.iter().map(|c| c[0]).fold(from, pick);
+            self.costs.0.iter().map(of).sum()
+        };
+        [bytes(f64::min, f64::INFINITY), bytes(f64::max, 0.0)]
     }
 
     /// By measured losses where there are any, else by errors.

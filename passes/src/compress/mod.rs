@@ -49,6 +49,7 @@ use price::{Costs, Time, price};
 pub use sites::Weight;
 use sites::{MIN_ELEMENTS, Site, bytes_of, find};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use work::Memory;
 
 /// What was made of the weights.
@@ -217,6 +218,8 @@ pub struct Means<'a> {
     pub clock: Option<&'a Clock<'a>>,
     /// What each weight is tried with, in place of the usual: a file's format may hold some encodings only.
     pub levels: Option<&'a dyn Fn(&Weight) -> Vec<Level>>,
+    /// How long to search for better choices by measured losses; a fixed number of steps, the same every time, if it is not said.
+    pub search_time: Option<Duration>,
     /// Bytes of the moments of inputs that are gathered at a time, as `f32`: a model with more is observed piece by piece.
     pub pass_bytes: u64,
 }
@@ -230,6 +233,7 @@ impl Default for Means<'_> {
             progress: &|_| (),
             clock: None,
             levels: None,
+            search_time: None,
             pass_bytes: 1 << 29,
         }
     }

@@ -30,18 +30,25 @@ pub struct Goal {
     pub max_divergence: Option<f64>,
     /// Least share of predictions whose most probable class is the original's.
     pub min_agreement: Option<f64>,
+    /// Most relative squared error: of results that are no predictions, or of weights where there is no data.
+    pub max_error: Option<f64>,
 }
 
 impl Goal {
     /// True if the difference from the original is limited.
     pub fn limits(&self) -> bool {
+        self.limits_predictions() || self.max_error.is_some()
+    }
+
+    /// True if it is limited by what only predictions have.
+    pub fn limits_predictions(&self) -> bool {
         self.max_divergence.is_some() || self.min_agreement.is_some()
     }
 
-    /// True for a difference within the limits.
+    /// True for a difference within the limits. It is of one kind, and so are they.
     pub fn fits(&self, difference: &Difference) -> bool {
-        self.max_divergence
-            .is_none_or(|most| difference.loss <= most)
+        let mut most = [self.max_divergence, self.max_error].into_iter().flatten();
+        most.all(|most| difference.loss <= most)
             && self
                 .min_agreement
                 .is_none_or(|least| difference.agreement.is_some_and(|a| a >= least))

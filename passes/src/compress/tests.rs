@@ -1,9 +1,11 @@
 use super::*;
 use lapidary_ir::builder::Builder;
+use lapidary_ir::ops::compose::Len;
 use lapidary_ir::target::Target;
 use lapidary_ir::tensor::Value;
 use lapidary_ir::{Constant, ElemType, Tensor, Type, ValueId, eval};
 use std::cell::Cell;
+use std::time::Duration;
 
 mod codes;
 mod cuts;
@@ -464,6 +466,68 @@ fn methods_that_look_at_inputs_say_that_they_need_them() {
     ));
     let samples = images();
     follow(&mut classifier(), &recipe, &on(&samples)).expect("fits");
+}
+
+/// One product, whose results are not called predictions.
+fn regression() -> Module {
+    let (mut m, fresh) = (Module::new("net"), Cell::new(0));
+    let image = Type::tensor(ElemType::F32, [4i64, 8, 6, 6]);
+    let image = m.add_input(Module::TOP, "image", image);
+    let w = m.add_constant("w", Constant::from_tensor(&weight(&[288, 96], 7)));
+    let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+    let x = b.reshape(image, &[4, 288].map(Len::N)).expect("fits");
+    let y = b.op("matmul", &[x, w]).expect("fits");
+    m.region_mut(Module::TOP).outputs.push(y);
+    m.output_names.push("y".into());
+    m
+}
+
+#[test]
+fn errors_are_limited_with_few_bytes() {
+    let samples = images();
+    let goal = |max_error, budget| Goal {
+        budget,
+        max_error: Some(max_error),
+        ..Goal::default()
+    };
+    // Of weights, and of results that are no predictions.
+    for data in [None, Some(&samples)] {
+        let means = Means {
+            data: data.map(|s| s as &dyn Samples),
+            ..Means::default()
+        };
+        let mut last = u64::MAX;
+        for limit in [1e-5, 1e-3, 1e-1] {
+            let report = compress(&mut regression(), &goal(limit, None), &means).expect("fits");
+            let found = report.measured.map(|m| m.difference.loss);
+            let found = found.or(report.bound.map(|b| b.0));
+            assert!(found.is_some_and(|e| e <= limit), "{limit}: {found:?}");
+            assert!(report.bytes.1 < last, "{limit}");
+            last = report.bytes.1;
+        }
+        let both = goal(1e-9, Some(Budget::Bits(3.0)));
+        let refused = compress(&mut regression(), &both, &means);
+        assert!(matches!(refused, Err(CompressError::Limit(_))));
+    }
+    // Predictions have a divergence.
+    let refused = compress(&mut classifier(), &goal(1e-3, None), &on(&samples));
+    assert!(matches!(refused, Err(CompressError::NoMeasure(_))));
+}
+
+#[test]
+fn more_time_finds_nothing_worse() {
+    let samples = images();
+    let loss = |search_time| {
+        let means = Means {
+            search_time,
+            ..on(&samples)
+        };
+        let goal: Goal = Budget::Bits(2.5).into();
+        let report = compress(&mut classifier(), &goal, &means).expect("fits");
+        report.measured.expect("data").difference.loss
+    };
+    let (once, again) = (loss(None), loss(Some(Duration::from_millis(300))));
+    assert!(again <= once, "{again} {once}");
 }
 
 #[test]

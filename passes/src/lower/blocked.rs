@@ -221,16 +221,11 @@ impl Weights {
             beside,
             places,
         };
-        let [scales, minimums] = [
-            Some(weights.scale_numbers().ok()?),
-            weights.minimums().ok()?,
-        ];
-        if !scales
-            .iter()
-            .chain(&minimums)
-            .flatten()
-            .all(|&v| is_half(v))
-        {
+        let mut halves = numbers(scales).ok()?.into_iter().all(is_half);
+        if let Some(minimums) = weights.minimums().ok()? {
+            halves &= minimums.into_iter().all(is_half);
+        }
+        if !halves {
             weights.format.scale_bytes = 4;
         }
         Some(weights)
