@@ -25,8 +25,7 @@
 //! }
 //! ```
 //!
-//! `codes(raw, q)` are a field of a line, `(raw >> p * f) & mask`; where codes have two parts, one of two lines, the second of which
-//! counts as often as the first has numbers: `low | high << f`.
+//! `codes(raw, q)` are a field of a line, `(raw >> p * f) & mask`; where codes have two parts, one of a line of each: `low | high << f`.
 //!
 //! ```text
 //! for g in 0..blocks {                                               weights as numbers
@@ -52,7 +51,8 @@ use super::pattern::written;
 use super::sparse::Rows;
 use super::*;
 use lapidary_abi::kernel::{
-    ACT_BLOCK_EXTRA, PANEL_BLOCKS, ZEROS_CODES, ZEROS_MINIMUMS, ZEROS_SHARED, code_parts, code_unit,
+    ACT_BLOCK_EXTRA, CODE_WIDTHS, PANEL_BLOCKS, ZEROS_CODES, ZEROS_MINIMUMS, ZEROS_SHARED,
+    code_parts, code_unit,
 };
 
 /// Columns of a panel of weights.
@@ -91,7 +91,7 @@ impl Zeros {
 pub struct Format {
     /// Its length: a multiple of [`Format::unit`].
     pub block: u32,
-    /// Bits of a weight: one of [`Format::WIDTHS`].
+    /// Bits of a weight: one of [`CODE_WIDTHS`].
     pub bits: u32,
     /// Bytes of a weight's scale: 2 (`f16`) or 4 (`f32`).
     pub scale_bytes: u32,
@@ -100,9 +100,6 @@ pub struct Format {
 }
 
 impl Format {
-    /// Bits that weights may have.
-    pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
-
     /// Bytes of a block of activations.
     pub fn act_bytes(self) -> i64 {
         i64::from(self.block) + ACT_BLOCK_EXTRA as i64
@@ -153,7 +150,7 @@ impl Format {
 
     /// Those whose blocks have these lengths.
     fn of(block: u32, panel_bytes: i64) -> impl Iterator<Item = Format> {
-        let forms = Format::WIDTHS.into_iter().flat_map(move |bits| {
+        let forms = CODE_WIDTHS.into_iter().flat_map(move |bits| {
             [2, 4].into_iter().flat_map(move |scale_bytes| {
                 Zeros::ALL.map(|zeros| Format {
                     block,

@@ -19,7 +19,7 @@ use super::linear::{self, Plan};
 use super::{Element, KernelArg, Lowerer, Options, Rule, WeightSource};
 use crate::schedules::Num;
 use crate::schedules::blocks::{Blocks, CHUNK, rounding};
-use lapidary_abi::kernel::{MAX_BLOCK, code_unit};
+use lapidary_abi::kernel::{CODE_WIDTHS, MAX_BLOCK, code_unit};
 use lapidary_ir::encodings::Encoding;
 use lapidary_ir::kernel::blocks::{Format, PANEL, Zeros};
 use lapidary_ir::kernel::{Binary, ReduceKind, Unary};
@@ -233,7 +233,7 @@ impl Weights {
 
     /// The fewest bits that hold codes of `bits`, and the longest blocks of them that make up groups of `group`.
     fn form(bits: u32, group: usize) -> Option<(u32, usize)> {
-        let widths = Format::WIDTHS.into_iter().filter(|&width| width >= bits);
+        let widths = CODE_WIDTHS.into_iter().filter(|&width| width >= bits);
         let block = |width: u32| {
             let unit = code_unit(width) as usize;
             let fits = |&b: &usize| group.is_multiple_of(b) && b.is_multiple_of(unit);

@@ -259,10 +259,8 @@ pub const fn code_parts(bits: u32) -> (u32, u32) {
     (low, bits - low)
 }
 
-/// True for widths of codes that [`GemmBlocks`] has: those of at most two parts.
-pub const fn has_code_width(bits: u32) -> bool {
-    matches!(bits, 2..=6 | 8)
-}
+/// Bits that codes of [`GemmBlocks`] may have: those of at most two parts.
+pub const CODE_WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
 /// Steps along `k` whose codes fill whole lines of every part.
 pub const fn code_unit(bits: u32) -> u32 {
@@ -314,7 +312,7 @@ pub struct GemmBlocks {
     pub rows: u32,
     /// `1..=PANEL_BLOCKS`.
     pub cols: u32,
-    /// One that [`has_code_width`].
+    /// One of [`CODE_WIDTHS`].
     pub bits: u32,
     /// Bytes of a scale: 2 or 4.
     pub scale_bytes: u32,
@@ -362,7 +360,7 @@ pub struct UnpackBlocks {
     pub block: usize,
     /// Blocks.
     pub blocks: usize,
-    /// One that [`has_code_width`].
+    /// One of [`CODE_WIDTHS`].
     pub bits: u32,
     /// Bytes of a scale: 2 or 4.
     pub scale_bytes: u32,

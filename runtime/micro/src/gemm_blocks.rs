@@ -9,8 +9,8 @@
 
 use half::f16;
 use lapidary_abi::kernel::{
-    GemmBlocks, MAX_BLOCK, PANEL_BLOCKS, ZEROS_CODES, ZEROS_MINIMUMS, code_parts, code_unit,
-    has_code_width,
+    CODE_WIDTHS, GemmBlocks, MAX_BLOCK, PANEL_BLOCKS, ZEROS_CODES, ZEROS_MINIMUMS, code_parts,
+    code_unit,
 };
 
 /// Bytes that hold `32 / f` consecutive fields of `f` bits of 16 columns.
@@ -60,7 +60,7 @@ pub(crate) const fn low_bits(bits: usize) -> u8 {
 /// Checks what memory safety does not depend on, but results do.
 #[inline(always)]
 fn check(g: &GemmBlocks) {
-    debug_assert!(has_code_width(g.bits) && matches!(g.scale_bytes, 2 | 4));
+    debug_assert!(CODE_WIDTHS.contains(&g.bits) && matches!(g.scale_bytes, 2 | 4));
     debug_assert!(g.block <= MAX_BLOCK && g.block.is_multiple_of(code_unit(g.bits) as usize));
 }
 
@@ -793,7 +793,7 @@ mod tests {
     #[test]
     fn every_form_equals_the_definition() {
         let mut random = Random(3);
-        for bits in (2..=8).filter(|&bits| has_code_width(bits)) {
+        for bits in CODE_WIDTHS {
             let unit = code_unit(bits) as usize;
             let blocks = [16, 32, 48, 64, 96, 128, 272];
             for block in blocks.into_iter().filter(|b| b % unit == 0) {
