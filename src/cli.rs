@@ -111,8 +111,9 @@ pub struct Model {
     /// What they are divided by then (default: ImageNet's).
     #[arg(long, value_name = "R,G,B", value_parser = parse_deviations, requires = "calibrate")]
     pub image_std: Option<[f32; 3]>,
-    /// Compress weights only to codes of 2 to 8 bits that products read as they are: memory holds them as small as the file does, and
-    /// a token reads no more. What is chosen otherwise is smaller in the file, and decoded when the model is loaded.
+    /// Compress weights only to codes of 2 to 8 bits that products read as they are: memory holds what is multiplied as small as the
+    /// file does, and a token reads no more. What is chosen otherwise is smaller in the file, and decoded when the model is loaded, as
+    /// tables whose rows are looked up and filters of convolutions are in either case.
     #[arg(long, requires = "asked", conflicts_with_all = ["recipe", "quantize"])]
     pub packed: bool,
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.

@@ -106,7 +106,7 @@ pub struct CompileOptions {
     pub bf16: bool,
     /// How long to search for better choices of encodings; [`compress::Means::search_time`].
     pub search_time: Option<Duration>,
-    /// Compress weights only to what products read as it is, so that memory holds them as small as the file does.
+    /// Compress weights only to what products read as it is, so that memory holds what is multiplied as small as the file does.
     pub packed: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
     pub kv: Option<[i64; 2]>,

@@ -145,7 +145,7 @@ fn grids(observed: bool) -> impl Iterator<Item = Level> {
         .map(move |&(bits, group)| level(method, bits, group, bits < 5))
 }
 
-/// Levels whose weights stay as small in memory as in the file, for [`Means::levels`].
+/// Levels whose weights stay as small in memory as in the file where they are multiplied, for [`Means::levels`].
 pub fn packed(weight: &Weight) -> Vec<Level> {
     let kept = std::iter::once(Level::keep());
     kept.chain(grids(weight.observed)).collect()
