@@ -27,20 +27,23 @@ const PROBE_SAMPLES: usize = 4;
 
 /// The fewest bytes between these that are enough: `attempt` gives what it finds with so many at most, if that is good enough, and
 /// its bytes. None if not even the most are.
-pub(super) fn fewest<T, E>(
+pub(super) fn fewest<T>(
     [mut low, mut high]: [f64; 2],
-    mut attempt: impl FnMut(f64) -> Result<Option<(f64, T)>, E>,
-) -> Result<Option<T>, E> {
+    mut attempt: impl FnMut(f64) -> Result<Option<(f64, T)>, CompressError>,
+) -> Result<Option<T>, CompressError> {
     let mut best = None;
     for step in 0..12 {
         let budget = if step == 0 { high } else { (low + high) / 2.0 };
-        match attempt(budget)? {
-            Some((bytes, found)) => {
+        match attempt(budget) {
+            Ok(Some((bytes, found))) => {
                 high = budget.min(bytes);
                 best = Some(found);
             }
-            None if step == 0 => break,
-            None => low = budget,
+            Ok(None) if step == 0 => break,
+            Ok(None) => low = budget,
+            // Few bytes may take more time than there is.
+            Err(CompressError::Knapsack(KnapsackError::Budget { .. })) if step > 0 => low = budget,
+            Err(e) => return Err(e),
         }
         if high - low < 0.002 * high {
             break;
@@ -241,12 +244,7 @@ impl<'a, 's> Search<'a, 's> {
         };
         let (least, most) = (bytes(self, &|f| f[0]), bytes(self, &|f| f[f.len() - 1]));
         fewest([least, most], |budget| {
-            let solution = match self.predict(&[&[budget], others].concat()) {
-                Ok(solution) => solution,
-                // Few bytes may take more time than there is.
-                Err(KnapsackError::Budget { .. }) if budget < most => return Ok(None),
-                Err(e) => return Err(e.into()),
-            };
+            let solution = self.predict(&[&[budget], others].concat())?;
             let found = self.measure(&solution)?;
             (self.progress)(&format!(
                 "{budget:.0} bytes: loss {:.5}",

@@ -38,7 +38,7 @@ pub(super) struct Choose<'a, 's> {
     goal: &'a Goal,
     /// By measured losses; else by errors of weights.
     search: Option<Search<'a, 's>>,
-    /// How long better choices are searched for; a fixed number if it is not said.
+    /// How long better choices are searched for; a fixed number of steps if it is not said.
     search_time: Option<Duration>,
     /// Samples that were given.
     given: usize,
@@ -55,13 +55,13 @@ impl<'a, 's> Choose<'a, 's> {
         meter: Option<Meter<'s>>,
         means: &'a Means,
     ) -> Result<Choose<'a, 's>, CompressError> {
-        let limits = |m: &Meter| m.distance() == Distance::Squares;
-        if goal.limits_predictions() && meter.as_ref().is_some_and(limits) {
+        let of = |distance| meter.as_ref().is_some_and(|m| m.distance() == distance);
+        if goal.limits_predictions() && of(Distance::Squares) {
             return Err(CompressError::NoMeasure(
                 "divergence and agreement are of predictions, and no result of the model is known to be one: name it `logits`",
             ));
         }
-        if goal.max_error.is_some() && meter.as_ref().is_some_and(|m| !limits(m)) {
+        if goal.max_error.is_some() && of(Distance::Divergence) {
             return Err(CompressError::NoMeasure(
                 "the model's results are predictions, whose difference is a divergence: limit that, or their agreement",
             ));
@@ -115,19 +115,10 @@ impl<'a, 's> Choose<'a, 's> {
         };
         let solution = match bytes {
             Some(bytes) => Some(within(bytes)?).filter(|s| s.error <= most),
-            None => {
-                let range = self.range();
-                fewest(range, |budget| match within(budget) {
-                    Ok(s) => Ok((s.error <= most).then_some((s.costs[0], s))),
-                    // Few bytes may take more time than there is.
-                    Err(CompressError::Knapsack(KnapsackError::Budget { .. }))
-                        if budget < range[1] =>
-                    {
-                        Ok(None)
-                    }
-                    Err(e) => Err(e),
-                })?
-            }
+            None => fewest(self.range(), |budget| {
+                let solution = within(budget)?;
+                Ok((solution.error <= most).then_some((solution.costs[0], solution)))
+            })?,
         };
         let solution = solution.ok_or_else(|| {
             CompressError::Limit(match bytes {

@@ -53,6 +53,14 @@ fn takes_codes(module: &Module, n: NodeId) -> bool {
     constants && taps as i64 <= MAX_TAPS && known && some
 }
 
+/// Numbers of two spatial axes; one axis is the second of two, of which the first has `unit`.
+pub(super) fn two_axes(rank: usize, v: &[i64], unit: i64) -> [i64; 2] {
+    match rank {
+        1 => [unit, v[0]],
+        _ => [v[0], v[1]],
+    }
+}
+
 /// One filter for each channel.
 pub(super) fn is_depthwise(groups: i64, channels: i64, out_channels: i64) -> bool {
     groups > 1 && groups == channels && groups == out_channels
@@ -136,14 +144,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     if is_depthwise(groups, channels, oc) && activation.is_some() {
         return None;
     }
-    // One spatial axis is the second of two.
-    let two = |v: &[i64], unit: i64| {
-        if rank == 1 {
-            [unit, v[0]]
-        } else {
-            [v[0], v[1]]
-        }
-    };
+    let two = |v: &[i64], unit: i64| two_axes(rank, v, unit);
     let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
     Some(Plan {
         x,

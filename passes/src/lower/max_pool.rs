@@ -1,7 +1,7 @@
 //! Maximum pools of channels-last pixels: windows over each channel, as depthwise convolutions have them.
 
 use super::Lowerer;
-use super::conv::{MAX_TAPS, const_dims, pads};
+use super::conv::{MAX_TAPS, const_dims, pads, two_axes};
 use super::conv_kernel::Schedule;
 use super::expand::Facts;
 use crate::schedules::Num;
@@ -68,13 +68,7 @@ fn plan(facts: &Facts, n: NodeId) -> Option<(Conv, Dim)> {
         return None;
     }
     let channels = input[0];
-    let two = |v: &[i64], unit: i64| {
-        if rank == 1 {
-            [unit, v[0]]
-        } else {
-            [v[0], v[1]]
-        }
-    };
+    let two = |v: &[i64], unit: i64| two_axes(rank, v, unit);
     let begin: Vec<i64> = pads.iter().map(|p| p.0).collect();
     let conv = Conv {
         batch: shape[0].as_const().map_or(Num::Sym, Num::Const),
