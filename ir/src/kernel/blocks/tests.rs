@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernel::contraction::Facts;
 use crate::kernel::legalize::legalize;
 
 const FORMATS: [(u32, u32); 7] = [
