@@ -10,6 +10,7 @@ use lapidary_hls::parts::{Part, part};
 use lapidary_language::evict::{Budget as KvBudget, Policy};
 use lapidary_language::options::{FLAGS, Flag, Options};
 use lapidary_passes::compress::{Activations, Budget, PRESETS};
+use lapidary_runtime::exec::parse_bytes;
 use lapidary_server::Serving;
 use std::path::PathBuf;
 
@@ -50,7 +51,7 @@ pub enum Command {
 
 /// What every command that compiles takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "quantize", "max_kl", "min_top1", "max_error"])))]
+#[command(group(ArgGroup::new("asked").multiple(true).args(["size", "bits", "latency", "recipe", "quantize", "max_kl", "min_top1", "max_error", "adjustable"])))]
 pub struct Model {
     /// An ONNX file, the folder of a checkpoint, a GGUF file, or a module in the text form (`.lap`).
     pub model: PathBuf,
@@ -116,6 +117,11 @@ pub struct Model {
     /// tables whose rows are looked up and filters of convolutions are in either case.
     #[arg(long, requires = "asked", conflicts_with_all = ["recipe", "quantize"])]
     pub packed: bool,
+    /// Keep weights in parts, so that a program uses as many of them as its `--memory` has room for, and changes that while it runs: with
+    /// less memory it is less exact. Without another choice of compression weights become 8 bits in three parts; of the methods of
+    /// recipes `stack`, `nested` and `bitstack` make parts.
+    #[arg(long, conflicts_with_all = ["packed", "quantize"])]
+    pub adjustable: bool,
     /// Keep the work of compression in this folder: a run that was ended goes on, and another budget costs only its choice.
     #[arg(long, value_name = "DIR", requires = "asked")]
     pub work: Option<PathBuf>,
@@ -626,6 +632,13 @@ pub struct Eval {
     /// Of `--kv-budget`: which tokens are kept: ems (default), h2o or recent.
     #[arg(long, value_name = "POLICY", requires = "kv_budget")]
     pub kv_evict: Option<Policy>,
+    /// Of `--adjustable`: use as many parts of the weights as make up so many bytes, as a program does that has no room for more.
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "adjustable")]
+    pub weights: Option<u64>,
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| format!("`{text}` is no number of bytes like 12MB"))
 }
 
 fn parse_dim(text: &str) -> Result<(String, i64), String> {

@@ -14,6 +14,7 @@ use lapidary_ir::Module;
 use lapidary_ir::encodings::open_constants;
 use lapidary_ir::kernel::Kernel;
 use lapidary_ir::target::Target;
+use lapidary_passes::adjust::adjust;
 use lapidary_passes::compress::{
     self, Activations, CompressError, Cost, Failure, Goal, Level, Means, Recipe, Samples, Store,
     Weight,
@@ -44,6 +45,8 @@ pub enum Compression {
     Goal(Goal),
     /// What a recipe says.
     Recipe(Recipe),
+    /// Stacks of grids, of which the first are weights, too.
+    Stacks,
 }
 
 impl Compression {
@@ -108,6 +111,8 @@ pub struct CompileOptions {
     pub search_time: Option<Duration>,
     /// Compress weights only to what products read as it is, so that memory holds what is multiplied as small as the file does.
     pub packed: bool,
+    /// Keep weights in parts of which programs use as many as there is memory for; compression makes only such that have some.
+    pub adjustable: bool,
     /// Bits of keys and of values that attention reads, where they are not the newest; else they are numbers.
     pub kv: Option<[i64; 2]>,
     /// Compile a language model that predicts token by token and keeps what came before: see [`lapidary_frontend::Form`].
@@ -162,6 +167,7 @@ impl CompileOptions {
             halves: false,
             bf16: false,
             packed: false,
+            adjustable: false,
             search_time: None,
             kv: None,
             stepwise: false,
@@ -263,17 +269,24 @@ pub fn compress(
     let Some(compression) = &options.compression else {
         return Ok(None);
     };
-    let packed = options
-        .packed
-        .then_some(&compress::packed as &dyn Fn(&Weight) -> _);
+    let levels: Option<&dyn Fn(&Weight) -> Vec<Level>> = match (options.adjustable, options.packed)
+    {
+        (true, _) => Some(&compress::stacks),
+        (false, true) => Some(&compress::packed),
+        (false, false) => None,
+    };
     with_means(
         module,
         file,
         options,
-        packed,
+        levels,
         |module, means| match compression {
             Compression::Goal(goal) => compress::compress(module, goal, means),
             Compression::Recipe(recipe) => compress::follow(module, recipe, means),
+            Compression::Stacks => {
+                let recipe = compress::stacked(module);
+                compress::follow(module, &recipe, means)
+            }
         },
     )
     .map(Some)
@@ -384,6 +397,9 @@ pub fn compile(
             });
         }
     }
+    if options.adjustable {
+        stages.stage("split weights", || split(&mut module, file))?;
+    }
     let lowered = lower_module(module, file, options, &mut stages)?;
     let code = stages
         .stage("code", || {
@@ -406,6 +422,22 @@ pub fn compile(
         report: lowered.report,
         compression,
         times: stages.times,
+    })
+}
+
+/// Splits weights into parts.
+fn split(module: &mut Module, file: &str) -> Result<(), Error> {
+    let adjusted = adjust(module).map_err(|e| Error::Weights {
+        file: file.to_owned(),
+        reason: e.0,
+    })?;
+    if adjusted.parts > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        message: format!("{file}: no weight that only products read has parts, so a program cannot use less of them"),
+        help: "`--adjustable` alone makes stacks of them; of the methods of recipes `stack`, `nested` and `bitstack` give weights with parts"
+            .to_owned(),
     })
 }
 

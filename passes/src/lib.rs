@@ -1,5 +1,6 @@
 //! Rewriting graphs and lowering them to kernels.
 
+pub mod adjust;
 pub mod compress;
 pub mod egraph;
 pub mod encode;

@@ -3,7 +3,7 @@
 //! Exit status: 0 done; 1 the model or its data cannot be run (nothing is left half-written); 2 wrong usage.
 
 use crate::error::RunError;
-use crate::exec::{KernelTiming, Model, ModelOptions, parse_bytes, parse_expert_order};
+use crate::exec::{KernelTiming, Memory, Model, ModelOptions, parse_expert_order};
 use crate::image::Image;
 use crate::io::folder::{read_inputs, write_outputs};
 use crate::ops::number;
@@ -31,7 +31,7 @@ struct Options {
     outputs: Option<PathBuf>,
     threads: usize,
     huge_pages: bool,
-    memory: Option<u64>,
+    memory: Option<Memory>,
     /// As [`ModelOptions::expert_order`], if it is given.
     expert_order: Option<Option<Order>>,
     no_pin: bool,
@@ -108,12 +108,7 @@ fn parse(args: impl IntoIterator<Item = String>) -> Result<Options, String> {
                 options.bench =
                     Some(seconds.ok_or_else(|| format!("`{text}` is not a number of seconds"))?);
             }
-            "--memory" => {
-                let text = value()?;
-                let bytes = parse_bytes(&text);
-                options.memory =
-                    Some(bytes.ok_or_else(|| format!("`{text}` is no number of bytes like 2GiB"))?);
-            }
+            "--memory" => options.memory = Some(Memory::parse(&value()?)?),
             "--expert-order" => {
                 let text = value()?;
                 let order = parse_expert_order(&text);
@@ -153,7 +148,7 @@ fn act(options: &Options) -> Result<String, RunError> {
         threads: options.threads,
         pin: !options.no_pin,
         huge_pages: options.huge_pages,
-        memory: options.memory,
+        memory: options.memory.clone(),
         expert_order: options.expert_order.unwrap_or(default.expert_order),
     })?;
     if !options.no_pin {
@@ -201,7 +196,7 @@ usage: {exe} --inputs DIR [--outputs DIR] [options]
   --outputs DIR  write the outputs here, in the kind of the inputs; without it, print them in short
   --threads N    threads to use (default: one for each core)
   --no-pin       let threads move between cores
-  --memory SIZE  have at most so much in memory, such as 2GiB: weights are read again as they are used
+  --memory SIZE  have at most so much in memory, such as 2GiB, or what a file says at any time, as @FILE: weights in parts are used as far as they fit, others are read again as they are used
   --expert-order ORDER  how experts that tokens chose are read from the file, while others are computed: hebf (default;
                  those of most tokens first), fifo (by number) or none (when they are used)
   --huge-pages   ask for huge pages for working memory and weights

@@ -17,18 +17,21 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 mod control;
+mod detail;
 mod experts;
 mod fingerprint;
+mod limit;
 mod ports;
 mod residency;
 mod run;
 mod state;
 
+use detail::Parts;
 pub use experts::parse_expert_order;
 pub use fingerprint::fingerprint;
+pub use limit::{Memory, parse_bytes};
 pub use ports::type_text;
 use residency::Residency;
-pub use residency::parse_bytes;
 use run::Run;
 pub use state::{Extent, State};
 
@@ -41,8 +44,9 @@ pub struct ModelOptions {
     pub pin: bool,
     /// Whether to ask for huge pages for working memory and weights.
     pub huge_pages: bool,
-    /// Bytes that the process may have in memory, where weights are mapped from a file: some of them leave when others need room.
-    pub memory: Option<u64>,
+    /// How much the process may have in memory, where weights are mapped from a file: of weights in parts runs use as many as there is
+    /// room for, and of others some leave when others need room.
+    pub memory: Option<Memory>,
     /// In which order weights of experts that tokens chose are read ahead, where they are mapped from a file and not in memory; `None`:
     /// they are read when they are used.
     pub expert_order: Option<Order>,
@@ -97,6 +101,8 @@ pub struct Model {
     pool: Pool,
     options: ModelOptions,
     residency: Option<Residency>,
+    /// Weights of which runs need not use all.
+    parts: Option<Parts>,
     frames: Mutex<Vec<Frame>>,
     /// What runs the kernels, if they are no code of this processor.
     device: Option<Arc<dyn Device>>,
@@ -133,9 +139,10 @@ impl Model {
             n => n,
         };
         let working = plan.arena_bytes + plan.prepared_bytes;
-        let limit = |bytes| Residency::new(bytes, &plan, &weights, working);
+        let limit = |memory| Residency::new(memory, &plan, &weights, working);
         let model = Model {
-            residency: options.memory.map(limit).transpose()?,
+            residency: options.memory.clone().map(limit).transpose()?,
+            parts: Parts::of(&plan),
             prepared: Bytes::zeroed(plan.prepared_bytes)?,
             plan,
             code,
@@ -166,6 +173,41 @@ impl Model {
         };
         run.body(&self.plan.prepare)?;
         self.keep(frame);
+        Ok(())
+    }
+
+    /// How many parts of the weights a run uses that goes on from a state.
+    fn parts_for(&self, parts: &Parts, state: &State) -> usize {
+        let beside = self.plan.arena_bytes + self.plan.prepared_bytes + state.bytes();
+        let room = self.residency.as_ref().map(|r| r.room(beside as u64));
+        let (used, left) = parts.begin(room);
+        for part in left {
+            if let Some(residency) = &self.residency {
+                residency.left(part.offset..part.offset + part.bytes);
+            }
+            if let Weights::Mapped(mapping) = &self.weights {
+                mapping.give_back(part.offset as usize, part.bytes as usize);
+            }
+        }
+        used
+    }
+
+    /// Where runs need not use all of the weights: bytes of what they must use, of what the last one used, and of all.
+    pub fn weight_bytes(&self) -> Option<[u64; 3]> {
+        self.parts.as_ref().map(Parts::bytes)
+    }
+
+    /// Lets runs use as many parts of the weights as make up so many bytes with what they must use, from now on.
+    ///
+    /// # Errors
+    /// The program needs all of its weights.
+    pub fn use_weights(&self, bytes: u64) -> Result<(), RunError> {
+        let parts = self.parts.as_ref().ok_or_else(|| {
+            RunError::Input(
+                "the program needs all of its weights: build it with `--adjustable`".to_owned(),
+            )
+        })?;
+        parts.limit(bytes);
         Ok(())
     }
 
@@ -313,6 +355,9 @@ impl Model {
             None => self.new_frame()?,
         };
         frame.begin(&self.plan);
+        if let Some(parts) = &self.parts {
+            frame.symbols[parts.symbol] = self.parts_for(parts, state) as i64;
+        }
         state.bind(&rows, &mut frame.symbols);
         let mut run = Run {
             states: state.buffers(&rows)?,

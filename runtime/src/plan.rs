@@ -5,7 +5,7 @@ use crate::error::RunError;
 use crate::ops::{self, Function};
 use crate::sizes;
 use lapidary_abi::program::{
-    Arg, Block, CallAttr, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
+    Arg, Block, CallAttr, Detail, KernelDecl, Place, Port, Program, Step, ValueIndex, ValueType,
 };
 use lapidary_abi::{ElemType, Size};
 
@@ -33,6 +33,9 @@ pub struct Plan {
     pub arena_bytes: usize,
     pub prepared_bytes: usize,
     pub scratch_bytes: usize,
+    pub weights_bytes: u64,
+    /// Parts of the weights that runs may leave out.
+    pub detail: Option<Detail>,
 }
 
 /// A value: its own type, and the place of the value it is an alias of.
@@ -137,6 +140,9 @@ pub fn prepare(
             program.weights_bytes
         ));
     }
+    if let Some(detail) = &program.detail {
+        check_detail(detail, &program)?;
+    }
     let mut scratch_bytes = 0;
     for kernel in &program.kernels {
         if kernel.code_offset >= code_bytes as u64 || kernel.scratch_bytes > MAX_SCRATCH {
@@ -184,6 +190,8 @@ pub fn prepare(
         arena_bytes,
         prepared_bytes,
         scratch_bytes,
+        weights_bytes: program.weights_bytes,
+        detail: program.detail,
         name: program.name,
         symbols: program.symbols,
         inputs: program.inputs,
@@ -191,6 +199,20 @@ pub fn prepare(
         states: program.states,
         kernels: program.kernels,
     })
+}
+
+/// Parts lie one behind the other among the weights.
+fn check_detail(detail: &Detail, program: &Program) -> Result<(), RunError> {
+    let mut end = 0u64;
+    for part in &detail.parts {
+        let begin = if part.bytes == 0 { end } else { part.offset };
+        let next = begin.checked_add(part.bytes).filter(|_| begin >= end);
+        end = next.ok_or_else(|| RunError::program("parts of the weights overlap"))?;
+    }
+    if end > program.weights_bytes || detail.symbol as usize >= program.symbols.len() {
+        return bad("parts of the weights are out of range");
+    }
+    Ok(())
 }
 
 struct Limits {

@@ -5,6 +5,7 @@ use lapidary_abi::experts::Order;
 use lapidary_abi::kernel::KernelContext;
 use lapidary_abi::program::*;
 use lapidary_abi::{ElemType, Size};
+use lapidary_runtime::exec::Memory;
 use lapidary_runtime::exec::{Model, ModelOptions};
 use lapidary_runtime::image::Image;
 use lapidary_runtime::memory::{Code, Mapping, Weights};
@@ -270,7 +271,7 @@ fn what_is_read_ahead_keeps_the_limit() {
             let limit = (resident() + room as u64).max(20 << 20);
             let options = ModelOptions {
                 expert_order,
-                memory: Some(limit),
+                memory: Some(Memory::Bytes(limit)),
                 ..ModelOptions::default()
             };
             let model = load(program(), Weights::Mapped(mapping), options).expect("loads");

@@ -84,6 +84,7 @@ impl Calibration {
             options: CompileOptions {
                 calibration: None,
                 compression: None,
+                adjustable: false,
                 progress: driver::Progress::default(),
                 ..here
             },

@@ -32,6 +32,15 @@ pub fn build(args: &Build) -> Result<(), Error> {
                     .to_owned(),
         });
     }
+    if args.model.adjustable {
+        let mapped = matches!(args.emit, Emit::Exe | Emit::Image);
+        if !mapped || options.target.arch() == "nvptx64" {
+            return Err(Error::Usage {
+                message: "`--adjustable` is for executables and images: they read weights from their file as these are used".to_owned(),
+                help: "leave it out, or leave out `--emit` and `--target`".to_owned(),
+            });
+        }
+    }
     if args.emit == Emit::Obj {
         options.target.micro_kernels = false;
         // A freestanding object is one function: there is nothing that would prepare.

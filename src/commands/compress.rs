@@ -29,11 +29,16 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
             help: "`lapidary build --latency` compresses for a program of ours".to_owned(),
         });
     }
-    if args.model.packed {
+    let ours = [
+        ("packed", args.model.packed),
+        ("adjustable", args.model.adjustable),
+    ];
+    if let Some((name, _)) = ours.into_iter().find(|(_, given)| *given) {
         return Err(Error::Usage {
             message: "what a file for other programs holds is for its format to say".to_owned(),
-            help: "leave `--packed` out; `lapidary build --packed` makes a program of ours"
-                .to_owned(),
+            help: format!(
+                "leave `--{name}` out; `lapidary build --{name}` makes a program of ours"
+            ),
         });
     }
     let options = args.model.options(None)?;
@@ -94,6 +99,7 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
             let report = match &compression {
                 Compression::Recipe(recipe) => compress::follow(module, recipe, means),
                 Compression::Goal(goal) => compress::compress(module, goal, means),
+                Compression::Stacks => compress::follow(module, &compress::stacked(module), means),
             };
             report.map(|r| Made::Report(Box::new(r)))
         },

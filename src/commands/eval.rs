@@ -30,6 +30,7 @@ pub fn eval(args: &Eval) -> Result<(), Error> {
     let load = |path: &Path, compressed: bool, seq| {
         let mut options = args.model.options(None)?;
         options.compression = options.compression.filter(|_| compressed);
+        options.adjustable &= compressed;
         options.kv = options.kv.filter(|_| compressed);
         let limit = args
             .kv_budget
@@ -39,6 +40,9 @@ pub fn eval(args: &Eval) -> Result<(), Error> {
     };
     let mut model = load(model_path, true, args.seq)?;
     let seq = model.seq;
+    if let Some(bytes) = args.weights {
+        model.use_weights(bytes)?;
+    }
     let mut other = match &args.against {
         // What is compared with is as it is.
         Some(path) => Some(load(path, false, Some(seq))?),
@@ -63,7 +67,7 @@ pub fn eval(args: &Eval) -> Result<(), Error> {
         bar.set_position(so_far.windows as u64);
     });
     bar.finish_and_clear();
-    report(args, seq, &result?);
+    report(args, seq, &result?, model.weight_bytes());
     Ok(())
 }
 
@@ -78,8 +82,9 @@ fn bar(windows: usize) -> ProgressBar {
     bar
 }
 
-fn report(args: &Eval, seq: usize, found: &Evaluation) {
+fn report(args: &Eval, seq: usize, found: &Evaluation, weights: Option<[u64; 3]>) {
     let score = &found.score;
+    let weights = weights.map(|[least, used, all]| [used, least, all]);
     let name = |path: &Path| path.display().to_string();
     let pair = args.against.as_ref().zip(found.other.as_ref());
     if args.model.json {
@@ -90,7 +95,7 @@ fn report(args: &Eval, seq: usize, found: &Evaluation) {
             })
         });
         let report = serde_json::json!({
-            "model": name(&args.model.model), "seq": seq, "windows": found.windows, "tokens": score.tokens,
+            "model": name(&args.model.model), "seq": seq, "windows": found.windows, "tokens": score.tokens, "weights_bytes": weights.map(|w| w[0]),
             "nll": score.mean_nll(), "perplexity": score.perplexity(), "against": against,
         });
         print(&format!("{report}\n"));
@@ -103,6 +108,11 @@ fn report(args: &Eval, seq: usize, found: &Evaluation) {
         score.mean_nll(),
         found.windows
     ));
+    if let Some([used, least, all]) = weights {
+        print(&format!(
+            "weights: {used} bytes used, of at least {least} and at most {all}\n"
+        ));
+    }
     if let Some((path, other)) = pair {
         print(&format!(
             "{}: perplexity {:.4} ({:.5} nats a token)\n\

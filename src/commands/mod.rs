@@ -57,7 +57,8 @@ impl cli::Model {
         options.compression = match (&self.recipe, &self.quantize) {
             (Some(path), _) => Some(Compression::of_file(path)?),
             (None, Some(activations)) => Some(activations.clone().into()),
-            (None, None) => (goal != Goal::default()).then_some(Compression::Goal(goal)),
+            (None, None) if goal != Goal::default() => Some(Compression::Goal(goal)),
+            (None, None) => self.adjustable.then_some(Compression::Stacks),
         };
         options.calibration = self.calibrate.as_ref().map(|data| Calibration {
             data: data.clone(),
@@ -77,6 +78,7 @@ impl cli::Model {
         options.halves = self.half_activations;
         options.bf16 = self.bf16;
         options.packed = self.packed;
+        options.adjustable = self.adjustable;
         options.search_time = self.search_time.map(|ns| Duration::from_nanos(ns as u64));
         options.kv = self.kv;
         options.progress = progress();

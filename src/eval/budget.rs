@@ -24,6 +24,11 @@ pub struct Stepwise {
 }
 
 impl Stepwise {
+    /// The compiled model.
+    pub fn compiled(&self) -> &Model {
+        &self.model
+    }
+
     /// Compiles the checkpoint at `path` for windows of `seq` tokens.
     pub fn load(
         path: &Path,

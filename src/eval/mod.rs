@@ -117,6 +117,30 @@ impl LanguageModel {
         })
     }
 
+    fn compiled(&self) -> &Model {
+        match &self.kind {
+            Kind::Whole { model, .. } => model,
+            Kind::Stepwise(model) => model.compiled(),
+        }
+    }
+
+    /// Uses as many parts of the weights as make up so many bytes.
+    ///
+    /// # Errors
+    /// It was not compiled to use less than all.
+    pub fn use_weights(&self, bytes: u64) -> Result<(), Error> {
+        let used = self.compiled().use_weights(bytes);
+        used.map_err(|error| Error::Run {
+            file: self.file.clone(),
+            error,
+        })
+    }
+
+    /// Bytes of weights, as [`Model::weight_bytes`].
+    pub fn weight_bytes(&self) -> Option<[u64; 3]> {
+        self.compiled().weight_bytes()
+    }
+
     /// Predictions for each token of a window.
     fn logits(&mut self, window: &[u32]) -> Result<Value, Error> {
         let failed = |error| Error::Run {

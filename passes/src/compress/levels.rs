@@ -1,5 +1,6 @@
 //! What every weight is tried with, and what comes of it.
 
+use super::recipe::{Entry, Recipe};
 use super::sites::{Site, Weight, bytes_of, matrix};
 use super::work::{self, Key, Store};
 use super::{CompressError, Level, Means};
@@ -149,6 +150,38 @@ fn grids(observed: bool) -> impl Iterator<Item = Level> {
 pub fn packed(weight: &Weight) -> Vec<Level> {
     let kept = std::iter::once(Level::keep());
     kept.chain(grids(weight.observed)).collect()
+}
+
+/// Length of the groups of stacks.
+const STACKED: usize = 64;
+
+/// A weight as a stack of grids of so many bits in all.
+fn stack(bits: u32) -> Level {
+    level("stack", bits, STACKED, true)
+}
+
+/// Levels of which the first parts are weights, too, for [`Means::levels`]. Tables are not multiplied part by part.
+pub fn stacks(weight: &Weight) -> Vec<Level> {
+    let kept = std::iter::once(Level::keep());
+    match weight.looked_up {
+        true => kept.chain(grids(weight.observed)).collect(),
+        false => kept.chain([8, 5, 3, 2].map(stack)).collect(),
+    }
+}
+
+/// All weights of a module that have parts as stacks of the most bits, and its tables as codes of 8 bits.
+pub fn stacked(module: &Module) -> Recipe {
+    let entry = |weight: Weight| Entry {
+        level: match weight.looked_up {
+            true => level("rtn", 8, STACKED, false),
+            false => stack(8),
+        },
+        name: weight.name,
+    };
+    Recipe {
+        weights: super::weights(module).into_iter().map(entry).collect(),
+        ..Recipe::default()
+    }
 }
 
 /// Levels that have kernels of their own: few bits where reading weights takes the time, few weights where products do.

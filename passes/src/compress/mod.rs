@@ -26,7 +26,7 @@ mod segments;
 mod sites;
 mod work;
 
-pub use levels::packed;
+pub use levels::{packed, stacked, stacks};
 pub use loss::{Difference, Distance, Spread};
 pub use price::{Clock, Cost};
 pub use recipe::{Budget, Entry, Goal, Level, Recipe};

@@ -30,6 +30,8 @@ pub(super) struct Site {
     pub view: View,
     /// Rows (outputs) and columns (inputs).
     pub shape: [usize; 2],
+    /// Rows of it are looked up.
+    pub looked_up: bool,
 }
 
 /// A weight that may be compressed, for those who choose what it is tried with.
@@ -43,6 +45,8 @@ pub struct Weight {
     pub by_columns: bool,
     /// There are statistics of its inputs.
     pub observed: bool,
+    /// It is a table, too: rows of it are looked up.
+    pub looked_up: bool,
 }
 
 impl Site {
@@ -53,6 +57,7 @@ impl Site {
             shape: self.shape,
             by_columns: self.view == View::Columns,
             observed,
+            looked_up: self.looked_up,
         }
     }
 
@@ -102,11 +107,15 @@ pub(super) fn find(module: &Module) -> Vec<Site> {
         }
     };
     let regions = module.reachable_regions();
+    let mut tables = HashSet::new();
     for &r in &regions {
         for &n in &module.region(r).nodes {
             for (i, v) in module.node(n).operands.iter().enumerate() {
                 if let Some(v) = v.filter(|v| module.as_constant(*v).is_some()) {
                     note(v, view(module, n, i));
+                    if i == 0 && module.node(n).op.name == "gather" {
+                        tables.insert(v);
+                    }
                 }
             }
         }
@@ -136,6 +145,7 @@ pub(super) fn find(module: &Module) -> Vec<Site> {
             name,
             view,
             shape,
+            looked_up: tables.contains(&v),
         })
     };
     order.into_iter().filter_map(site).collect()

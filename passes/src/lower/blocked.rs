@@ -33,6 +33,9 @@ use stored::Stored;
 /// The family's lowerings.
 pub static RULES: &[Rule] = &[Rule::scheduled("round_blocks", element, schedule)];
 
+/// What multiplies its first operand with its second.
+const PRODUCTS: [&str; 3] = ["matmul", "fused_linear", "refine"];
+
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;
 
@@ -123,7 +126,7 @@ pub fn taken(module: &Module, fits: impl Fn(NodeId, &Constant) -> bool) -> HashS
             let node = module.node(n);
             for (i, v) in node.operands.iter().enumerate() {
                 let Some(v) = *v else { continue };
-                let product = matches!(node.op.name, "matmul" | "fused_linear") && i == 1;
+                let product = PRODUCTS.contains(&node.op.name) && i == 1;
                 let weights = transposed(module, v).filter(|c| product && fits(n, c));
                 if weights.is_some() {
                     taken.extend(module.producer(v).and_then(|t| module.node(t).operand(0)));
@@ -445,6 +448,8 @@ pub fn find(low: &mut Lowerer) {
                     Way::Rounded
                 }
                 None if whole && low.target.micro_kernels => Way::Numbers,
+                // What may be left out has no kernels for packed weights.
+                None if module.node(n).op.name == "refine" => continue,
                 None => match packed::choose(low, n, &plan, &weights) {
                     Some((choice, launches)) => {
                         considered.push((n, choice));
@@ -485,7 +490,7 @@ pub fn find(low: &mut Lowerer) {
 /// Length of the blocks of a product's weights, if they are of a form that has kernels.
 pub fn block_of(module: &Module, n: NodeId) -> Option<u32> {
     let node = module.node(n);
-    if !matches!(node.op.name, "matmul" | "fused_linear") {
+    if !PRODUCTS.contains(&node.op.name) {
         return None;
     }
     let weights = Weights::of(transposed(module, node.operand(1)?)?)?;
@@ -495,7 +500,7 @@ pub fn block_of(module: &Module, n: NodeId) -> Option<u32> {
 /// The weights of a node that multiplies with some that have kernels, and its plan.
 fn candidate(low: &Lowerer, n: NodeId) -> Option<(Weights, Plan)> {
     let node = low.facts.module.node(n);
-    if !matches!(node.op.name, "matmul" | "fused_linear") {
+    if !PRODUCTS.contains(&node.op.name) {
         return None;
     }
     let constant = transposed(&low.facts.module, node.operand(1)?)?;
@@ -542,6 +547,7 @@ pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
     let (bytes, factor) = ((panels * spec.panel_bytes()) as usize, weights.factor);
     let made = WeightSource::Made(Arc::new(move || weights.pack(panels as usize)));
     let w = low.made_weight(ElemType::U8, vec![bytes], made);
+    low.note_part(n, w)?;
     let out = low.facts.module.node(n).results[0];
     let values = [Some(a), Some(w), plan.bias, plan.residual, Some(out)];
     let mut args: Vec<KernelArg> = values.into_iter().flatten().map(KernelArg::Value).collect();
@@ -555,8 +561,8 @@ pub fn steps(low: &mut Lowerer, n: NodeId, plan: Plan) -> Result<(), OpError> {
             (kernel, spec.wide_panels(), spec.wide_band())
         }
     };
-    let grid = Dim::from(panels) * plan.m.ceil_div(&Dim::from(band));
-    let flops = Dim::from(2i64) * &plan.m * &plan.n * &plan.k;
+    let grid = Dim::from(panels) * plan.m.ceil_div(&Dim::from(band)) * &plan.is_used;
+    let flops = Dim::from(2i64) * &plan.m * &plan.n * &plan.k * &plan.is_used;
     let per_block = 2 * plan.k.as_const().unwrap_or(1) * i64::from(PANEL) * band;
     let grain = (THREAD_WORK / per_block.max(1)).clamp(1, 1 << 20) as u32;
     low.launch(kernel, &args, &grid, grain, &flops)

@@ -3,6 +3,7 @@
 //! ```text
 //! matmul, fused_linear => [pack b unless it is constant]  gemm (a, packed b, bias, residual)
 //! quantized_linear     => gemm (a, packed b, zero, column sums of b, scale, bias)
+//! refine               => gemm (a, packed b, residual) in place of the sum, on no blocks where its part is not used
 //! ```
 //! A constant right side is packed when the weights are written. Leading axes of the left side are rows if there is
 //! one right matrix for all of them.
@@ -13,7 +14,7 @@ use super::expand::{Facts, Sums};
 use super::expr::E;
 use super::index::Pos;
 use super::{Element, KernelArg, Lowerer, Rule, WeightSource};
-use super::{blocked, halves};
+use super::{blocked, halves, refine};
 use crate::predict::{self, Operand};
 use crate::schedules::codes::{column_sums, pack_quads, width};
 use crate::schedules::gemm::Gemm;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub static RULES: &[Rule] = &[
     Rule::steps("matmul", steps),
     Rule::steps("fused_linear", steps),
+    Rule::steps_for("refine", refine::steps, refine::takes),
     Rule::steps_for("quantized_linear", steps, |module, n| {
         codes::takes(module, n, |shape| shape.len() == 2)
     }),
@@ -53,6 +55,8 @@ pub struct Plan {
     pub gemm: Gemm,
     /// What a tail adds.
     pub tail: Vec<TailValues>,
+    /// 0 if a run leaves it out, else 1.
+    pub is_used: Dim,
 }
 
 impl Plan {
@@ -82,6 +86,7 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
     let out = *node.results.first()?;
     let (bias, residual) = match node.op.name {
         "fused_linear" => (node.operand(2), node.operand(3)),
+        "refine" => (None, node.operand(2)),
         "quantized_linear" => (codes::bias(&facts.module, n), None),
         _ => (None, None),
     };
@@ -154,12 +159,13 @@ pub fn plan(facts: &Facts, n: NodeId) -> Option<Plan> {
         k: k.clone(),
         gemm,
         tail: of_tail,
+        is_used: Dim::from(1i64),
     })
 }
 
 fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let out = low.facts.module.node(n).results[0];
-    let Some(mut plan) = plan(&low.facts, n) else {
+    let Some(plan) = plan(&low.facts, n) else {
         if low.facts.module.node(n).op.name == "quantized_linear" {
             return Err(codes::no_kernel());
         }
@@ -177,6 +183,12 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             return halves::steps(low, n, &plan, &product);
         }
     }
+    product_steps(low, n, plan)
+}
+
+/// The steps of a product of numbers, or of codes, whose weights are all of its kernel.
+pub fn product_steps(low: &mut Lowerer, n: NodeId, mut plan: Plan) -> Result<(), OpError> {
+    let out = low.facts.module.node(n).results[0];
     let constant = !plan.gemm.w_batched && low.facts.module.as_constant(plan.w).is_some();
     if let [Some(n), Some(k)] = [&plan.n, &plan.k].map(Dim::as_const) {
         // Of rows that are not known there may be many.
@@ -207,6 +219,7 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
             (made.w, made.params)
         }
     };
+    low.note_part(n, w)?;
     let mut args: Vec<KernelArg> = [plan.a, w]
         .into_iter()
         .chain(coded)
@@ -217,11 +230,11 @@ fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         .collect();
     args.extend(sizes([&plan.batch, &plan.m, &plan.n, &plan.k]));
     let (grid, per_block) = grid(&plan);
-    let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k;
+    let flops = Dim::from(2i64) * &plan.batch * &plan.m * &plan.n * &plan.k * &plan.is_used;
     low.launch(
         plan.gemm.kernel(KERNEL),
         &args,
-        &grid,
+        &(grid * &plan.is_used),
         grain(per_block),
         &flops,
     )

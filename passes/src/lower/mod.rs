@@ -45,7 +45,8 @@ mod norm;
 mod pool;
 mod prepare;
 mod reduce;
-mod round;
+mod refine;
+pub(crate) mod round;
 mod sample;
 mod scatter;
 mod shape;
@@ -56,6 +57,7 @@ pub use expand::{Element, Expand};
 pub use program::Lowerer;
 pub use schedule::Spec;
 
+pub(crate) use blocked::taken;
 pub(crate) use memory::blocks;
 
 use crate::encode::encode;
@@ -68,7 +70,8 @@ use lapidary_ir::kernel::Kernel;
 use lapidary_ir::ops::OpError;
 use lapidary_ir::sources::Sources;
 use lapidary_ir::target::Target;
-use lapidary_ir::{Module, NodeId};
+use lapidary_ir::{Constant, Module, NodeId, ValueId};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -466,7 +469,6 @@ pub static RULES: &[&[Rule]] = &[
 
 /// The rule of an op.
 pub fn rule(op: &str) -> Option<&'static Rule> {
-    use std::collections::HashMap;
     use std::sync::OnceLock;
     static INDEX: OnceLock<HashMap<&'static str, &'static Rule>> = OnceLock::new();
     INDEX
@@ -481,9 +483,48 @@ pub fn rule(op: &str) -> Option<&'static Rule> {
         .copied()
 }
 
+/// Lets look-ups of rows read a compressed table of their own where products read it, too: each then has it in the form that suits it,
+/// and neither needs it decoded.
+fn untie(module: &mut Module) {
+    let mut readers: HashMap<ValueId, (Vec<NodeId>, bool)> = HashMap::new();
+    for r in module.reachable_regions() {
+        for &n in &module.region(r).nodes {
+            let node = module.node(n);
+            for (i, v) in node.operands.iter().enumerate() {
+                let Some(v) = *v else { continue };
+                if !module.as_constant(v).is_some_and(Constant::is_compressed) {
+                    continue;
+                }
+                let (lookups, others) = readers.entry(v).or_default();
+                match (node.op.name, i) {
+                    ("gather", 0) => lookups.push(n),
+                    _ => *others = true,
+                }
+            }
+        }
+    }
+    let mut tied: Vec<_> = readers.into_iter().filter(|(_, r)| r.1).collect();
+    tied.sort_unstable_by_key(|(v, _)| *v);
+    for (v, (lookups, _)) in tied {
+        let Some(constant) = module
+            .as_constant(v)
+            .filter(|_| !lookups.is_empty())
+            .cloned()
+        else {
+            continue;
+        };
+        let name = module.value(v).name.clone();
+        let own = module.add_constant(&name, constant);
+        for n in lookups {
+            module.node_mut(n).operands[0] = Some(own);
+        }
+    }
+}
+
 /// Makes ops of the compressed constants that no kernel takes as they are. They must not be folded: that would store
 /// what they decode to.
 fn open(module: &mut Module, target: &Target, options: &Options) -> Result<(), LowerErrors> {
+    untie(module);
     let mut taken = blocked::taken(module, |_, c| blocked::has_kernel(c, target, options));
     taken.extend(sparse::taken(module, target, options));
     open_constants(module, &|v, _| !taken.contains(&v))

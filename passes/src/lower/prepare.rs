@@ -128,10 +128,15 @@ fn read(step: &Step, into: &mut HashSet<ValueIndex>) {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::{Options, lower};
+    use crate::lower::checks::numbers;
+    use crate::lower::testing::run;
+    use crate::lower::{Lowered, Options, lower};
+    use bytes::Bytes;
     use lapidary_ir::builder::Builder;
+    use lapidary_ir::encodings::{affine, dense, int};
     use lapidary_ir::target::Target;
-    use lapidary_ir::{Attr, ElemType, Module, Tensor, Type, ValueId};
+    use lapidary_ir::tensor::Value;
+    use lapidary_ir::{Attr, Constant, Dim, ElemType, Module, Tensor, Type, ValueId, eval};
     use std::cell::Cell;
 
     /// Steps at load and in each run of `x + made`.
@@ -160,6 +165,52 @@ mod tests {
         };
         let (prepared, run) = steps(weight);
         assert!(prepared >= 2 && run == 1, "{prepared} {run}");
+    }
+
+    /// Rows of a table of codes, beside products with it if it is tied.
+    fn looked_up(bits: u32, tied: bool) -> Lowered {
+        let (rows, columns) = (600, 128);
+        let codes = (0..rows * columns).map(|i| (i * 37 % 251) as u8 >> (8 - bits));
+        let blob = Bytes::from(int::pack(codes, bits));
+        let codes = int::int(ElemType::U8, bits, vec![rows, columns], blob);
+        let scales = dense::from_tensor(&numbers(&[rows, columns / 32], 3));
+        let zero = Tensor::from_int(ElemType::U8, [1, 1], vec![1 << (bits - 1)]);
+        let zero = dense::from_tensor(&zero);
+        let table = affine::affine(ElemType::F32, scales, codes, Some(zero));
+        let (mut m, fresh) = (Module::new("t"), Cell::new(0));
+        let at = [Dim::sym("N")];
+        let tokens = m.add_input(Module::TOP, "tokens", Type::tensor(ElemType::I64, at));
+        let table = m.add_constant("table", Constant::new(table));
+        let mut b = Builder::new(&mut m, Module::TOP, "n", &fresh);
+        let axis = [("axis", Attr::Int(0))];
+        let mut y = b.op_with("gather", &[table, tokens], axis).expect("fits");
+        if tied {
+            let turned = b.transpose(table, &[1, 0]).expect("a matrix");
+            y = b.op("matmul", &[y, turned]).expect("fits");
+        }
+        m.region_mut(Module::TOP).outputs.push(y);
+        m.output_names.push("y".into());
+        let lowered = lower(&m, &Target::x86_64(), &Options::default()).expect("lowers");
+        let tokens = || Tensor::from_int(ElemType::I64, [4], vec![0, 599, 7, 7]).into();
+        let want = eval::run(&m, vec![tokens()]).expect("runs");
+        let got = run(&lowered, &[tokens()]).expect("runs");
+        let all = |v: &[Value]| v[0].as_tensor().and_then(Tensor::to_f64s).expect("numbers");
+        let most = all(&want).into_iter().map(f64::abs).fold(0.0, f64::max);
+        for (g, w) in all(&got).into_iter().zip(all(&want)) {
+            assert!((g - w).abs() <= 1e-5 * most, "{g}, not {w}");
+        }
+        lowered
+    }
+
+    #[test]
+    fn rows_of_tables_are_decoded_when_they_are_looked_up() {
+        for bits in [3, 4, 8] {
+            for tied in [false, true] {
+                let program = looked_up(bits, tied).program;
+                // A zero point at most.
+                assert!(program.prepared_bytes <= 64, "{bits} bits, {tied}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The host program: values, symbols, weights, and the steps of every region.
 
 mod calls;
+mod detail;
 mod inline;
 mod values;
 
@@ -11,7 +12,7 @@ use super::index::{LoopVar, Pos};
 use super::schedule::{Scheduled, Spec, schedule};
 use super::{
     Choice, ElementFn, Form, Fuse, LowerError, LowerErrors, Lowered, Noticed, Options, Report,
-    WeightPiece, blocked, experts, memory, prepare, rule, sparse,
+    WeightPiece, blocked, experts, memory, prepare, refine, rule, sparse,
 };
 use crate::schedules::pack::width_bf16;
 use lapidary_abi::program::{
@@ -62,6 +63,8 @@ pub struct Lowerer {
     pub(super) rounded: HashMap<(ValueId, ElemType), ValueId>,
     /// What the runtime keeps between runs.
     pub(super) caches: Caches,
+    /// Weights that runs may leave out.
+    parts: Option<detail::Parts>,
     errors: Vec<LowerError>,
 }
 
@@ -102,6 +105,7 @@ impl Lowerer {
             choices: BTreeMap::new(),
             rounded: HashMap::new(),
             caches: Caches::default(),
+            parts: None,
             errors: vec![],
         }
     }
@@ -109,6 +113,10 @@ impl Lowerer {
     /// Lowers the top region.
     pub fn run(mut self) -> Result<Lowered, LowerErrors> {
         self.caches = super::caches(&self.facts.module, &self.options);
+        let detail = refine::detail(&self.facts.module);
+        if let Some(v) = detail {
+            self.bind_detail(v);
+        }
         for v in self.facts.module.top().inputs.clone() {
             let ty = self.facts.module.value(v).ty.clone();
             // What sequences and optionals hold has no dimensions before it is taken out.
@@ -117,7 +125,7 @@ impl Lowerer {
                     self.bound.insert(s.to_owned());
                 });
             }
-            if self.caches.holds(v) {
+            if self.caches.holds(v) || detail == Some(v) {
                 continue;
             }
             let n = self.program.inputs.len() as u32;
@@ -168,6 +176,7 @@ impl Lowerer {
             prepare::hoist(&mut self.program, &self.kernels);
         }
         experts::group(&mut self.program, &self.kernels);
+        self.arrange_parts();
         let unshared_bytes = memory::plan(&mut self.program);
         self.program.weights_bytes = self
             .weights

@@ -43,6 +43,7 @@ pub mod smoothquant;
 mod sparse;
 pub mod sparsegpt;
 pub mod spqr;
+pub mod stack;
 pub mod statistics;
 pub mod structured;
 pub mod sweep;
@@ -92,6 +93,7 @@ pub static METHODS: &[&Method] = &[
     &mpo::MPO,
     &eora::EORA,
     &nested::NESTED,
+    &stack::STACK,
 ];
 
 /// Definition of a method.

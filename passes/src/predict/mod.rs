@@ -95,9 +95,13 @@ impl Prediction {
 /// Predicts a run of a program, which was lowered to these kernels, in the order of [`Program::kernels`].
 pub fn predict(program: &Program, kernels: &[Kernel], setting: &Setting) -> Prediction {
     let symbols = program.symbols.iter();
-    let symbols: Vec<i64> = symbols
+    let mut symbols: Vec<i64> = symbols
         .map(|s| setting.dims.get(s).copied().unwrap_or(1))
         .collect();
+    if let Some(detail) = &program.detail {
+        // All of the weights.
+        symbols[detail.symbol as usize] = detail.parts.len() as i64;
+    }
     let mut run = Run {
         program,
         kernels,

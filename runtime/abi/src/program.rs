@@ -9,7 +9,7 @@ use crate::{ElemType, Size};
 use serde::{Deserialize, Serialize};
 
 /// Version of this encoding; an executable and its runtime stub must agree.
-pub const PROGRAM_VERSION: u32 = 4;
+pub const PROGRAM_VERSION: u32 = 5;
 
 /// Index into [`Program::values`].
 pub type ValueIndex = u32;
@@ -39,12 +39,32 @@ pub struct Program {
     pub body: Block,
     /// Layers of experts among those steps, in order.
     pub mixtures: Vec<Mixture>,
+    /// How much of the weights a run uses, if that may be less than all.
+    pub detail: Option<Detail>,
     /// Bytes of the statically planned arena (64-byte aligned).
     pub arena_bytes: u64,
     /// Bytes of what `prepare` leaves for the runs (64-byte aligned).
     pub prepared_bytes: u64,
     /// Bytes of the weights blob.
     pub weights_bytes: u64,
+}
+
+/// Weights in parts, of which a run uses as many as it is told: the first ones. Those that it does not use it does not read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// The symbol that is how many parts a run uses; whoever runs the program binds it.
+    pub symbol: u32,
+    /// What of the weights blob nothing but each part reads, those first that results need most. They lie one behind the other.
+    pub parts: Vec<WeightPart>,
+}
+
+/// A range of the weights blob.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightPart {
+    /// Offset, 64-byte aligned.
+    pub offset: u64,
+    /// Length.
+    pub bytes: u64,
 }
 
 /// A text file that came with the model.

@@ -9,7 +9,7 @@ use crate::program::{Program, gives_embeddings};
 use crate::{Draft, Error, batch, embed_command};
 use lapidary_abi::experts::Order;
 use lapidary_abi::program::File;
-use lapidary_runtime::exec::{parse_bytes, parse_expert_order};
+use lapidary_runtime::exec::{Memory, parse_expert_order};
 use lapidary_runtime::image::Image;
 use lapidary_runtime::pool::pin_this_thread;
 use lapidary_runtime::{Model, ModelOptions};
@@ -68,7 +68,7 @@ impl Extension for Nothing {
 struct Own {
     threads: usize,
     huge_pages: bool,
-    memory: Option<u64>,
+    memory: Option<Memory>,
     /// As [`ModelOptions::expert_order`], if it is given.
     expert_order: Option<Option<Order>>,
     no_pin: bool,
@@ -130,12 +130,7 @@ fn parse<E: Extension>(args: Vec<String>) -> Result<(Own, Options, E), String> {
                 let n = value.parse().ok().filter(|n| (1..=4096).contains(n));
                 own.threads = n.ok_or_else(|| format!("`{value}` is not a number of threads"))?;
             }
-            "--memory" => {
-                let bytes = parse_bytes(&value);
-                own.memory = Some(
-                    bytes.ok_or_else(|| format!("`{value}` is no number of bytes like 2GiB"))?,
-                );
-            }
+            "--memory" => own.memory = Some(Memory::parse(&value)?),
             "--expert-order" => {
                 let order = parse_expert_order(&value);
                 own.expert_order =
@@ -173,7 +168,7 @@ fn act<E: Extension>(own: &Own, options: &Options, extension: E) -> Result<bool,
         threads: own.threads,
         pin: !own.no_pin,
         huge_pages: own.huge_pages,
-        memory: own.memory,
+        memory: own.memory.clone(),
         expert_order: own.expert_order.unwrap_or(default.expert_order),
     };
     let program = Program::load(image, loading)?.within_budget(options)?;
@@ -217,7 +212,7 @@ fn help<E: Extension>(name: &str, embeds: bool) -> String {
         ("no-pin", "let threads move between cores"),
         (
             "memory SIZE",
-            "have at most so much in memory, such as 2GiB: weights are read again as they are used",
+            "have at most so much in memory, such as 2GiB, or what a file says at any time, as @FILE: weights in parts are used as far as they fit, others are read again as they are used",
         ),
         (
             "expert-order ORDER",
@@ -314,7 +309,7 @@ pub fn run(
         let _ = writeln!(out);
     }
     if options.stats {
-        eprintln!("{}", stats(&summary, generator.model().threads()));
+        eprintln!("{}", stats(&summary, generator.model()));
     }
     Ok(true)
 }
@@ -351,7 +346,8 @@ pub(crate) fn tokens(generator: &Generator, prompt: &str, chat: bool) -> Result<
     generator.encode(&chat::prompt(generator.files(), &[message])?, false)
 }
 
-fn stats(s: &Summary, threads: usize) -> String {
+fn stats(s: &Summary, model: &Model) -> String {
+    let threads = model.threads();
     let rate =
         |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
     // The first token is chosen by the prompt's scores.
@@ -369,6 +365,9 @@ fn stats(s: &Summary, threads: usize) -> String {
     );
     if let Some([proposed, right]) = s.drafted {
         text += &format!("; {right} of {proposed} tokens of the draft accepted");
+    }
+    if let Some([_, used, all]) = model.weight_bytes() {
+        text += &format!("; {used} of {all} bytes of weights used");
     }
     text
 }

@@ -4,12 +4,14 @@
 //! used last, since the programs go round and it is needed again last. It is read from the file again when it is used. While a layer of
 //! experts runs, what its tokens still need leaves after everything else, of the coldest experts first.
 
+use super::limit::{Limit, Memory};
 use crate::error::RunError;
 use crate::memory::{Mapping, Weights};
 use crate::plan::{self, Plan};
 use lapidary_abi::experts::{Unit, leaving};
 use lapidary_abi::program::Place;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What there must be room for besides weights and working memory: code, stacks, tables.
@@ -24,7 +26,7 @@ const NEWS: f32 = 0.1;
 
 /// Weights of a model, in parts, within a limit.
 pub struct Residency {
-    limit: u64,
+    limit: Limit,
     mapping: Arc<Mapping>,
     parts: Mutex<Parts>,
 }
@@ -59,7 +61,7 @@ struct Part {
 impl Residency {
     /// For weights that are mapped from a file; an error if they are not, or if the limit leaves no room for the largest of them.
     pub fn new(
-        limit: u64,
+        memory: Memory,
         plan: &Plan,
         weights: &Weights,
         working: usize,
@@ -75,6 +77,7 @@ impl Residency {
                 "memory cannot be limited on this system".to_owned(),
             ));
         }
+        let limit = Limit::new(memory)?;
         let parts = plan.values.iter().filter_map(|v| match v.place {
             Place::Weights { offset, bytes } => {
                 let part = Part {
@@ -92,9 +95,10 @@ impl Residency {
         let all: HashMap<u64, Part> = parts.collect();
         let largest = all.values().map(|p| p.bytes).max().unwrap_or(0);
         let least = largest + working as u64 + BASE;
-        if limit < least {
+        let bytes = limit.bytes();
+        if bytes < least {
             return Err(RunError::Input(format!(
-                "the model needs {least} bytes of memory at least, the limit is {limit}"
+                "the model needs {least} bytes of memory at least, the limit is {bytes}"
             )));
         }
         Ok(Residency {
@@ -105,6 +109,18 @@ impl Residency {
                 ..Parts::default()
             }),
         })
+    }
+
+    /// Weights in this range have left.
+    pub fn left(&self, range: Range<u64>) {
+        let mut parts = self.parts();
+        let inside = parts.all.iter_mut().filter(|p| range.contains(p.0));
+        inside.for_each(|(_, part)| part.held = false);
+    }
+
+    /// Bytes that there are for weights beside working memory and states of so many bytes.
+    pub fn room(&self, beside: u64) -> u64 {
+        self.limit.bytes().saturating_sub(beside + BASE + FRESH)
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
@@ -132,7 +148,8 @@ impl Residency {
         }
         parts.launching = needed;
         if needed > 0 {
-            self.make_room(&mut parts, self.limit.saturating_sub(FRESH), |_| true);
+            let limit = self.limit.bytes().saturating_sub(FRESH);
+            self.make_room(&mut parts, limit, |_| true);
         }
     }
 
@@ -146,7 +163,7 @@ impl Residency {
         let bytes = part.bytes;
         (part.held, part.arriving) = (true, true);
         parts.arriving += bytes;
-        let limit = self.limit.saturating_sub(2 * FRESH);
+        let limit = self.limit.bytes().saturating_sub(2 * FRESH);
         let has_room = self.make_room(&mut parts, limit, |part| part.wanted.is_none());
         if !has_room {
             parts.arriving -= bytes;
@@ -220,40 +237,4 @@ fn resident() -> Option<u64> {
     // SAFETY: asks for a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(page).ok().map(|page| pages * page)
-}
-
-/// A number of bytes as people write it: `2GiB`, `500MB`, `1000000`.
-pub fn parse_bytes(text: &str) -> Option<u64> {
-    const UNITS: [(&str, u64); 7] = [
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-        ("GB", 1_000_000_000),
-        ("MB", 1_000_000),
-        ("kB", 1_000),
-        ("B", 1),
-    ];
-    let unit = UNITS.iter().find(|(name, _)| text.ends_with(name));
-    let (number, factor) = match unit {
-        Some((name, factor)) => (&text[..text.len() - name.len()], *factor),
-        None => (text, 1),
-    };
-    let number: f64 = number.trim().parse().ok()?;
-    let bytes = number * factor as f64;
-    (1.0..9e18).contains(&bytes).then_some(bytes as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_bytes_are_read() {
-        assert_eq!(parse_bytes("2GiB"), Some(2 << 30));
-        assert_eq!(parse_bytes("0.5 MB"), Some(500_000));
-        assert_eq!(parse_bytes("1000"), Some(1000));
-        for wrong in ["", "GiB", "-1MB", "many", "0", "1e40GB", "nan"] {
-            assert_eq!(parse_bytes(wrong), None, "{wrong}");
-        }
-    }
 }

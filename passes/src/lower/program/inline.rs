@@ -124,10 +124,37 @@ impl Lowerer {
         let cheap = matches!(from, Fuse::View | Fuse::Reshape);
         match to.fuse {
             Fuse::Pointwise => cheap || same(v, node.results[0]),
-            Fuse::View | Fuse::Reshape => first_only && (cheap || same(v, node.results[0])),
+            Fuse::View | Fuse::Reshape => {
+                first_only && (cheap || same(v, node.results[0]) || self.is_decoded_table(v, c))
+            }
             Fuse::Reduce => first_only && from != Fuse::Reduce,
             Fuse::Never => false,
         }
+    }
+
+    /// True for a large table that is computed of constants, and of which a node looks up rows: a run decodes those that it needs,
+    /// and memory holds the table as it is stored.
+    fn is_decoded_table(&self, v: ValueId, c: NodeId) -> bool {
+        const LARGE: i64 = 1 << 16;
+        let module = &self.facts.module;
+        let node = module.node(c);
+        let elements = module.value(v).ty.shape().and_then(|s| {
+            let mut each = s.iter().map(Dim::as_const);
+            each.try_fold(1i64, |n, d| n.checked_mul(d?))
+        });
+        let rows = node.op.name == "gather" && node.int("axis") == Ok(0);
+        if !rows || elements.is_none_or(|n| n < LARGE) {
+            return false;
+        }
+        let (mut left, mut constants) = (vec![v], false);
+        while let Some(v) = left.pop() {
+            match module.producer(v) {
+                Some(p) => left.extend(module.node(p).operands.iter().flatten()),
+                None if module.as_constant(v).is_some() => constants = true,
+                None => return false,
+            }
+        }
+        constants
     }
 
     /// True if a node becomes a library call.
