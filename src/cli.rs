@@ -114,7 +114,7 @@ pub struct Model {
     pub image_std: Option<[f32; 3]>,
     /// Compress weights only to codes of 2 to 8 bits that products read as they are: memory holds what is multiplied as small as the
     /// file does, and a token reads no more. What is chosen otherwise is smaller in the file, and decoded when the model is loaded, as
-    /// tables whose rows are looked up and filters of convolutions are in either case.
+    /// filters of convolutions are in either case.
     #[arg(long, requires = "asked", conflicts_with_all = ["recipe", "quantize"])]
     pub packed: bool,
     /// Keep weights in parts, so that a program uses as many of them as its `--memory` has room for, and changes that while it runs: with

@@ -262,6 +262,7 @@ struct Terms {
 
 impl Terms {
     fn of(term: &Encoding) -> Result<Terms, Error> {
+        term.check()?;
         let of_inputs = term.ctor.name == "scale"
             && {
                 let of = &term.children[0];
@@ -283,21 +284,18 @@ impl Terms {
 
 /// True for a term of which there are parts.
 fn has_parts(term: &Encoding) -> bool {
+    let second = term.children.get(1);
     term.elem == ElemType::F32
         && match term.ctor.name {
-            "sum" => term.children.len() > 1,
-            "scale" => has_parts(&term.children[1]),
-            "affine" => {
-                let codes = &term.children[1];
-                codes.ctor.name == "bits" && codes.children.len() > 1
-            }
+            "sum" => second.is_some(),
+            "scale" => second.is_some_and(|e| has_parts(e)),
+            "affine" => second.is_some_and(|c| c.ctor.name == "bits" && c.children.len() > 1),
             _ => false,
         }
 }
 
 /// The parts of a term, of which it is the sum.
 fn parts(term: &Encoding) -> Result<Vec<Encoding>, Error> {
-    term.check()?;
     let children = || term.children.iter();
     Ok(match term.ctor.name {
         "sum" => children().map(|c| c.as_ref().clone()).collect(),

@@ -209,6 +209,34 @@ fn compressed_programs_write_too() {
     assert_eq!((status, out.len()), (Some(0), 17), "{message}");
 }
 
+#[test]
+fn programs_use_the_weights_that_there_is_memory_for() {
+    let folder = checkpoint(128, endless());
+    let program = build(&folder, &["--adjustable"]);
+    let (prompt, _) = reference();
+    // Text, and bytes of weights that are used, and of all.
+    let text = |more: &[&str]| {
+        let args = [&["--max-tokens", "24", "--stats"], more].concat();
+        let (status, out, message) = self::run(&program, &args, &prompt);
+        assert_eq!(status, Some(0), "{message}");
+        let words: Vec<&str> = message.split_whitespace().collect();
+        let numbers = words.windows(4).find(|w| w[1] == "of" && w[3] == "bytes");
+        let numbers = numbers.unwrap_or_else(|| panic!("{message}"));
+        let number = |i: usize| numbers[i].parse::<u64>().expect("a number");
+        (out, number(0), number(2))
+    };
+    let (whole, used, all) = text(&[]);
+    assert_eq!(used, all);
+    assert_eq!(text(&["--memory", "1GiB"]), (whole.clone(), all, all));
+    // There is no room beside what the process itself takes.
+    let (_, few, _) = text(&["--memory", "24MiB"]);
+    assert!(few < all, "{few} of {all} bytes");
+    let limit = folder.path().join("limit");
+    fs::write(&limit, "1GiB\n").expect("written");
+    let file = format!("@{}", str(&limit));
+    assert_eq!(text(&["--memory", &file]), (whole, all, all));
+}
+
 /// Writes a model to a GGUF file as it is, vocabulary and all.
 fn gguf(folder: &Path, place: &Path) -> PathBuf {
     let [file, recipe] = ["m.gguf", "keep.toml"].map(|n| place.join(n));

@@ -46,6 +46,15 @@ impl Parts {
         ]
     }
 
+    /// Where the weights end that a run of so many parts uses.
+    pub fn end(&self, used: i64) -> u64 {
+        let left = usize::try_from(used)
+            .ok()
+            .and_then(|used| self.detail.parts.get(used..));
+        let mut left = left.into_iter().flatten().filter(|p| p.bytes > 0);
+        left.next().map_or(u64::MAX, |p| p.offset)
+    }
+
     /// The most parts with which the weights take no more than so many bytes; none if not even without any.
     fn fitting(&self, bytes: u64) -> usize {
         self.sizes
@@ -101,6 +110,7 @@ mod tests {
             assert_eq!((now, gone.len()), (used, left));
             assert_eq!(parts.bytes(), [128, of_weights, 320]);
         }
+        assert_eq!([0, 2, 3].map(|used| parts.end(used)), [128, 256, u64::MAX]);
         parts.limit(200);
         for (bytes, used) in [(None, 1), (Some(150), 0), (Some(1000), 1)] {
             assert_eq!(parts.begin(bytes).0, used);

@@ -121,9 +121,12 @@ impl<'a> Run<'a, '_> {
             .map(|n| n.map(|n| u64::try_from(n).unwrap_or(0)))
             .collect::<Result<Vec<u64>, _>>()?;
         let model = self.model;
+        // Parts of the weights that this run does not use lie behind all that it does.
+        let parts = model.parts.as_ref();
+        let end = parts.map_or(u64::MAX, |p| p.end(self.frame.symbols[p.symbol]));
         let loads = match (&model.weights, model.options.expert_order) {
             (Weights::Mapped(mapping), Some(order)) => {
-                let loads = missing(mapping, experts, &tokens, order);
+                let loads = missing(mapping, units(experts, &tokens, end), order);
                 Some((mapping, loads)).filter(|(_, loads)| !loads.is_empty())
             }
             _ => None,
@@ -133,7 +136,7 @@ impl<'a> Run<'a, '_> {
         };
         let residency = model.residency.as_ref();
         if let Some(residency) = residency {
-            residency.expect(units(experts, &tokens));
+            residency.expect(units(experts, &tokens, end));
         }
         let result = self.while_reading(experts, mapping, &loads);
         if let Some(residency) = residency {
@@ -206,16 +209,18 @@ impl<'a> Run<'a, '_> {
     }
 }
 
-/// The weights of experts that tokens chose, as units.
+/// The weights of experts that tokens chose, as units, but for those that lie behind `end`.
 fn units<'e>(
     experts: &'e [Expert],
     tokens: &'e [u64],
+    end: u64,
 ) -> impl Iterator<Item = (Unit, Part)> + use<'e> {
     let chosen = experts.iter().zip(tokens).enumerate();
     chosen
         .filter(|(_, (_, tokens))| **tokens > 0)
-        .flat_map(|(expert, (e, &tokens))| {
-            e.weights.iter().enumerate().map(move |(plane, &part)| {
+        .flat_map(move |(expert, (e, &tokens))| {
+            let used = e.weights.iter().filter(move |part| part.offset < end);
+            used.enumerate().map(move |(plane, &part)| {
                 let unit = Unit {
                     expert,
                     plane,
@@ -227,9 +232,13 @@ fn units<'e>(
 }
 
 /// Those that are not in memory, in the order in which they are read.
-fn missing(mapping: &Mapping, experts: &[Expert], tokens: &[u64], order: Order) -> Vec<Load> {
+fn missing(
+    mapping: &Mapping,
+    units: impl Iterator<Item = (Unit, Part)>,
+    order: Order,
+) -> Vec<Load> {
     let mut loads: Vec<Load> = vec![];
-    for (unit, part) in units(experts, tokens) {
+    for (unit, part) in units {
         if !mapping.is_in_memory(part.offset as usize, part.bytes as usize) {
             // There are few, and the library's sort would be a tenth of the code here.
             let at = loads.partition_point(|l| order.key(&l.unit) <= order.key(&unit));
