@@ -4,8 +4,8 @@ use crate::lower::testing::run_from;
 use crate::lower::{Lowered, Options, lower};
 use crate::methods::matrix::Matrix;
 use crate::methods::{Layer, METHODS, Settings};
-use lapidary_ir::eval;
 use lapidary_ir::target::Target;
+use lapidary_ir::{Tensor, eval};
 
 /// A weight `[o, i]` as a method makes it.
 fn made(method: &str, bits: u32, [o, i]: [usize; 2], seed: u64) -> Encoding {

@@ -69,6 +69,8 @@ pub fn part(facts: &Facts, n: NodeId) -> Result<Option<usize>, OpError> {
 pub fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let node = low.facts.module.node(n);
     let (out, detail) = (node.results[0], node.need(3)?);
+    let part = part(&low.facts, n)?.unwrap_or(0);
+    low.know_part(part);
     let contents = low.facts.contents.get(&detail).cloned();
     let Some((mut plan, contents)) = linear::plan(&low.facts, n).zip(contents) else {
         return low.elements(n, out, where_used);
@@ -80,7 +82,6 @@ pub fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
         }
         None => low.elements(n, out, sum)?,
     }
-    let part = part(&low.facts, n)?.unwrap_or(0);
     let beyond = &contents[0] - &Dim::from(part);
     let one = Dim::from(1i64);
     plan.residual = Some(out);

@@ -29,6 +29,15 @@ impl Lowerer {
         });
     }
 
+    /// Notes that there is a part.
+    pub(in crate::lower) fn know_part(&mut self, part: usize) {
+        if let Some(parts) = &mut self.parts
+            && parts.pieces.len() <= part
+        {
+            parts.pieces.resize(part + 1, vec![]);
+        }
+    }
+
     /// Notes that nothing but a node's part reads a weight, if it is of a part. What is decoded when the model is loaded lies nowhere
     /// among the weights.
     pub(in crate::lower) fn note_part(
@@ -41,13 +50,7 @@ impl Lowerer {
         };
         let value = self.stored(weight)? as usize;
         let place = self.program.values.get(value).map(|v| &v.place);
-        let Some(parts) = &mut self.parts else {
-            return Ok(());
-        };
-        if parts.pieces.len() <= part {
-            parts.pieces.resize(part + 1, vec![]);
-        }
-        if let Some(&Place::Weights { offset, .. }) = place {
+        if let (Some(&Place::Weights { offset, .. }), Some(parts)) = (place, &mut self.parts) {
             parts.pieces[part].push(offset);
         }
         Ok(())

@@ -125,7 +125,8 @@ impl Lowerer {
         match to.fuse {
             Fuse::Pointwise => cheap || same(v, node.results[0]),
             Fuse::View | Fuse::Reshape => {
-                first_only && (cheap || same(v, node.results[0]) || self.is_decoded_table(v, c))
+                let decoded = from != Fuse::Reduce && self.is_decoded_table(v, c);
+                first_only && (cheap || same(v, node.results[0]) || decoded)
             }
             Fuse::Reduce => first_only && from != Fuse::Reduce,
             Fuse::Never => false,
