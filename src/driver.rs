@@ -69,6 +69,27 @@ impl Compression {
     }
 }
 
+impl Compression {
+    /// Does it to a module's weights.
+    ///
+    /// # Errors
+    /// The budget cannot be met, or the recipe does not fit.
+    pub fn apply(
+        &self,
+        module: &mut Module,
+        means: &Means,
+    ) -> Result<compress::Report, CompressError> {
+        match self {
+            Compression::Goal(goal) => compress::compress(module, goal, means),
+            Compression::Recipe(recipe) => compress::follow(module, recipe, means),
+            Compression::Stacks => {
+                let recipe = compress::stacked(module);
+                compress::follow(module, &recipe, means)
+            }
+        }
+    }
+}
+
 impl From<Activations> for Compression {
     /// Weights stay as they are, but for those that are multiplied with codes.
     fn from(activations: Activations) -> Compression {
@@ -275,20 +296,9 @@ pub fn compress(
         (false, true) => Some(&compress::packed),
         (false, false) => None,
     };
-    with_means(
-        module,
-        file,
-        options,
-        levels,
-        |module, means| match compression {
-            Compression::Goal(goal) => compress::compress(module, goal, means),
-            Compression::Recipe(recipe) => compress::follow(module, recipe, means),
-            Compression::Stacks => {
-                let recipe = compress::stacked(module);
-                compress::follow(module, &recipe, means)
-            }
-        },
-    )
+    with_means(module, file, options, levels, |module, means| {
+        compression.apply(module, means)
+    })
     .map(Some)
 }
 
@@ -427,11 +437,11 @@ pub fn compile(
 
 /// Splits weights into parts.
 fn split(module: &mut Module, file: &str) -> Result<(), Error> {
-    let adjusted = adjust(module).map_err(|e| Error::Weights {
+    let parts = adjust(module).map_err(|e| Error::Weights {
         file: file.to_owned(),
         reason: e.0,
     })?;
-    if adjusted.parts > 0 {
+    if parts > 0 {
         return Ok(());
     }
     Err(Error::Usage {

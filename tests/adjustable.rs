@@ -108,6 +108,11 @@ fn results(model: &Model) -> Vec<f32> {
     [1, 3, 37].map(of).concat()
 }
 
+/// The results with the weights as they are.
+fn whole(folder: &Path, network: &Path) -> Vec<f32> {
+    results(&load(&image(network, &folder.join("whole"), &[]), None))
+}
+
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     let square = |v: f32| f64::from(v).powi(2);
     let between: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
@@ -118,10 +123,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 fn more_memory_brings_results_nearer_while_a_program_runs() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let network = network(folder.path());
-    let whole = results(&load(
-        &image(&network, &folder.path().join("whole"), &[]),
-        None,
-    ));
+    let whole = whole(folder.path(), &network);
     let path = folder.path().join("parts");
     let report = report(&network, &path, &["--adjustable"]);
     let bytes = |name: &str| report[name].as_u64().expect("a number");
@@ -170,10 +172,7 @@ fn more_memory_brings_results_nearer_while_a_program_runs() {
 fn weights_in_planes_and_blocks_of_signs_are_adjustable_too() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let network = network(folder.path());
-    let whole = results(&load(
-        &image(&network, &folder.path().join("whole"), &[]),
-        None,
-    ));
+    let whole = whole(folder.path(), &network);
     for (method, bits) in [("nested", 6), ("bitstack", 4)] {
         let recipe = folder.path().join("recipe.toml");
         let entry =

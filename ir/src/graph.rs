@@ -304,18 +304,17 @@ impl Module {
 
     /// Replaces every use of `old` (operands and region outputs) by `new`.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {
-        for node in &mut self.nodes {
-            node.operands
-                .iter_mut()
-                .filter(|o| **o == Some(old))
-                .for_each(|o| *o = Some(new));
-        }
-        for region in &mut self.regions {
-            region
-                .outputs
-                .iter_mut()
-                .filter(|o| **o == old)
-                .for_each(|o| *o = new);
+        self.replace_each(|v| (v == old).then_some(new));
+    }
+
+    /// Replaces every use of each value that there is another for.
+    pub fn replace_each(&mut self, by: impl Fn(ValueId) -> Option<ValueId>) {
+        let operands = self.nodes.iter_mut().flat_map(|n| &mut n.operands);
+        let outputs = self.regions.iter_mut().flat_map(|r| &mut r.outputs);
+        for v in operands.flatten().chain(outputs) {
+            if let Some(new) = by(*v) {
+                *v = new;
+            }
         }
     }
 

@@ -32,20 +32,12 @@ use terms::{Terms, has_parts, signs, size};
 /// Name of the input that says how many parts are used.
 const DETAIL: &str = "detail";
 
-/// What became of the weights of a module.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adjusted {
-    /// Weights in parts.
-    pub weights: usize,
-    /// Parts that may be left out.
-    pub parts: usize,
-}
-
-/// Splits weights that only products read, if their terms have parts. The module gets an input that says how many of them are used.
+/// Splits weights that only products read, if their terms have parts. The module gets an input that says how many of them are used; how many parts there
+/// are is returned, 0 if no weight has any.
 ///
 /// # Errors
 /// A term does not decode.
-pub fn adjust(module: &mut Module) -> Result<Adjusted, OpError> {
+pub fn adjust(module: &mut Module) -> Result<usize, OpError> {
     let mut weights: Vec<(ValueId, Terms)> = vec![];
     let mut known: Vec<ValueId> = taken(module, |_, c| has_parts(c.encoding()))
         .into_iter()
@@ -57,14 +49,10 @@ pub fn adjust(module: &mut Module) -> Result<Adjusted, OpError> {
         weights.extend(terms.map(|terms| (v, terms)));
     }
     if weights.is_empty() {
-        return Ok(Adjusted::default());
+        return Ok(0);
     }
     let order = order(&weights).map_err(|e| OpError::new(e.to_string()))?;
     let detail = module.add_input(Module::TOP, DETAIL, Type::tensor(ElemType::I64, [0i64; 0]));
-    let adjusted = Adjusted {
-        weights: weights.len(),
-        parts: order.len(),
-    };
     let mut split = HashMap::new();
     for (weight, terms) in weights {
         let name = module.value(weight).name.clone();
@@ -77,6 +65,7 @@ pub fn adjust(module: &mut Module) -> Result<Adjusted, OpError> {
         split.insert(weight, Weight { scales, parts });
     }
     let fresh = Cell::new(first_fresh(module));
+    let mut sums = HashMap::new();
     for region in module.reachable_regions() {
         let nodes = std::mem::take(&mut module.region_mut(region).nodes);
         for n in nodes {
@@ -89,11 +78,12 @@ pub fn adjust(module: &mut Module) -> Result<Adjusted, OpError> {
             let name = module.node(n).name.clone();
             let mut b = Builder::new(module, region, &name, &fresh);
             let sum = split[&weight].product(&mut b, x, detail, number)?;
-            module.replace_uses(result, sum);
+            sums.insert(result, sum);
         }
     }
+    module.replace_each(|v| sums.get(&v).copied());
     module.remove_dead_nodes();
-    Ok(adjusted)
+    Ok(order.len())
 }
 
 /// The constant that a product reads transposed.

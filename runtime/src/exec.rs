@@ -355,6 +355,9 @@ impl Model {
             None => self.new_frame()?,
         };
         frame.begin(&self.plan);
+        if let Some(residency) = &self.residency {
+            residency.look();
+        }
         if let Some(parts) = &self.parts {
             frame.symbols[parts.symbol] = self.parts_for(parts, state) as i64;
         }

@@ -96,11 +96,7 @@ pub fn compress(args: &Compress) -> Result<(), Error> {
             {
                 return Err(CompressError::Undone(first));
             }
-            let report = match &compression {
-                Compression::Recipe(recipe) => compress::follow(module, recipe, means),
-                Compression::Goal(goal) => compress::compress(module, goal, means),
-                Compression::Stacks => compress::follow(module, &compress::stacked(module), means),
-            };
+            let report = compression.apply(module, means);
             report.map(|r| Made::Report(Box::new(r)))
         },
     )?;

@@ -84,7 +84,6 @@ fn bar(windows: usize) -> ProgressBar {
 
 fn report(args: &Eval, seq: usize, found: &Evaluation, weights: Option<[u64; 3]>) {
     let score = &found.score;
-    let weights = weights.map(|[least, used, all]| [used, least, all]);
     let name = |path: &Path| path.display().to_string();
     let pair = args.against.as_ref().zip(found.other.as_ref());
     if args.model.json {
@@ -95,7 +94,7 @@ fn report(args: &Eval, seq: usize, found: &Evaluation, weights: Option<[u64; 3]>
             })
         });
         let report = serde_json::json!({
-            "model": name(&args.model.model), "seq": seq, "windows": found.windows, "tokens": score.tokens, "weights_bytes": weights.map(|w| w[0]),
+            "model": name(&args.model.model), "seq": seq, "windows": found.windows, "tokens": score.tokens, "weights_bytes": weights.map(|[_, used, _]| used),
             "nll": score.mean_nll(), "perplexity": score.perplexity(), "against": against,
         });
         print(&format!("{report}\n"));
@@ -108,7 +107,7 @@ fn report(args: &Eval, seq: usize, found: &Evaluation, weights: Option<[u64; 3]>
         score.mean_nll(),
         found.windows
     ));
-    if let Some([used, least, all]) = weights {
+    if let Some([least, used, all]) = weights {
         print(&format!(
             "weights: {used} bytes used, of at least {least} and at most {all}\n"
         ));

@@ -38,6 +38,16 @@ impl Bindings {
     }
 }
 
+/// What a loop stores last, a tile of two axes: the tile, its columns, and which statement is the loop inside that makes it.
+pub fn tile_loop(body: &[Stmt]) -> Option<(Var, &Axis, usize)> {
+    let Op::Store { x, axes, .. } = &body.last()?.op else {
+        return None;
+    };
+    let [_, columns] = &axes[..] else { return None };
+    let inner = body.iter().position(|s| s.op.bodies().next().is_some())?;
+    Some((*x, columns, inner))
+}
+
 /// A pattern of one loop alone: the index that it begins at is a constant of somebody else.
 pub fn loop_alone(written: KernelBuilder) -> Kernel {
     let mut pattern = written.finish();

@@ -32,7 +32,7 @@
 use super::build::KernelBuilder;
 use super::call::{Call, Operand, fields};
 use super::contraction::Facts;
-use super::pattern::{Bindings, unify};
+use super::pattern::{Bindings, tile_loop, unify};
 use super::*;
 pub use lapidary_abi::kernel::SPARSE_SHAPES;
 use lapidary_abi::kernel::{Import, SPARSE_LANES_I8, SPARSE_ROWS_I8, SparseF32, SparseI8};
@@ -289,12 +289,8 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<SparseTile> {
         return None;
     };
     // What the form certainly has, and which of its parts are there.
-    let Op::Store { x, axes, .. } = &body.last()?.op else {
-        return None;
-    };
-    let [_, columns] = &axes[..] else { return None };
-    let form = Form::of(facts.ty(*x))?;
-    let inner = body.iter().position(|s| s.op.bodies().next().is_some())?;
+    let (x, columns, inner) = tile_loop(body)?;
+    let form = Form::of(facts.ty(x))?;
     if !carried.is_empty() {
         return None;
     }

@@ -70,10 +70,10 @@ fn with_all_parts_results_are_those_of_the_weights() {
         let terms = [0, 1].map(|i| made(method, bits, shapes[i], 3 + i as u64));
         let whole = module(terms);
         let mut split = whole.clone();
-        let adjusted = adjust(&mut split).expect("decodes");
-        assert_eq!(adjusted.weights, 2, "{method}");
+        let parts = adjust(&mut split).expect("decodes");
+        assert!(parts >= 2 && parts % 2 == 0, "{method}: {parts}");
         let x = || numbers(&[5, 64], 9).into();
-        let parts = Tensor::from_int(ElemType::I64, [], vec![adjusted.parts as i128]);
+        let parts = Tensor::from_int(ElemType::I64, [], vec![parts as i128]);
         let want = eval::run(&whole, vec![x()]).expect("runs");
         let got = eval::run(&split, vec![x(), parts.into()]).expect("runs");
         near(&all(&got), &all(&want), method);
@@ -90,7 +90,7 @@ fn compiled_programs_use_the_parts_they_are_told() {
         ("bitstack", false),
     ] {
         let mut m = module([0, 1].map(|i| made(method, 4, shapes[i], 5 + i as u64)));
-        let parts = adjust(&mut m).expect("decodes").parts;
+        let parts = adjust(&mut m).expect("decodes");
         let options = Options {
             round,
             ..Options::default()
@@ -127,7 +127,7 @@ fn compiled_programs_use_the_parts_they_are_told() {
 fn each_part_brings_results_nearer() {
     let shape = [[64, 64], [64, 64]];
     let mut m = module([0, 1].map(|i| made("stack", 8, shape[i], 7 + i as u64)));
-    let parts = adjust(&mut m).expect("decodes").parts;
+    let parts = adjust(&mut m).expect("decodes");
     assert_eq!(parts, 4);
     let at = |used: usize| {
         let detail = Tensor::from_int(ElemType::I64, [], vec![used as i128]);
@@ -161,7 +161,7 @@ fn other_weights_stay_whole() {
     m.region_mut(Module::TOP).outputs.push(rows);
     m.output_names.push("rows".into());
     let before = m.top().nodes.len();
-    assert_eq!(adjust(&mut m), Ok(Adjusted::default()));
+    assert_eq!(adjust(&mut m), Ok(0));
     assert_eq!((m.top().inputs.len(), m.top().nodes.len()), (1, before));
 }
 

@@ -34,7 +34,7 @@ use stored::Stored;
 pub static RULES: &[Rule] = &[Rule::scheduled("round_blocks", element, schedule)];
 
 /// What multiplies its first operand with its second.
-const PRODUCTS: [&str; 3] = ["matmul", "fused_linear", "refine"];
+pub const PRODUCTS: [&str; 3] = ["matmul", "fused_linear", "refine"];
 
 /// Operations worth waking another thread for.
 const THREAD_WORK: i64 = 64 << 10;

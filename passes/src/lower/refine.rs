@@ -7,16 +7,18 @@
 //! A part that is not used costs a step without blocks, and its weights are never read. How many parts are used is a symbol of the
 //! program, which whoever runs it binds: the input that the graph has for it is none of the program.
 
+use super::blocked::{self, PRODUCTS};
 use super::expand::Facts;
 use super::linear::{self, element, product_steps};
-use super::{Element, Lowerer, blocked};
+use super::{Element, Lowerer};
 use crate::lower::expr::E;
 use crate::lower::index::Pos;
 use lapidary_abi::program::Place;
 use lapidary_ir::graph::Def;
 use lapidary_ir::kernel::Binary;
 use lapidary_ir::ops::OpError;
-use lapidary_ir::{Dim, ElemType, Module, NodeId, ValueId};
+use lapidary_ir::{Dim, ElemType, Module, NodeId, RegionId, ValueId};
+use std::collections::{HashMap, HashSet};
 
 /// True for a node whose last operand is an input of the module; others decompose.
 pub fn takes(module: &Module, n: NodeId) -> bool {
@@ -75,7 +77,7 @@ pub fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     let Some((mut plan, contents)) = linear::plan(&low.facts, n).zip(contents) else {
         return low.elements(n, out, where_used);
     };
-    match plan.residual.filter(|&sum| is_own(low, n, sum)) {
+    match plan.residual.filter(|&sum| low.is_own_sum(sum)) {
         Some(sum) => {
             let place = low.stored(sum)?;
             low.declare(out, Place::Alias(place));
@@ -93,28 +95,33 @@ pub fn steps(low: &mut Lowerer, n: NodeId) -> Result<(), OpError> {
     }
 }
 
-/// True for a sum that a product wrote for this node alone: it may be written over.
-fn is_own(low: &Lowerer, n: NodeId, sum: ValueId) -> bool {
-    let module = &low.facts.module;
-    let regions = module.reachable_regions();
-    let reads = |v: ValueId| {
-        let regions = regions.iter().map(|&r| module.region(r));
-        regions.fold(0, |count, region| {
-            let operands = region.nodes.iter().flat_map(|&n| &module.node(n).operands);
-            let outputs = region.outputs.iter().filter(|&&o| o == v).count();
-            count + outputs + operands.filter(|o| **o == Some(v)).count()
-        })
+/// Sums that a product wrote for one node of the same region alone: it may write over them.
+pub fn own_sums(module: &Module) -> HashSet<ValueId> {
+    let (mut reads, mut homes) = (HashMap::<ValueId, usize>::new(), HashMap::new());
+    let mut sums = vec![];
+    for r in module.reachable_regions() {
+        let region = module.region(r);
+        let operands = region.nodes.iter().flat_map(|&n| &module.node(n).operands);
+        for &v in operands.flatten().chain(&region.outputs) {
+            *reads.entry(v).or_default() += 1;
+        }
+        for &n in &region.nodes {
+            homes.insert(n, r);
+            let node = module.node(n);
+            if node.op.name == "refine" {
+                sums.extend(node.operand(2).map(|sum| (sum, r)));
+            }
+        }
+    }
+    let is_own = |&(sum, home): &(ValueId, RegionId)| {
+        let by = module.producer(sum);
+        let product = by.is_some_and(|p| PRODUCTS.contains(&module.node(p).op.name));
+        product && reads[&sum] == 1 && by.and_then(|p| homes.get(&p)) == Some(&home)
     };
-    let home = |n: NodeId| {
-        regions
-            .iter()
-            .find(|&&r| module.region(r).nodes.contains(&n))
-    };
-    let product = module.producer(sum).is_some_and(|p| {
-        let op = module.node(p).op.name;
-        matches!(op, "matmul" | "fused_linear" | "refine") && home(p) == home(n)
-    });
-    product && reads(sum) == 1
+    sums.into_iter()
+        .filter(is_own)
+        .map(|(sum, _)| sum)
+        .collect()
 }
 
 /// The element of what a product is added to.

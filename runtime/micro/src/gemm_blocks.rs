@@ -57,6 +57,20 @@ pub(crate) const fn low_bits(bits: usize) -> u8 {
     (0xFFu16 >> (8 - bits)) as u8
 }
 
+/// `$rows::<BITS>($g)` for the bits of the codes of a block.
+macro_rules! for_width {
+    ($rows:ident, $g:ident) => {
+        match $g.bits {
+            2 => $rows::<2>($g),
+            3 => $rows::<3>($g),
+            4 => $rows::<4>($g),
+            5 => $rows::<5>($g),
+            6 => $rows::<6>($g),
+            _ => $rows::<8>($g),
+        }
+    };
+}
+
 /// Checks what memory safety does not depend on, but results do.
 #[inline(always)]
 fn check(g: &GemmBlocks) {

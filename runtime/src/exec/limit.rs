@@ -1,7 +1,8 @@
 //! How much memory a model may have: a number of bytes, or what a file says from time to time.
 
 use crate::error::RunError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -29,16 +30,12 @@ impl Memory {
     }
 }
 
-/// A limit, as it is now.
+/// A limit, as it was when it was last looked at.
 pub struct Limit {
     memory: Memory,
-    read: Mutex<Read>,
-}
-
-/// What a file said.
-struct Read {
-    bytes: u64,
-    modified: Option<SystemTime>,
+    bytes: AtomicU64,
+    /// When the file was written that said so.
+    modified: Mutex<Option<SystemTime>>,
 }
 
 impl Limit {
@@ -47,45 +44,56 @@ impl Limit {
     /// # Errors
     /// The file cannot be read, or holds no number of bytes.
     pub fn new(memory: Memory) -> Result<Limit, RunError> {
-        let read = match &memory {
-            Memory::Bytes(bytes) => Read {
-                bytes: *bytes,
-                modified: None,
-            },
+        let (bytes, modified) = match &memory {
+            Memory::Bytes(bytes) => (*bytes, None),
             Memory::File(path) => {
-                let wrong = |e: String| {
-                    RunError::Input(format!("the limit of memory in {}: {e}", path.display()))
-                };
-                let modified = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-                let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-                let bytes = parse_bytes(text.trim());
-                let bytes = bytes.ok_or_else(|| wrong("is no number of bytes like 2GiB".into()))?;
-                Read { bytes, modified }
+                let modified = written(path);
+                let bytes = said(path).map_err(|e| {
+                    let file = path.display();
+                    RunError::Input(format!("the limit of memory in {file}: {e}"))
+                })?;
+                (bytes, modified)
             }
         };
         Ok(Limit {
             memory,
-            read: Mutex::new(read),
+            bytes: AtomicU64::new(bytes),
+            modified: Mutex::new(modified),
         })
     }
 
-    /// Bytes. A file is read again if it was written since; while it holds no number the last one holds.
-    pub fn bytes(&self) -> u64 {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Memory::File(path) = &self.memory
-            && let Ok(modified) = std::fs::metadata(path).and_then(|m| m.modified())
-            && read.modified != Some(modified)
+    /// Reads a file again that was written since; while it holds no number the last one holds.
+    pub fn look(&self) {
+        let Memory::File(path) = &self.memory else {
+            return;
+        };
+        let mut before = self.modified.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = written(path);
+        // What is no number is still being written, perhaps within the same tick of the clock.
+        if now.is_some()
+            && now != *before
+            && let Ok(bytes) = said(path)
         {
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            if let Some(bytes) = parse_bytes(text.trim()) {
-                *read = Read {
-                    bytes,
-                    modified: Some(modified),
-                };
-            }
+            *before = now;
+            self.bytes.store(bytes, Ordering::Relaxed);
         }
-        read.bytes
     }
+
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// When a file was last written, as far as that is known.
+fn written(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+/// The number of bytes that a file holds.
+fn said(path: &Path) -> Result<u64, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+    parse_bytes(text.trim()).ok_or_else(|| "is no number of bytes like 2GiB".to_owned())
 }
 
 /// A number of bytes as people write it: `2GiB`, `500MB`, `1000000`.
@@ -150,13 +158,18 @@ mod tests {
         write("3MB\n");
         let limit = Limit::new(memory()).expect("a limit");
         assert_eq!(limit.bytes(), 3_000_000);
+        let now = || {
+            limit.look();
+            limit.bytes()
+        };
         write("4MB\n");
-        assert_eq!(limit.bytes(), 4_000_000);
+        assert_eq!(limit.bytes(), 3_000_000, "nobody has looked");
+        assert_eq!(now(), 4_000_000);
         write("");
-        assert_eq!(limit.bytes(), 4_000_000, "it is being written");
+        assert_eq!(now(), 4_000_000, "it is being written");
         write("1MB");
-        assert_eq!(limit.bytes(), 1_000_000);
+        assert_eq!(now(), 1_000_000);
         std::fs::remove_dir_all(&folder).expect("it is there");
-        assert_eq!(limit.bytes(), 1_000_000, "it is gone");
+        assert_eq!(now(), 1_000_000, "it is gone");
     }
 }

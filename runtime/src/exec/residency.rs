@@ -118,6 +118,11 @@ impl Residency {
         inside.for_each(|(_, part)| part.held = false);
     }
 
+    /// Looks at the limit, which a file may say.
+    pub fn look(&self) {
+        self.limit.look();
+    }
+
     /// Bytes that there are for weights beside working memory and states of so many bytes.
     pub fn room(&self, beside: u64) -> u64 {
         self.limit.bytes().saturating_sub(beside + BASE + FRESH)

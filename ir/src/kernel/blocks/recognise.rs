@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernel::contraction::Facts;
-use crate::kernel::pattern::written;
+use crate::kernel::pattern::{tile_loop, written};
 
 /// The constants that are defined in a body, in their order.
 fn constants<'k>(body: &'k [Stmt]) -> impl Iterator<Item = i64> + 'k {
@@ -17,14 +17,10 @@ pub fn recognise(facts: &Facts, stmt: &Stmt) -> Option<BlocksTile> {
     let Op::For { body, step, .. } = &stmt.op else {
         return None;
     };
-    let Op::Store { x, axes, .. } = &body.last()?.op else {
-        return None;
-    };
-    let [_, columns] = &axes[..] else { return None };
-    if facts.ty(*x) != &TileType::of(ElemType::F32, &[*step, PANEL]) {
+    let (x, columns, inner) = tile_loop(body)?;
+    if facts.ty(x) != &TileType::of(ElemType::F32, &[*step, PANEL]) {
         return None;
     }
-    let inner = body.iter().position(|s| s.op.bodies().next().is_some())?;
     let Op::For {
         body: of_blocks, ..
     } = &body[inner].op

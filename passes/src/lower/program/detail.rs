@@ -5,7 +5,7 @@ use crate::lower::refine;
 use lapidary_abi::program::{Detail, Place, WeightPart};
 use lapidary_ir::ops::OpError;
 use lapidary_ir::{Dim, NodeId, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Name of the symbol; no dimension of a model is called so.
 const SYMBOL: &str = "parts of the weights";
@@ -16,6 +16,8 @@ pub struct Parts {
     symbol: u32,
     /// Where the pieces of each are.
     pieces: Vec<Vec<u64>>,
+    /// Sums that may be written over.
+    own_sums: HashSet<ValueId>,
 }
 
 impl Lowerer {
@@ -26,7 +28,14 @@ impl Lowerer {
         self.parts = Some(Parts {
             symbol: self.symbol(SYMBOL),
             pieces: vec![],
+            own_sums: refine::own_sums(&self.facts.module),
         });
+    }
+
+    /// True for a sum that what refines it may write over.
+    pub(in crate::lower) fn is_own_sum(&self, sum: ValueId) -> bool {
+        let parts = self.parts.as_ref();
+        parts.is_some_and(|p| p.own_sums.contains(&sum))
     }
 
     /// Notes that there is a part.

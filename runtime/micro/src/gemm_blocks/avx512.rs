@@ -12,14 +12,7 @@ pub unsafe extern "C" fn entry(args: *const GemmBlocks) {
     unsafe {
         let g = &*args;
         check(g);
-        match g.bits {
-            2 => rows::<2>(g),
-            3 => rows::<3>(g),
-            4 => rows::<4>(g),
-            5 => rows::<5>(g),
-            6 => rows::<6>(g),
-            _ => rows::<8>(g),
-        }
+        for_width!(rows, g)
     }
 }
 
