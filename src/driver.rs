@@ -67,9 +67,7 @@ impl Compression {
         })?;
         Ok(Compression::Recipe(recipe))
     }
-}
 
-impl Compression {
     /// Does it to a module's weights.
     ///
     /// # Errors

@@ -32,8 +32,8 @@ use terms::{Terms, has_parts, signs, size};
 /// Name of the input that says how many parts are used.
 const DETAIL: &str = "detail";
 
-/// Splits weights that only products read, if their terms have parts. The module gets an input that says how many of them are used; how many parts there
-/// are is returned, 0 if no weight has any.
+/// Splits weights that only products read, if their terms have parts; the number of parts that may be left out, 0 if no weight has any. The
+/// module gets an input that says how many of them are used.
 ///
 /// # Errors
 /// A term does not decode.
