@@ -71,7 +71,7 @@ fn with_all_parts_results_are_those_of_the_weights() {
         let whole = module(terms);
         let mut split = whole.clone();
         let parts = adjust(&mut split).expect("decodes");
-        assert!(parts >= 2 && parts % 2 == 0, "{method}: {parts}");
+        assert!(parts >= 2 && parts.is_multiple_of(2), "{method}: {parts}");
         let x = || numbers(&[5, 64], 9).into();
         let parts = Tensor::from_int(ElemType::I64, [], vec![parts as i128]);
         let want = eval::run(&whole, vec![x()]).expect("runs");
